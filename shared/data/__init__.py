@@ -1,0 +1,1 @@
+"""Data sets, their manifests, and keyed randomness."""

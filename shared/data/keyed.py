@@ -1,0 +1,49 @@
+"""Random numbers as a function of a key, the same on every machine and with every library version.
+
+A split, a permutation of an epoch, an augmentation or a draw of pixels is named by integers such as
+(seed, epoch, index). Hashing that name, rather than advancing a generator, makes the draw independent of
+workers, ranks, resumption and of the order in which anything else was drawn.
+
+The mixing function is the finaliser of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014).
+"""
+
+import numpy as np
+
+GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+
+
+def _mix(state: np.ndarray) -> np.ndarray:
+    state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return state ^ (state >> np.uint64(31))
+
+
+def keyed_bits(*key) -> np.ndarray:
+    """Return 64 random bits for a key: integers, or integer arrays that broadcast, one result per element.
+
+    ``keyed_bits(seed, epoch, np.arange(n))`` is an array (n,) of uint64. Negative integers are refused.
+    """
+    parts = [np.asarray(part) for part in key]
+    if any(part.dtype.kind not in "iu" or (part.size and part.min() < 0) for part in parts):
+        raise ValueError("a key is made of integers, none of them negative")
+    state = np.zeros((), np.uint64)
+    with np.errstate(over="ignore"):  # arithmetic modulo 2**64 is what is meant
+        for part in parts:
+            state = _mix((state ^ part.astype(np.uint64)) * GOLDEN + GOLDEN)
+    return state
+
+
+def keyed_uniform(*key) -> np.ndarray:
+    """Return float64 uniform on [0, 1) for a key as in ``keyed_bits``."""
+    return (keyed_bits(*key) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def keyed_normal(*key) -> np.ndarray:
+    """Return float64 standard normal numbers for a key as in ``keyed_bits`` (Box and Muller)."""
+    radius = np.sqrt(-2.0 * np.log1p(-keyed_uniform(*key, 0)))
+    return radius * np.cos(2.0 * np.pi * keyed_uniform(*key, 1))
+
+
+def keyed_permutation(length: int, *key: int) -> np.ndarray:
+    """Return a permutation of range(length), int64, as a function of the key."""
+    return np.argsort(keyed_bits(*key, np.arange(length)), kind="stable")
