@@ -1,0 +1,1 @@
+"""Scores, statistics over seeds, run records and the claims ledger of every paper."""

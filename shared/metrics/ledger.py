@@ -1,0 +1,289 @@
+"""The claims ledger `<paper>/metafile.yml`: what a paper claims, in OpenMMLab's model-index format.
+
+Schema (pydantic; an unknown key is an error), loading and the checks that need no evidence. Numbers keep the
+text they were printed with, because parameters and FLOPs are compared in units of the last printed digit.
+"""
+
+import functools
+import re
+from decimal import Decimal
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+from shared.errors import UserError
+
+COUNTED = ("parameters", "flops")  # compared by the counting rule, not by a tolerance
+Status = Literal["not-run", "demo", "reproduced", "below", "above", "contradicted", "blocked"]
+
+
+class Printed(float):
+    """A float that remembers how it was printed."""
+
+    text: str
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2 floats (7.0e6, without a sign, is a number), each with its text."""
+
+
+def _printed(loader: _Loader, node: yaml.ScalarNode) -> float:
+    number = Printed(loader.construct_yaml_float(node))
+    number.text = node.value.replace("_", "")
+    return number
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+_Loader.add_constructor("tag:yaml.org,2002:float", _printed)
+
+
+def agrees(claimed: float, measured: float, unit: float = 1.0) -> bool:
+    """Say whether ``measured`` is within one unit of the last printed digit of ``claimed`` x ``unit``.
+
+    7.0e6 agrees with 6.9e6 to 7.1e6, 26e6 with 25e6 to 27e6.
+    """
+    printed = Decimal(getattr(claimed, "text", str(claimed)))
+    digit = Decimal(1).scaleb(printed.as_tuple().exponent)
+    scale = Decimal(str(float(unit)))
+    return abs(Decimal(str(measured)) - printed * scale) <= digit * scale
+
+
+def _metric(value: Any) -> Any:
+    if not isinstance(value, bool) and isinstance(value, str | int | float | None):
+        return value
+    raise ValueError("a metric is a number, a text or null")
+
+
+Metrics = dict[str, Annotated[Any, AfterValidator(_metric)]]
+
+
+class _Block(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class Collection(_Block):
+    """One method: OpenMMLab's collection."""
+
+    Name: str
+    Metadata: dict[str, Any] = {}
+    Paper: dict[str, Any] = {}
+    README: str | None = None
+    Code: dict[str, Any] = {}
+
+
+class Metadata(_Block):
+    """What is known of a model besides its results."""
+
+    parameters: int | None = Field(None, alias="Parameters")
+    flops: int | None = Field(None, alias="FLOPs")
+    epochs: int | None = Field(None, alias="Epochs")
+    batch_size: int | None = Field(None, alias="Batch Size")
+    gpu_hours: float | None = Field(None, alias="GPU Hours")
+    training_data: str | None = Field(None, alias="Training Data")
+    architecture: list[str] | None = Field(None, alias="Architecture")
+
+
+class Source(_Block):
+    """Where the paper prints the number, and how the number reached us."""
+
+    paper: str
+    table: str
+    row: str
+    tier: Literal["primary", "primary-transcribed", "secondary", "missing"]
+
+
+class Baseline(_Block):
+    """The row that the paper compares with, with its numbers."""
+
+    name: str | None
+    Metrics: Metrics
+
+
+class EvidenceFile(_Block):
+    """A run record that a status rests on; written by `make claims`."""
+
+    File: str
+    SHA256: str
+
+
+class Result(_Block):
+    """A measured result in the units of the paper; written by `make claims`."""
+
+    Task: str
+    Dataset: str
+    Metrics: dict[str, float]
+    Seeds: list[int]
+
+
+class Claim(_Block):
+    """What the paper says of one row, how it is to be measured, and what came of it."""
+
+    Row: str
+    Source: Source
+    Metrics: Metrics
+    Baseline: Baseline
+    Selection: Literal["last-epoch", "best-test-epoch", "held-out"]
+    Variant: Literal["as_written", "as_released"]
+    Seeds: list[int]
+    Tolerance: dict[str, float]
+    Status: Status
+    Why: str | None
+    Evidence: list[EvidenceFile]
+
+
+class Model(_Block):
+    """One claimed row."""
+
+    Name: str
+    in_collection: str = Field(alias="In Collection")
+    Config: str | list[str]
+    Metadata: Metadata
+    Results: list[Result]
+    Claim: Claim
+
+    @property
+    def configs(self) -> list[str]:
+        return [self.Config] if isinstance(self.Config, str) else self.Config
+
+    @property
+    def config(self) -> str:
+        """The config whose stem is the row's name."""
+        return next(config for config in self.configs if Path(config).stem == self.Claim.Row)
+
+
+class OwnRow(_Block):
+    """A row of our own (lite or demo scale), without a status against the paper."""
+
+    Row: str
+    Config: str
+    Group: str
+    Label: str
+    Baseline: str | None
+    Metrics: list[str] = Field(min_length=1)
+    Extra: list[str] = []
+
+
+class Ledger(_Block):
+    """One paper's metafile.yml."""
+
+    Collections: list[Collection]
+    Models: list[Model]
+    Lite: list[OwnRow] = []
+    Demo: list[OwnRow] = []
+
+
+class MetricName(_Block):
+    """How tables print a metric of ours."""
+
+    label: str
+    factor: float = 1.0
+    digits: int = 2
+
+
+class ClaimKey(_Block):
+    """Which of our metrics a paper's key means: claimed number x unit = ours."""
+
+    names: list[str] = Field(min_length=1)
+    unit: float
+
+
+class Names(_Block):
+    """names.yml."""
+
+    metrics: dict[str, MetricName]
+    claims: dict[str, ClaimKey]
+
+
+def _load(path: Path, schema: type[BaseModel]):
+    try:
+        return schema.model_validate(yaml.load(path.read_text(encoding="utf-8"), _Loader))
+    except FileNotFoundError as error:
+        raise UserError(f"{path} does not exist: every paper has its ledger there.") from error
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is not YAML ({' '.join(str(error).split())}): mend it.") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise UserError(f"{path}: {where}: {first['msg']}; mend this key.") from error
+
+
+@functools.cache
+def load_names() -> Names:
+    """Return the table of metric names; UserError if it is malformed."""
+    return _load(Path(__file__).with_name("names.yml"), Names)
+
+
+def papers(root) -> list[str]:
+    """Return the papers that have a ledger, in alphabetical order."""
+    return sorted(path.parent.name for path in Path(root).glob("*/metafile.yml"))
+
+
+def load_ledger(root, paper: str) -> Ledger:
+    """Read and validate a ledger; UserError that names the file, the row and the remedy."""
+    path = Path(root) / paper / "metafile.yml"
+    ledger: Ledger = _load(path, Ledger)
+    names = load_names()
+    _check_rows(Path(root), path, ledger)
+    for model in ledger.Models:
+        _check_claim(path, model.Claim, names)
+        if model.in_collection not in [collection.Name for collection in ledger.Collections]:
+            raise UserError(f"{path}: {model.Name} is in {model.in_collection!r}, no collection of it.")
+    for rows in (ledger.Lite, ledger.Demo):
+        known = {row.Row for row in rows}
+        for row in rows:
+            if row.Baseline is not None and (row.Baseline not in known or row.Baseline == row.Row):
+                raise UserError(
+                    f"{path}: baseline {row.Baseline!r} of {row.Row} is no other row of its list."
+                )
+            for metric in (*row.Metrics, *row.Extra):
+                if metric not in names.metrics:
+                    raise UserError(
+                        f"{path}: {row.Row} shows {metric!r}, which shared/metrics/names.yml lacks."
+                    )
+    return ledger
+
+
+def _check_rows(root: Path, path: Path, ledger: Ledger) -> None:
+    rows = [(model.Claim.Row, model.configs) for model in ledger.Models]
+    rows += [(row.Row, [row.Config]) for row in (*ledger.Lite, *ledger.Demo)]
+    seen = set()
+    for row, configs in rows:
+        if row in seen:
+            raise UserError(f"{path}: row {row} stands there twice: keep one.")
+        seen.add(row)
+        if row not in [Path(config).stem for config in configs]:
+            raise UserError(
+                f"{path}: row {row} has no config {row}.yaml: a row and its experiment share a name."
+            )
+        for config in configs:
+            if not (root / config).is_file():
+                raise UserError(f"{path}: {config} of row {row} does not exist: write it or mend the path.")
+
+
+def _check_claim(path: Path, claim: Claim, names: Names) -> None:
+    for key, value in (*claim.Metrics.items(), *claim.Baseline.Metrics.items()):
+        if key not in names.claims:
+            raise UserError(
+                f"{path}: metric {key!r} of {claim.Row} is not in shared/metrics/names.yml: add it."
+            )
+        if isinstance(value, int | float) and len(names.claims[key].names) > 1:
+            raise UserError(
+                f"{path}: metric {key!r} of {claim.Row} is several numbers: give each its own key."
+            )
+    for key, value in claim.Metrics.items():
+        counted = names.claims[key].names[0] in COUNTED
+        if isinstance(value, int | float) and not counted and key not in claim.Tolerance:
+            raise UserError(
+                f"{path}: {claim.Row} gives no Tolerance for {key!r}: say how near is near enough."
+            )
+    for key in claim.Tolerance:
+        if key not in claim.Metrics:
+            raise UserError(f"{path}: {claim.Row} has a Tolerance for {key!r}, which it does not claim.")
+    if len(set(claim.Seeds)) != len(claim.Seeds) or not claim.Seeds:
+        raise UserError(f"{path}: the Seeds of {claim.Row} must be different numbers, at least one.")
+    if claim.Status == "blocked" and not claim.Why:
+        raise UserError(f"{path}: {claim.Row} is blocked without a Why: say what blocks it.")

@@ -1,0 +1,235 @@
+"""The cells of every results table, so that a README and the terminal show the same."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rich.table import Table as RichTable
+
+from shared.metrics.ledger import Claim, Ledger, OwnRow, load_ledger, load_names
+from shared.metrics.seeds import Interval, interval, paired
+from shared.metrics.status import Derived, Evidence, ExpectedHash, collect
+
+NOTHING = "–"
+LINE = "<br>"  # a new line inside a cell of Markdown; the terminal breaks the line there
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of texts with lines that stand below it."""
+
+    title: str
+    columns: list[str]
+    rows: list[list[str]]
+    notes: list[str] = field(default_factory=list)
+
+
+def rich_table(table: Table) -> RichTable:
+    """Return a table for the terminal, with the cells of the README; its notes are the caller's to print."""
+    rich = RichTable(*table.columns, title=table.title or None, title_justify="left")
+    for row in table.rows:
+        rich.add_row(*[cell.replace(LINE, "\n").replace("[", "\\[") for cell in row])
+    return rich
+
+
+def default_expected_hash() -> ExpectedHash:
+    """Return the hash of the present config of a row, as the run machinery composes it."""
+    from shared.run.config import expected_hash  # late: the machinery imports run records from here
+
+    return expected_hash
+
+
+def commit_text(commit: str, dirty: bool = False) -> str:
+    """Return a commit as tables print it: seven digits, and a mark for uncommitted changes."""
+    return f"{commit[:7]}{' with uncommitted changes' if dirty else ''}"
+
+
+def stale_text(commits) -> str:
+    """Return the words for stale evidence."""
+    return f"stale (commit {', '.join(sorted({commit_text(commit) for commit in commits}))})"
+
+
+def interval_text(values: Interval, factor: float = 1.0, digits: int = 2, bounds: bool = False) -> str:
+    """Return "mean ± std", with " [low, high]" if asked for; a single seed shows its value alone."""
+    text = f"{values.mean * factor:.{digits}f}"
+    if values.std is None:
+        return text
+    text += f" ± {values.std * factor:.{digits}f}"
+    return text + (
+        f" [{values.low * factor:.{digits}f}, {values.high * factor:.{digits}f}]" if bounds else ""
+    )
+
+
+def _metric_cell(row: OwnRow, evidence: Evidence, metric: str) -> str:
+    if metric not in (*row.Metrics, *row.Extra):
+        return NOTHING
+    present = [record.metrics.get(metric) for record in evidence.fresh.values()]
+    texts = sorted({value for value in present if isinstance(value, str)})
+    if texts:
+        return "; ".join(texts)
+    values = evidence.values(metric)
+    if not values:
+        return "undefined"
+    known = load_names().metrics[metric]
+    text = interval_text(interval(list(values.values())), known.factor, known.digits)
+    return (
+        text if len(values) == len(present) else f"{text} (undefined for {len(present) - len(values)} seeds)"
+    )
+
+
+def _difference_cell(row: OwnRow, evidence: dict[str, Evidence]) -> tuple[str, bool]:
+    """Return the paired difference of the first metric with the baseline, and whether it has an interval."""
+    if row.Baseline is None:
+        return NOTHING, False
+    metric = row.Metrics[0]
+    known = load_names().metrics[metric]
+    test = paired(evidence[row.Row].values(metric), evidence[row.Baseline].values(metric))
+    if test.n == 0:
+        return NOTHING, False
+    text = f"{test.mean * known.factor:+.{known.digits}f}"
+    if test.n == 1:
+        return text, False
+    low, high = (f"{bound * known.factor:.{known.digits}f}" for bound in (test.low, test.high))
+    return f"{text} [{low}, {high}]", True
+
+
+def _own_row(row: OwnRow, metrics: list[str], evidence: dict[str, Evidence]) -> tuple[list[str], bool]:
+    own = evidence[row.Row]
+    stale = stale_text(record.commit for record in own.stale.values()) if own.stale else ""
+    if not own.fresh:
+        cells = [stale or "not run", *[NOTHING] * (len(metrics) - 1)]
+        return [row.Label, *cells, NOTHING, "0", NOTHING], False
+    cells = [_metric_cell(row, own, metric) for metric in metrics]
+    difference, compared = _difference_cell(row, evidence)
+    n = f"{len(own.fresh)} and {len(own.stale)} {stale}" if stale else str(len(own.fresh))
+    seconds = interval([record.wall_seconds for record in own.fresh.values()]).mean
+    return [row.Label, *cells, difference, n, f"{seconds:.0f}"], compared
+
+
+def _columns(rows: list[OwnRow], metrics: list[str], labels: dict[str, str]) -> list[str]:
+    names = load_names().metrics
+    compared = {(names[row.Metrics[0]].label, labels[row.Baseline]) for row in rows if row.Baseline}
+    difference = "difference with the baseline [95 %]"
+    if len(compared) == 1:
+        metric, baseline = compared.pop()
+        difference = f"{metric} minus that of {baseline} [95 %]"
+    return ["", *[names[metric].label for metric in metrics], difference, "seeds", "seconds a run"]
+
+
+def _where_from(evidence: list[Evidence]) -> list[str]:
+    """Return the line that says on which machines and with which commits the evidence was made."""
+    records = [record for row in evidence for record in row.fresh.values()]
+    if not records:
+        return []
+    machines = Counter(
+        ", ".join(
+            [str(r.hardware.get("cpu")), f"{r.hardware.get('cores')} cores", *r.hardware.get("gpus", [])]
+        )
+        for r in records
+    )
+    commits = Counter(commit_text(record.commit, record.dirty) for record in records)
+    parts = [
+        "; ".join(f"{name} ({n} runs)" for name, n in sorted(seen.items())) for seen in (machines, commits)
+    ]
+    return [f"Hardware: {parts[0]}. Commits: {parts[1]}."]
+
+
+def lite_table(
+    paper: str, root, scale: str = "lite", expected_hash: ExpectedHash | None = None, results=None
+) -> list[Table]:
+    """Return the measured tables of a paper, one per Group of its Lite (or Demo) list, in the list's order.
+
+    A row shows mean ± standard deviation over its fresh seeds, the paired difference of its first metric with
+    its baseline, the number of seeds and the wall time. Notes that concern all groups stand in the last one.
+    ``results`` is the folder of the records, `<paper>/results` if it is not given.
+    """
+    ledger = load_ledger(root, paper)
+    rows = ledger.Lite if scale == "lite" else ledger.Demo
+    expected_hash = expected_hash or default_expected_hash()
+    results = results or Path(root) / paper / "results"
+    evidence = {row.Row: collect(results, paper, scale, row.Row, expected_hash) for row in rows}
+    labels, tables, comparisons = {row.Row: row.Label for row in rows}, [], 0
+    for group in dict.fromkeys(row.Group for row in rows):
+        members = [row for row in rows if row.Group == group]
+        shown = [*(m for row in members for m in row.Metrics), *(m for row in members for m in row.Extra)]
+        metrics = list(dict.fromkeys(shown))
+        cells = [_own_row(row, metrics, evidence) for row in members]
+        comparisons += sum(compared for _, compared in cells)
+        columns = _columns(members, metrics, labels)
+        tables.append(Table(group, columns, [row for row, _ in cells]))
+    if tables:
+        planned = sum(row.Baseline is not None for row in rows)
+        said = (
+            f"{comparisons} paired comparisons"
+            if comparisons == planned
+            else (f"{comparisons} of {planned} paired comparisons, the others are not measured yet")
+        )
+        tables[-1].notes.append(
+            "Mean ± standard deviation over seeds; differences are paired by seed, in the metric's units. "
+            f"These tables hold {said}; their 95 % intervals are not corrected for that number."
+        )
+        tables[-1].notes.extend(_where_from(list(evidence.values())))
+    return tables
+
+
+def _claimed_cell(metrics: dict) -> str:
+    return LINE.join(
+        f"{key}: {'not known' if v is None else getattr(v, 'text', v)}" for key, v in metrics.items()
+    )
+
+
+def _measured_cell(claim: Claim, derived: Derived) -> str:
+    names, lines = load_names(), []
+    for key in claim.Metrics:
+        if key in derived.counts:
+            measured, agreed = derived.counts[key]
+            lines.append(f"{key}: {measured:.4g} ({'agrees' if agreed else 'differs'})")
+        for name in names.claims[key].names:
+            if name in derived.measured:
+                lines.append(
+                    f"{names.metrics[name].label}: {interval_text(derived.measured[name], bounds=True)}"
+                )
+    if derived.stale:
+        lines.append(stale_text(derived.stale))
+    return LINE.join(lines) or "not run"
+
+
+def claims_table(ledger: Ledger, derived: dict[str, Derived], title: str = "") -> Table:
+    """Return the table of a paper's claimed rows; ``derived`` is keyed by row."""
+    columns = [
+        "row",
+        "paper",
+        "baseline in the paper",
+        "measured, mean ± std [95 %]",
+        "seeds",
+        "status",
+        "why",
+    ]
+    rows = []
+    for model in ledger.Models:
+        claim, found = model.Claim, derived[model.Claim.Row]
+        baseline = _claimed_cell(claim.Baseline.Metrics)
+        if claim.Baseline.name:
+            baseline = f"{claim.Baseline.name}{LINE}{baseline}"
+        measured = _measured_cell(claim, found)
+        rows.append(
+            [
+                claim.Row,
+                _claimed_cell(claim.Metrics),
+                baseline,
+                measured,
+                str(found.n),
+                found.status,
+                found.reason,
+            ]
+        )
+    return Table(title, columns, rows)
+
+
+def summary_table(derived: dict[str, dict[str, Derived]]) -> Table:
+    """Count the claimed rows of every paper by status and reason; ``derived`` is keyed by paper, then row."""
+    rows = []
+    for paper, found in derived.items():
+        groups = Counter((row.status, row.reason) for row in found.values())
+        rows += [[f"[{paper}]({paper}/README.md)", str(n), *group] for group, n in groups.items()]
+    return Table("", ["paper", "claimed rows", "status", "why"], rows)
