@@ -1,0 +1,106 @@
+"""One job: a row and a seed, from its configuration to its run record."""
+
+import contextlib
+import fcntl
+import importlib
+import logging
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+
+from shared.errors import UserError
+from shared.metrics.record import (
+    RunRecord,
+    energy_joules,
+    environment,
+    git_state,
+    lock_sha256,
+    peak_memory_bytes,
+    read_record,
+    write_record,
+)
+from shared.run.config import hash_of, repository_root
+
+log = logging.getLogger(__name__)
+
+
+def evidence_path(cfg: DictConfig) -> Path:
+    """Return where the run record of a composed config belongs."""
+    results = repository_root() / cfg.paths.results
+    return results / cfg.scale.name / cfg.row / f"seed{cfg.seed}.json"
+
+
+def has_evidence(cfg: DictConfig) -> bool:
+    """Return whether the record of this very configuration is there; one of another configuration is stale."""
+    path = evidence_path(cfg)
+    return path.exists() and read_record(path).config_sha256 == hash_of(cfg)[0]
+
+
+@contextlib.contextmanager
+def claimed(folder: Path):
+    """Yield whether this process holds ``folder``; the hold ends with the process, however it ends."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        yield True
+
+
+def run_row(cfg: DictConfig) -> str:
+    """Run one row and seed unless its evidence is there or another process is at it; returns what happened.
+
+    The folder of a run carries its config hash, so that no checkpoint of another configuration is gone on from.
+    Stale evidence is replaced only when the new run is whole.
+    """
+    digest, manifest = hash_of(cfg)
+    folder = repository_root() / cfg.paths.runs / cfg.scale.name / cfg.row / f"seed{cfg.seed}-{digest[:8]}"
+    with claimed(folder) as mine:
+        if not mine:
+            return "running elsewhere"
+        if has_evidence(cfg):
+            return "measured already"
+        resumed = (folder / "last.ckpt").exists()
+        started, begin, energy = datetime.now(UTC), time.perf_counter(), energy_joules()
+        commit, dirty = git_state(repository_root())
+        metrics = importlib.import_module(f"{cfg.paper}.train").run(cfg, folder)
+        if metrics is None:
+            return "not rank 0"
+        metrics["resumed"] = float(resumed)
+        record = RunRecord(
+            paper=cfg.paper,
+            row=cfg.row,
+            scale=cfg.scale.name,
+            seed=cfg.seed,
+            selection=cfg.selection,
+            variant=cfg.variant,
+            n_test=int(metrics.pop("n_test")),
+            metrics=metrics,
+            # Paths are the machine's own: they change no number and are nobody's business.
+            config={k: v for k, v in OmegaConf.to_container(cfg, resolve=True).items() if k != "paths"},
+            config_sha256=digest,
+            commit=commit,
+            dirty=dirty,
+            lock_sha256=lock_sha256(repository_root()),
+            manifest_sha256=manifest,
+            wall_seconds=time.perf_counter() - begin,
+            peak_memory_bytes=peak_memory_bytes(),
+            energy_joules=None if energy is None else energy_joules() - energy,
+            started_at=started.isoformat(timespec="seconds"),
+            **environment(),
+        )
+        write_record(evidence_path(cfg), record, overwrite=True)
+        return "measured"
+
+
+def task(cfg: DictConfig) -> str:
+    """What Hydra's launchers call; a UserError keeps its sentence, whatever process it comes back from."""
+    try:
+        return run_row(cfg)
+    except UserError as error:
+        log.error("%s seed %d: %s", cfg.row, cfg.seed, error)
+        raise

@@ -1,0 +1,93 @@
+"""What makes many ranks compute what one process computes.
+
+Every rank gathers the samples that enter a loss and computes the whole loss. The backward of a gather sums
+over ranks, DistributedDataParallel then averages, and the two cancel: the gradient is that of one process
+on the whole batch, however unequal the ranks' numbers of labelled samples are.
+"""
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.nn.functional import all_gather, all_reduce
+
+
+def world_size() -> int:
+    """Return the number of ranks, 1 without torch.distributed."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def gather_rows(rows: Tensor) -> Tensor:
+    """Concatenate the (n_r, ...) rows of all ranks to (sum n_r, ...), differentiably; n_r may be 0 or differ."""
+    if world_size() == 1:
+        return rows
+    count = torch.tensor([len(rows)], device=rows.device)
+    counts = [torch.zeros_like(count) for _ in range(world_size())]
+    dist.all_gather(counts, count)
+    longest = max(int(c) for c in counts)
+    padding = rows.new_zeros((longest - len(rows), *rows.shape[1:]))
+    padded = torch.cat([rows, padding]).contiguous()
+    if rows.is_floating_point() and torch.is_grad_enabled():
+        parts = list(all_gather(padded))
+    else:
+        parts = [torch.empty_like(padded) for _ in counts]
+        dist.all_gather(parts, padded)
+    return torch.cat([part[: int(c)] for part, c in zip(parts, counts, strict=True)])
+
+
+def any_rank(flag: Tensor) -> bool:
+    """Return whether the 0-d boolean ``flag`` is true on any rank."""
+    if world_size() > 1:
+        flag = flag.to(torch.int32)
+        dist.all_reduce(flag, dist.ReduceOp.MAX)
+    return bool(flag)
+
+
+class GlobalBatchNorm(nn.BatchNorm2d):
+    """Batch normalisation over all ranks, on any device (PyTorch's SyncBatchNorm refuses the CPU).
+
+    Input (N, C, ...); statistics from a differentiable all-reduce of count, sum and sum of squares about a
+    common shift. In evaluation, or with one rank, it is nn.BatchNorm of any dimension.
+    """
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        if input.dim() < 2:
+            raise ValueError(f"expected at least 2 dimensions, got {input.dim()}")
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not self.training or world_size() == 1:
+            return super().forward(input)
+        axes = [0, *range(2, input.dim())]
+        shape = [1, -1] + [1] * (input.dim() - 2)
+        # Sums about a shift that all ranks share keep the variance from cancelling.
+        shift = input.detach().mean(axes)
+        dist.all_reduce(shift)
+        shift = shift / world_size()
+        centred = input - shift.view(shape)
+        count = torch.full_like(shift[:1], input.numel() / input.shape[1])
+        total = all_reduce(torch.cat([centred.sum(axes), centred.square().sum(axes), count]))
+        first, second, count = total.split([len(shift), len(shift), 1])
+        mean = first / count
+        variance = second / count - mean.square()
+        if self.track_running_stats:
+            with torch.no_grad():
+                self.num_batches_tracked += 1
+                self.running_mean.lerp_(mean + shift, self.momentum)
+                self.running_var.lerp_(variance * count / (count - 1), self.momentum)
+        scale = (variance + self.eps).rsqrt()
+        if self.affine:
+            scale = scale * self.weight
+        output = (centred - mean.view(shape)) * scale.view(shape)
+        return output + self.bias.view(shape) if self.affine else output
+
+
+def with_global_batchnorm(module: nn.Module) -> nn.Module:
+    """Return ``module`` with every nn.BatchNorm1d, 2d and 3d replaced by GlobalBatchNorm, parameters kept."""
+    if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d):
+        new = GlobalBatchNorm(
+            module.num_features, module.eps, module.momentum, module.affine, module.track_running_stats
+        )
+        new.load_state_dict(module.state_dict())
+        return new.to(next(iter(module.state_dict().values())).dtype).train(module.training)
+    for name, child in module.named_children():
+        setattr(module, name, with_global_batchnorm(child))
+    return module
