@@ -1,0 +1,1 @@
+"""PDML: probabilistic deep metric learning for hyperspectral image classification (arXiv 2211.08349)."""

@@ -1,0 +1,1 @@
+"""Backbones from the literature in a dense form: one feature per pixel of the patch."""

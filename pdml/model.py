@@ -1,0 +1,196 @@
+"""The networks: one wrapper, PDML, around any dense backbone, and the baselines it is compared with.
+
+Every model takes raw patches (B, bands, p, p): standardisation and principal components, fitted on training
+pixels, are its buffers. For the read-outs every model gives a mean and a log-variance per pixel (``encode``)
+and decides from a mean and a variance (``decide``). For the baselines the mean is the class probabilities
+and the log-variance is 0, so that fusing over patches is averaging probabilities.
+"""
+
+import numpy as np
+import torch
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+from sklearn.decomposition import PCA
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pdml.distributions import GaussianHeads
+from pdml.objective import Objective
+from shared.errors import UserError
+
+
+class PrincipalComponents(nn.Module):
+    """(B, bands, p, p) -> (B, k, p, p): principal components of standardised bands, fitted on training pixels."""
+
+    def __init__(self, bands: int, components: int):
+        super().__init__()
+        self.register_buffer("centre", torch.zeros(bands))
+        self.register_buffer("weight", torch.zeros(components, bands))
+
+    def fit(self, spectra: np.ndarray) -> None:
+        """Fit to ``spectra`` (n, bands); raises UserError where n or bands is below the number of components."""
+        components, bands = self.weight.shape
+        if min(spectra.shape) < components:
+            raise UserError(
+                f"{components} principal components need as many training pixels and bands, there are "
+                f"{len(spectra)} and {bands}: lower 'components' or draw more training pixels"
+            )
+        spectra = spectra.astype(np.float64)
+        spread = spectra.std(0).clip(1e-12)
+        pca = PCA(components, svd_solver="full").fit((spectra - spectra.mean(0)) / spread)
+        # One scale for all components, the first one's: whitening would blow up the last ones, which are noise.
+        weight = pca.components_ / spread / np.sqrt(pca.explained_variance_[0]).clip(1e-12)
+        self.centre.copy_(torch.from_numpy(spectra.mean(0)))
+        self.weight.copy_(torch.from_numpy(weight))
+
+    def forward(self, patches: Tensor) -> Tensor:
+        # The bands are the last axis in memory (scenes are stored pixel by pixel), so this is one product.
+        return F.linear(patches.movedim(1, -1) - self.centre, self.weight).movedim(-1, 1)
+
+
+class PatchModel(nn.Module):
+    """What the read-outs need of every model; see the module docstring. ``rows`` and ``loss`` are the training."""
+
+    dense = True  # whether every pixel of a patch can be read
+
+    def __init__(self, spectral: PrincipalComponents, backbone: nn.Module, patch_size: int, classes: int):
+        super().__init__()
+        self.spectral, self.backbone = spectral, backbone
+        self.patch_size, self.bands, self.num_classes = patch_size, len(spectral.centre), classes
+
+    def features(self, patches: Tensor) -> Tensor:
+        return self.backbone(self.spectral(patches))
+
+    def encode(self, patches: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, bands, p, p) -> mean and log-variance, each (B, D, p, p)."""
+        raise NotImplementedError
+
+    def encode_centre(self, patches: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, bands, p, p) -> mean and log-variance of the centre pixel, each (B, D)."""
+        r = self.patch_size // 2
+        mean, log_variance = self.encode(patches)
+        return mean[:, :, r, r], log_variance[:, :, r, r]
+
+    def rows(self, patches: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what enters the loss, (N, K), and which pixels of ``labels`` (B, p, p) they are, boolean."""
+        raise NotImplementedError
+
+    def loss(self, rows: Tensor, labels: Tensor, keys: Tensor) -> Tensor:
+        """Return the loss, 0-d, of rows (N, K) with labels (N,) in 0..C-1 and keys (N,)."""
+        raise NotImplementedError
+
+
+class Probabilistic(PatchModel):
+    """PDML: two heads give every pixel a Gaussian, read after features that see the whole patch."""
+
+    def __init__(self, spectral, backbone, patch_size: int, classes: int, width: int, **objective):
+        super().__init__(spectral, backbone, patch_size, classes)
+        self.width = width
+        self.heads = GaussianHeads(backbone.out_features, width)
+        self.objective = Objective(classes=classes, width=width, **objective)
+
+    def encode(self, patches: Tensor) -> tuple[Tensor, Tensor]:
+        return self.heads(self.features(patches))
+
+    def encode_scene(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """(1, bands, H, W) -> mean and log-variance (1, D, H, W) of every pixel as the centre of its patch."""
+        return self.heads(self.backbone.forward_scene(self.spectral(image)))
+
+    def decide(self, mean: Tensor, variance: Tensor) -> Tensor:
+        """(N, D), (N, D) -> log-probabilities (N, C)."""
+        embedding = torch.cat([mean, variance.log()], 1)
+        return self.objective.classes(embedding, self.objective.distance)
+
+    def uncertainty(self, mean: Tensor, variance: Tensor) -> Tensor:
+        """(N, D), (N, D) -> (N,): the variance averaged over the D dimensions."""
+        return variance.mean(1)
+
+    def rows(self, patches: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        chosen = labels > 0
+        mean, log_variance = self.encode(patches)
+        return torch.cat([mean, log_variance], 1).movedim(1, -1)[chosen], chosen
+
+    def loss(self, rows: Tensor, labels: Tensor, keys: Tensor) -> Tensor:
+        return self.objective(rows, labels, keys)
+
+
+class CrossEntropy(PatchModel):
+    """The baselines: a linear classifier per pixel, trained at the centre (``plain``) or at every pixel."""
+
+    def __init__(self, spectral, backbone, patch_size: int, classes: int, every_pixel: bool):
+        super().__init__(spectral, backbone, patch_size, classes)
+        self.width, self.every_pixel = classes, every_pixel
+        self.classifier = nn.Conv2d(backbone.out_features, classes, 1)
+
+    def encode(self, patches: Tensor) -> tuple[Tensor, Tensor]:
+        mean = self.classifier(self.features(patches)).softmax(1)
+        return mean, torch.zeros_like(mean)
+
+    def encode_scene(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        mean = self.classifier(self.backbone.forward_scene(self.spectral(image))).softmax(1)
+        return mean, torch.zeros_like(mean)
+
+    def decide(self, mean: Tensor, variance: Tensor) -> Tensor:
+        return mean.clamp_min(torch.finfo(mean.dtype).tiny).log()
+
+    def uncertainty(self, mean: Tensor, variance: Tensor) -> Tensor:
+        """(N, C) -> (N,): the entropy of the class probabilities, in nats."""
+        return torch.special.entr(mean).sum(1)
+
+    def rows(self, patches: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        chosen = labels > 0
+        if not self.every_pixel:
+            centre = torch.zeros_like(chosen)
+            centre[:, self.patch_size // 2, self.patch_size // 2] = True
+            chosen = chosen & centre
+        return self.classifier(self.features(patches)).movedim(1, -1)[chosen], chosen
+
+    def loss(self, rows: Tensor, labels: Tensor, keys: Tensor) -> Tensor:
+        return F.cross_entropy(rows, labels)
+
+
+class Published(CrossEntropy):
+    """A backbone as its own paper reads it: one pooled feature (B, F) per patch, decided at the centre only."""
+
+    dense = False
+
+    def __init__(self, spectral, backbone, patch_size: int, classes: int):
+        super().__init__(spectral, backbone, patch_size, classes, every_pixel=False)
+        self.classifier = nn.Linear(backbone.out_features, classes)
+
+    def encode_centre(self, patches: Tensor) -> tuple[Tensor, Tensor]:
+        mean = self.classifier(self.features(patches)).softmax(1)
+        return mean, torch.zeros_like(mean)
+
+    def rows(self, patches: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        chosen = torch.zeros_like(labels, dtype=torch.bool)
+        chosen[:, self.patch_size // 2, self.patch_size // 2] = True
+        return self.classifier(self.features(patches)), chosen
+
+
+def build_model(cfg: DictConfig, bands: int, classes: int) -> PatchModel:
+    """Build the model of a run: ``cfg.model.backbone`` inside ``cfg.method.model``, untrained.
+
+    Raises UserError for an even patch size or for arguments that the named class does not take.
+    """
+    if cfg.patch_size % 2 == 0:
+        raise UserError(f"patch_size {cfg.patch_size} is even and has no centre pixel: use an odd patch_size")
+    try:
+        backbone = instantiate(cfg.model.backbone, bands=cfg.components, patch_size=cfg.patch_size)
+        return instantiate(
+            cfg.method.model,
+            spectral=PrincipalComponents(bands, cfg.components),
+            backbone=backbone,
+            patch_size=cfg.patch_size,
+            classes=classes,
+        )
+    except InstantiationException as error:
+        if isinstance(error.__cause__, UserError):
+            raise error.__cause__ from None
+        if isinstance(error.__cause__, TypeError | KeyError):
+            raise UserError(
+                f"the configuration of model or method is wrong ({error.__cause__}): mend the key in "
+                f"pdml/configs or in the override"
+            ) from error
+        raise

@@ -1,0 +1,173 @@
+"""One run of PDML or of a baseline: scene -> patches -> training -> scores, maps and checkpoint.
+
+    make reproduce-pdml ROWS=jasper-disjoint-ssrn-pdml SCALE=lite DATA_ROOT=...
+
+``run`` is what the launcher calls for a row and seed, ``seconds_of_run`` what it prints the cost from.
+"""
+
+import logging
+import os
+import time
+from pathlib import Path
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
+from scipy.stats import spearmanr
+from tqdm import tqdm
+
+from pdml.inference import Readout, ScenePrediction, predict_scene
+from pdml.maps import draw_maps
+from pdml.model import PatchModel, build_model
+from pdml.module import PatchBatches, PatchData, PDMLModule
+from pdml.scenes import Scene, Split, load_scene
+from shared.metrics.scores import classification_scores
+from shared.run.callbacks import AtomicCheckpointIO, Resumption
+from shared.run.ranks import with_global_batchnorm
+
+log = logging.getLogger(__name__)
+
+
+def prepare(cfg) -> tuple[Scene, Split, PDMLModule, PatchData]:
+    """Return all that a run trains with, as a function of the config alone; raises UserError for bad input."""
+    scene, split = load_scene(cfg.data, cfg.seed, cfg.patch_size, cfg.paths.data_root)
+    torch.manual_seed(cfg.seed)
+    model = build_model(cfg, scene.cube.shape[2], len(scene.class_names))
+    model.spectral.fit(scene.cube[split.train])
+    data = PatchData(
+        PatchBatches(scene, split, cfg.patch_size, cfg.seed), cfg.optim.batch_size, cfg.trainer.workers
+    )
+    return scene, split, PDMLModule(model, cfg.optim, cfg.scale.steps), data
+
+
+def loggers(cfg, folder: Path) -> list:
+    """Return the loggers that the config switches on."""
+    found = []
+    if cfg.logging.csv:
+        found.append(CSVLogger(folder, name="", version="curves"))
+    if cfg.logging.tensorboard:
+        found.append(TensorBoardLogger(folder, name="", version="tensorboard"))
+    if cfg.logging.wandb:
+        offline = os.environ.get("WANDB_MODE", "offline") != "online"
+        found.append(
+            WandbLogger(project="pdml", name=f"{cfg.row}-seed{cfg.seed}", save_dir=folder, offline=offline)
+        )
+    return found
+
+
+def fit(cfg, module: PDMLModule, data: PatchData, folder: Path) -> pl.Trainer:
+    """Train for ``cfg.scale.steps`` steps, going on from ``folder/last.ckpt`` where there is one."""
+    checkpoint = folder / "last.ckpt"
+    trainer = pl.Trainer(
+        max_steps=cfg.scale.steps,
+        max_epochs=-1,
+        accelerator=cfg.trainer.accelerator,
+        devices=cfg.trainer.devices,
+        strategy=cfg.trainer.strategy,
+        precision=cfg.optim.precision,
+        logger=loggers(cfg, folder),
+        callbacks=[Resumption(checkpoint, cfg.output.checkpoint_every, data.sampler)],
+        plugins=[AtomicCheckpointIO()],
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        enable_progress_bar=os.isatty(2),
+        use_distributed_sampler=False,
+        log_every_n_steps=10,
+    )
+    if trainer.world_size > 1:
+        module.model = with_global_batchnorm(module.model)
+    trainer.fit(module, datamodule=data, ckpt_path=checkpoint if checkpoint.exists() else None)
+    trainer.save_checkpoint(checkpoint)
+    return trainer
+
+
+def scored(scene: Scene, split: Split) -> np.ndarray:
+    """Return the pixels (H, W) that count: test pixels of the classes that stand on both sides of the split."""
+    return split.test & np.concatenate([[False], split.classes])[scene.labels]
+
+
+def readout_scores(scene: Scene, split: Split, readout: Readout) -> dict:
+    """Return oa, aa, kappa and per_class of a read-out, and its rank correlation with the mixing, if known.
+
+    ``rho`` is Spearman's between a pixel's uncertainty and the entropy of its true abundances.
+    """
+    pixels = scored(scene, split)
+    scores = classification_scores(
+        scene.labels[pixels].astype(np.int64) - 1,
+        readout.prediction[pixels].astype(np.int64),
+        len(scene.class_names),
+        split.classes,
+    )
+    if scene.abundances is not None:
+        abundances = scene.abundances[pixels]
+        mixing = -(abundances * np.log(abundances.clip(1e-12))).sum(1)
+        scores["rho"] = float(spearmanr(readout.uncertainty[pixels], mixing).statistic)
+    return scores
+
+
+def evaluate(cfg, scene: Scene, split: Split, model: PatchModel) -> tuple[dict, ScenePrediction]:
+    """Return the metrics of both read-outs, those of ``cfg.method.readout`` without suffix, and the maps."""
+    begin = time.perf_counter()
+    wanted = None if cfg.output.region == "scene" else split.test
+    prediction = predict_scene(
+        model,
+        scene.cube,
+        cfg.output.batch_size,
+        wanted=wanted,
+        fused=cfg.method.readout == "fused",
+        progress=tqdm if os.isatty(2) else None,
+    )
+    metrics: dict = {"inference_seconds": time.perf_counter() - begin}
+    for name in ("centre", "fused"):
+        readout = getattr(prediction, name)
+        if readout is None:
+            continue
+        found = readout_scores(scene, split, readout)
+        metrics |= {f"{key}_{name}": value for key, value in found.items()}
+        if name == cfg.method.readout:
+            metrics |= found
+    names = np.array(scene.class_names)
+    metrics["classes_scored"] = f"{int(split.classes.sum())} of {len(names)}"
+    metrics["classes_left_out"] = ", ".join(names[~split.classes])
+    metrics["train_pixels"] = float(split.train.sum())
+    metrics["n_test"] = float(scored(scene, split).sum())
+    return metrics, prediction
+
+
+def run(cfg, folder: Path) -> dict | None:
+    """Train, score and draw one row and seed into ``folder``; returns the metrics (None on ranks other than 0)."""
+    scene, split, module, data = prepare(cfg)
+    begin = time.perf_counter()
+    trainer = fit(cfg, module, data, folder)
+    seconds = time.perf_counter() - begin
+    if not trainer.is_global_zero:
+        return None
+    metrics, prediction = evaluate(cfg, scene, split, module.model)
+    metrics["train_seconds"] = seconds
+    metrics["parameters"] = float(sum(p.numel() for p in module.model.parameters()))
+    metrics["skipped_steps"] = float(module.skipped_steps)
+    if cfg.output.maps:
+        draw_maps(folder, scene, split, prediction)
+    return metrics
+
+
+def seconds_of_run(cfg) -> float:
+    """Estimate the seconds of a whole run from three timed steps and one timed batch of inference."""
+    scene, split, module, data = prepare(cfg)
+    optimizer = module.configure_optimizers()["optimizer"]
+    batches = iter(data.train_dataloader())
+    times = []
+    for _ in range(4):  # the first one warms up
+        begin = time.perf_counter()
+        batch = next(batches, None) or data.batches[(0, list(range(cfg.optim.batch_size)))]
+        rows, chosen = module.model.rows(batch.patches, batch.labels)
+        module.model.loss(rows, batch.labels[chosen] - 1, batch.keys[chosen]).backward()
+        optimizer.step()
+        times.append(time.perf_counter() - begin)
+    begin = time.perf_counter()
+    few = np.zeros(split.test.shape, bool)
+    few[0, :16] = True
+    predict_scene(module.model, scene.cube, cfg.output.batch_size, wanted=few, fused=False)
+    pixels = few.size if cfg.output.region == "scene" else int(split.test.sum())
+    return cfg.scale.steps * float(np.median(times[1:])) + pixels / 16 * (time.perf_counter() - begin)
