@@ -65,12 +65,13 @@ class PatchBatches(Dataset):
 class PatchData(pl.LightningDataModule):
     """The training batches of a scene; one sampler that resumption can move."""
 
-    def __init__(
-        self, batches: PatchBatches, batch_size: int, rank: int = 0, world_size: int = 1, workers: int = 0
-    ):
+    def __init__(self, batches: PatchBatches, batch_size: int, steps: int, workers: int = 0):
         super().__init__()
         self.batches, self.workers = batches, workers
-        self.sampler = KeyedBatchSampler(len(batches), batch_size, batches.seed, rank, world_size)
+        self.sampler = KeyedBatchSampler(len(batches), batch_size, batches.seed, steps)
+
+    def setup(self, stage: str) -> None:
+        self.sampler.rank, self.sampler.world_size = self.trainer.global_rank, self.trainer.world_size
 
     def train_dataloader(self) -> DataLoader:
         # A generator of its own: a loader otherwise draws from torch's global one at every epoch.

@@ -8,6 +8,7 @@
 import logging
 import os
 import time
+from itertools import cycle, islice
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -35,9 +36,8 @@ def prepare(cfg) -> tuple[Scene, Split, PDMLModule, PatchData]:
     torch.manual_seed(cfg.seed)
     model = build_model(cfg, scene.cube.shape[2], len(scene.class_names))
     model.spectral.fit(scene.cube[split.train])
-    data = PatchData(
-        PatchBatches(scene, split, cfg.patch_size, cfg.seed), cfg.optim.batch_size, cfg.trainer.workers
-    )
+    batches = PatchBatches(scene, split, cfg.patch_size, cfg.seed)
+    data = PatchData(batches, cfg.optim.batch_size, cfg.scale.steps, cfg.trainer.workers)
     return scene, split, PDMLModule(model, cfg.optim, cfg.scale.steps), data
 
 
@@ -56,7 +56,7 @@ def loggers(cfg, folder: Path) -> list:
     return found
 
 
-def fit(cfg, module: PDMLModule, data: PatchData, folder: Path) -> pl.Trainer:
+def fit(cfg, module: PDMLModule, data: PatchData, folder: Path, callbacks: list | None = None) -> pl.Trainer:
     """Train for ``cfg.scale.steps`` steps, going on from ``folder/last.ckpt`` where there is one."""
     checkpoint = folder / "last.ckpt"
     trainer = pl.Trainer(
@@ -67,7 +67,7 @@ def fit(cfg, module: PDMLModule, data: PatchData, folder: Path) -> pl.Trainer:
         strategy=cfg.trainer.strategy,
         precision=cfg.optim.precision,
         logger=loggers(cfg, folder),
-        callbacks=[Resumption(checkpoint, cfg.output.checkpoint_every, data.sampler)],
+        callbacks=[Resumption(checkpoint, cfg.output.checkpoint_every, data.sampler), *(callbacks or [])],
         plugins=[AtomicCheckpointIO()],
         enable_checkpointing=False,
         enable_model_summary=False,
@@ -156,11 +156,9 @@ def seconds_of_run(cfg) -> float:
     """Estimate the seconds of a whole run from three timed steps and one timed batch of inference."""
     scene, split, module, data = prepare(cfg)
     optimizer = module.configure_optimizers()["optimizer"]
-    batches = iter(data.train_dataloader())
     times = []
-    for _ in range(4):  # the first one warms up
+    for batch in islice(cycle(data.train_dataloader()), 4):  # the first one warms up
         begin = time.perf_counter()
-        batch = next(batches, None) or data.batches[(0, list(range(cfg.optim.batch_size)))]
         rows, chosen = module.model.rows(batch.patches, batch.labels)
         module.model.loss(rows, batch.labels[chosen] - 1, batch.keys[chosen]).backward()
         optimizer.step()

@@ -9,42 +9,41 @@ from shared.errors import UserError
 
 
 class KeyedBatchSampler(Sampler[tuple[int, list[int]]]):
-    """Yields (epoch, indices of this rank's part of a batch); the last, incomplete batch of an epoch is dropped.
+    """Yields ``steps`` times (epoch, indices of this rank's part of a batch), through as many epochs as it takes.
 
-    Give it to a DataLoader as ``sampler`` with ``batch_size=None``: Lightning then calls ``set_epoch``. The
-    global batch is the same for every number of ranks; rank r takes its elements r, r + world_size, ...
+    Every epoch is a permutation of its own; its last, incomplete batch is dropped. Give the sampler to a
+    DataLoader with ``batch_size=None``. To Lightning the whole training is one epoch of ``steps`` batches: it
+    goes on correctly inside an epoch, but counts one twice or cuts one short where a checkpoint fell on a border.
+    The global batch is the same for every number of ranks; rank r takes its elements r, r + world_size, ...
 
     Raises UserError where there are fewer elements than one batch, or fewer elements in a batch than ranks.
     """
 
-    def __init__(self, length: int, batch_size: int, seed: int, rank: int = 0, world_size: int = 1):
+    def __init__(
+        self, length: int, batch_size: int, seed: int, steps: int, rank: int = 0, world_size: int = 1
+    ):
         if length < batch_size:
             raise UserError(
                 f"{length} training samples do not fill one batch of {batch_size}: lower optim.batch_size"
             )
         if batch_size < world_size:
-            raise UserError(
-                f"a batch of {batch_size} cannot be shared by {world_size} ranks: use fewer ranks"
-            )
-        self.length, self.batch_size, self.seed = length, batch_size, seed
+            raise UserError(f"a batch of {batch_size} cannot be shared by {world_size} ranks: use fewer ranks")
+        self.length, self.batch_size, self.seed, self.steps = length, batch_size, seed, steps
         self.rank, self.world_size = rank, world_size
-        self.epoch, self.first_batch = 0, 0
+        self.first_step = 0
 
     def __len__(self) -> int:
-        return self.length // self.batch_size
+        return self.steps
 
-    def resume_at(self, epoch: int, batch: int) -> None:
-        """Skip the first ``batch`` batches of ``epoch``, which a checkpoint says are consumed."""
-        self.epoch, self.first_batch = epoch, batch
-
-    def set_epoch(self, epoch: int) -> None:
-        """Start ``epoch`` from its beginning, unless it is the one that ``resume_at`` named."""
-        if epoch != self.epoch:
-            self.epoch, self.first_batch = epoch, 0
+    def resume_at(self, step: int) -> None:
+        """Skip the first ``step`` batches, which a checkpoint says are consumed."""
+        self.first_step = step
 
     def __iter__(self) -> Iterator[tuple[int, list[int]]]:
-        epoch = self.epoch
-        order = keyed_permutation(self.length, self.seed, epoch)
-        for batch in range(self.first_batch, len(self)):
+        batches_an_epoch, drawn = self.length // self.batch_size, None
+        for step in range(self.first_step, self.steps):
+            epoch, batch = divmod(step, batches_an_epoch)
+            if epoch != drawn:
+                order, drawn = keyed_permutation(self.length, self.seed, epoch), epoch
             chosen = order[batch * self.batch_size : (batch + 1) * self.batch_size]
             yield epoch, chosen[self.rank :: self.world_size].tolist()

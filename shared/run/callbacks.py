@@ -37,41 +37,33 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 class Resumption(pl.Callback):
-    """Saves ``path`` every ``every`` steps with the sampler's position and torch's generator state.
+    """Saves ``path`` every ``every`` steps with the number of consumed batches and torch's generator states.
 
-    The generator is put back at the first resumed batch, not at loading, because Lightning draws from it in
-    between. A checkpoint that falls on the last batch of an epoch is written when the epoch has ended, since
-    Lightning would otherwise count that epoch a second time.
+    The generators are put back at the first resumed batch, not at loading, because Lightning draws from them in
+    between.
     """
 
     def __init__(self, path: Path, every: int, sampler: KeyedBatchSampler):
         self.path, self.every, self.sampler = Path(path), every, sampler
-        self.position = (0, 0)
-        self.generator: torch.Tensor | None = None
-        self.saved_at = 0
-
-    def _save(self, trainer: pl.Trainer, epoch: int, batch: int) -> None:
-        self.position, self.saved_at = (epoch, batch), trainer.global_step
-        trainer.save_checkpoint(self.path)
+        self.consumed = 0
+        self.generators: list[torch.Tensor] | None = None
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module, outputs, batch, batch_idx: int) -> None:
-        due = trainer.global_step - self.saved_at >= self.every
-        if due and batch_idx + 1 < trainer.num_training_batches:
-            self._save(trainer, trainer.current_epoch, batch_idx + 1)
-
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module) -> None:
-        if trainer.global_step - self.saved_at >= self.every:
-            self._save(trainer, trainer.current_epoch + 1, 0)
+        self.consumed = batch_idx + 1
+        if self.consumed % self.every == 0 and self.consumed < trainer.num_training_batches:
+            trainer.save_checkpoint(self.path)
 
     def state_dict(self) -> dict[str, Any]:
-        epoch, batch = self.position
-        return {"epoch": epoch, "batch": batch, "step": self.saved_at, "generator": torch.get_rng_state()}
+        generators = [torch.get_rng_state(), *torch.cuda.get_rng_state_all()]
+        return {"consumed": self.consumed, "generators": generators}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.saved_at, self.generator = state["step"], state["generator"]
-        self.sampler.resume_at(state["epoch"], state["batch"])
+        self.consumed, self.generators = state["consumed"], state["generators"]
+        self.sampler.resume_at(self.consumed)
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx: int) -> None:
-        if self.generator is not None:
-            torch.set_rng_state(self.generator)
-            self.generator = None
+        if self.generators is not None:
+            torch.set_rng_state(self.generators[0])
+            if len(self.generators) - 1 == torch.cuda.device_count():
+                torch.cuda.set_rng_state_all(self.generators[1:])
+            self.generators = None

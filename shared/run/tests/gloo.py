@@ -1,0 +1,26 @@
+"""Running a function on two gloo ranks of this machine, for tests."""
+
+import socket
+from collections.abc import Callable
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+
+def _rank(rank: int, ranks: int, port: int, function: Callable, folder: str, arguments: tuple) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=ranks)
+    try:
+        torch.save(function(rank, *arguments), f"{folder}/rank{rank}.pt")
+    finally:
+        dist.destroy_process_group()
+
+
+def on_ranks(ranks: int, function: Callable, folder, *arguments) -> list:
+    """Return what ``function(rank, *arguments)`` returns on each rank; it must be importable by name."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    mp.spawn(_rank, (ranks, port, function, str(folder), arguments), nprocs=ranks)
+    return [torch.load(f"{folder}/rank{rank}.pt", weights_only=True) for rank in range(ranks)]

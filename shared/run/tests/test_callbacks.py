@@ -1,0 +1,29 @@
+"""Checkpoints: whole or absent, and safe to read."""
+
+import pytest
+import torch
+
+from shared.run.callbacks import AtomicCheckpointIO
+
+
+class Dies:
+    """Cannot be written: stands for a disk that fills or a process that is killed half-way."""
+
+    def __reduce__(self):
+        raise OSError("no space left")
+
+
+def test_a_half_written_checkpoint_is_never_the_latest(tmp_path):
+    path = tmp_path / "last.ckpt"
+    AtomicCheckpointIO().save_checkpoint({"step": 1}, path)
+    with pytest.raises(OSError):
+        AtomicCheckpointIO().save_checkpoint({"step": 2, "large": torch.zeros(1000), "end": Dies()}, path)
+    assert AtomicCheckpointIO().load_checkpoint(path) == {"step": 1}
+    assert [file.name for file in tmp_path.iterdir()] == ["last.ckpt"]
+
+
+def test_a_checkpoint_that_would_run_code_is_refused(tmp_path):
+    path = tmp_path / "last.ckpt"
+    torch.save({"function": torch.nn.Linear(1, 1)}, path)
+    with pytest.raises(Exception, match="weights_only|Weights only"):
+        AtomicCheckpointIO().load_checkpoint(path)
