@@ -8,6 +8,7 @@ A distribution is a pair (mean, variance), each (N, D). Every function returns a
 N(a, diag s) and N(b, diag t), written here per dimension and summed over the D dimensions.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -57,7 +58,7 @@ def mutual_likelihood_score(a: Tensor, s: Tensor, b: Tensor, t: Tensor) -> Tenso
     """
     total = s[:, None] + t[None]  # (N, M, D)
     terms = (a[:, None] - b[None]).square() / total + total.log()
-    return -0.5 * terms.sum(2) - 0.5 * a.shape[1] * torch.log(torch.as_tensor(2 * torch.pi))
+    return -0.5 * terms.sum(2) - 0.5 * a.shape[1] * math.log(2 * math.pi)
 
 
 def bhattacharyya(a: Tensor, s: Tensor, b: Tensor, t: Tensor) -> Tensor:
@@ -92,10 +93,10 @@ METRICS = {
 
 
 def fuse(weighted_mean: Tensor, precision: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
-    """Return mean and variance of a pixel from the sums over the patches that cover it.
+    """Return mean and variance of a pixel, each (N, D), from sums over the patches that cover it.
 
     ``weighted_mean`` = sum of mean_k / variance_k, ``precision`` = sum of 1 / variance_k, each (N, D);
     ``count`` (N, 1) = how many patches. The variance is the harmonic mean, not 1 / precision: overlapping
-    patches are not independent looks at the pixel, and the scale of one look is what classes are compared at.
+    patches are not independent looks at the pixel, and one look is what classes are compared with.
     """
     return weighted_mean / precision, count / precision

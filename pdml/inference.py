@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from scipy.ndimage import maximum_filter
 
+from pdml.distributions import fuse
 from pdml.patches import PatchSource
 
 # On a CPU 32 to 128 patches at a time are equally fast, and the activations of 128 exceed a Pavia-sized cube.
@@ -150,7 +151,7 @@ class RollingFusion:
         weighted, weight = self.sums[:, inside, :, row - self.top]  # (n, D) each
         count = self.rows_covering[row] * self.columns_covering[columns]
         count = torch.from_numpy(count).to(weight)[:, None]
-        write_decisions(self.model, self.readout, row, columns, weighted / weight, count / weight)
+        write_decisions(self.model, self.readout, row, columns, *fuse(weighted, weight, count))
 
 
 def write_decisions(model, readout: Readout, rows, columns, mean: torch.Tensor, variance: torch.Tensor):

@@ -172,12 +172,18 @@ class Published(CrossEntropy):
 def build_model(cfg: DictConfig, bands: int, classes: int) -> PatchModel:
     """Build the model of a run: ``cfg.model.backbone`` inside ``cfg.method.model``, untrained.
 
-    Raises UserError for an even patch size or for arguments that the named class does not take.
+    Raises UserError for an even patch size, arguments that the named class does not take, and a method that
+    cannot read the backbone.
     """
     if cfg.patch_size % 2 == 0:
         raise UserError(f"patch_size {cfg.patch_size} is even and has no centre pixel: use an odd patch_size")
     try:
         backbone = instantiate(cfg.model.backbone, bands=cfg.components, patch_size=cfg.patch_size)
+        if backbone.dense != (cfg.method.name != "published"):
+            raise UserError(
+                f"method {cfg.method.name} does not fit model {cfg.model.name}: the method 'published' goes with "
+                "a published form such as ssrn-published, every other method with a dense one"
+            )
         return instantiate(
             cfg.method.model,
             spectral=PrincipalComponents(bands, cfg.components),
@@ -188,9 +194,7 @@ def build_model(cfg: DictConfig, bands: int, classes: int) -> PatchModel:
     except InstantiationException as error:
         if isinstance(error.__cause__, UserError):
             raise error.__cause__ from None
-        if isinstance(error.__cause__, TypeError | KeyError):
-            raise UserError(
-                f"the configuration of model or method is wrong ({error.__cause__}): mend the key in "
-                f"pdml/configs or in the override"
-            ) from error
-        raise
+        reason = " ".join(str(error.__cause__ or error).split())
+        raise UserError(
+            f"model or method is configured wrongly ({reason}): mend the key in pdml/configs"
+        ) from error

@@ -104,7 +104,9 @@ class PDMLModule(GuardedModule):
         optimizer = torch.optim.AdamW(
             self.parameters(), lr=self.optim.lr, weight_decay=self.optim.weight_decay, foreach=True
         )
+        # The schedule divides by its warm-up steps less one, so a short training warms up for two.
+        warmup = max(self.optim.warmup, 2 / max(self.total_steps, 3))
         schedule = torch.optim.lr_scheduler.OneCycleLR(
-            optimizer, max_lr=self.optim.lr, total_steps=self.total_steps, pct_start=self.optim.warmup
+            optimizer, max_lr=self.optim.lr, total_steps=self.total_steps, pct_start=warmup
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

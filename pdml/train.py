@@ -143,7 +143,8 @@ def run(cfg, folder: Path) -> dict | None:
     seconds = time.perf_counter() - begin
     if not trainer.is_global_zero:
         return None
-    metrics, prediction = evaluate(cfg, scene, split, module.model)
+    # Lightning hands the model back on the CPU.
+    metrics, prediction = evaluate(cfg, scene, split, module.model.to(trainer.strategy.root_device))
     metrics["train_seconds"] = seconds
     metrics["parameters"] = float(sum(p.numel() for p in module.model.parameters()))
     metrics["skipped_steps"] = float(module.skipped_steps)

@@ -43,6 +43,8 @@ class Backbone(nn.Module):
     Raises UserError if the patch size is not odd or the bands are too few for the spectral kernels.
     """
 
+    dense = True  # whether every pixel keeps a feature
+
     def __init__(self, bands: int, patch_size: int, out_features: int, fewest_bands: int, reach: int):
         super().__init__()
         if patch_size % 2 == 0:

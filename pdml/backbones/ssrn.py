@@ -104,6 +104,8 @@ class SSRN(_Layers):
 class SSRNPublished(_Layers):
     """SSRN by its own layer table: one feature per patch, for its centre pixel."""
 
+    dense = False
+
     def __init__(
         self,
         bands: int,

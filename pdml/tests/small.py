@@ -17,4 +17,6 @@ BATCHES_AN_EPOCH = 14
 
 def small_config(folder: Path, *overrides: str):
     """Return the config of such a run with its paths under ``folder``."""
-    return compose("pdml", [*SMALL, f"paths.runs={folder}/runs", f"paths.results={folder}/results", *overrides])
+    return compose(
+        "pdml", [*SMALL, f"paths.runs={folder}/runs", f"paths.results={folder}/results", *overrides]
+    )

@@ -208,7 +208,7 @@ print(cost["bytes"] / cube.nbytes)
 
 @pytest.mark.slow
 def test_streaming_is_not_slower_than_materialising_all_patches():
-    cube = random_cube(30, 340, 103)
+    cube = random_cube(15, 340, 103)
     model = build_bench_model(cube[0], 9)
     forms = [predict_scene, predict_scene_materialised] * 3
     seconds = [[], []]

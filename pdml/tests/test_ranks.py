@@ -66,5 +66,3 @@ def test_two_ranks_with_unequal_labelled_pixels_equal_one_process(tmp_path):
 def test_gathering_with_one_process_changes_nothing():
     rows = torch.randn(3, 2)
     assert gather_rows(rows) is rows
-
-

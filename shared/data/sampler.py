@@ -16,18 +16,25 @@ class KeyedBatchSampler(Sampler[tuple[int, list[int]]]):
     goes on correctly inside an epoch, but counts one twice or cuts one short where a checkpoint fell on a border.
     The global batch is the same for every number of ranks; rank r takes its elements r, r + world_size, ...
 
-    Raises UserError where there are fewer elements than one batch, or fewer elements in a batch than ranks.
+    Raises UserError where steps or batch size are below 1, where there are fewer elements than one batch, and
+    where a batch has fewer elements than there are ranks.
     """
 
     def __init__(
         self, length: int, batch_size: int, seed: int, steps: int, rank: int = 0, world_size: int = 1
     ):
+        if batch_size < 1 or steps < 1:
+            raise UserError(
+                f"{steps} steps of {batch_size} samples: set scale.steps and optim.batch_size to 1 or more"
+            )
         if length < batch_size:
             raise UserError(
                 f"{length} training samples do not fill one batch of {batch_size}: lower optim.batch_size"
             )
         if batch_size < world_size:
-            raise UserError(f"a batch of {batch_size} cannot be shared by {world_size} ranks: use fewer ranks")
+            raise UserError(
+                f"a batch of {batch_size} cannot be shared by {world_size} ranks: use fewer ranks"
+            )
         self.length, self.batch_size, self.seed, self.steps = length, batch_size, seed, steps
         self.rank, self.world_size = rank, world_size
         self.first_step = 0

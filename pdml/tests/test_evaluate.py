@@ -1,0 +1,111 @@
+"""`make evaluate-pdml`: the scores of the run itself, and one sentence for a checkpoint that is not its own."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from pdml.evaluate import evaluate_checkpoint
+from shared.errors import UserError
+from shared.run.__main__ import main
+from shared.run.config import row_config
+
+ROW = "synthetic-random-ssrn-plain"
+# Two steps on a quarter of the scene, with a small network input.
+FEW = ["scale.steps=2", "optim.batch_size=8", "patch_size=5", "components=9", "output.region=scored"]
+FEW += ["data.height=24", "data.width=24", "data.split.block=10", "logging.tensorboard=false"]
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """The folder of results of one run of two steps from the command line, in a process of its own."""
+    folder = tmp_path_factory.mktemp("results")
+    command = [
+        sys.executable,
+        "-m",
+        "shared.run",
+        "reproduce",
+        "pdml",
+        "--rows",
+        ROW,
+        "--results",
+        str(folder),
+    ]
+    run = subprocess.run([*command, *FEW], cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    (folder / "stderr").write_text(run.stderr)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def checkpoint(results):
+    (path,) = results.rglob("last.ckpt")
+    return path
+
+
+def test_a_run_says_one_line(results):
+    (line,) = (results / "stderr").read_text().splitlines()
+    assert line.startswith(f"{ROW} seed 0: OA % ") and line.endswith(" s)")
+
+
+def test_evaluation_gives_the_scores_of_the_run_and_leaves_its_files_alone(
+    results, checkpoint, capsys, monkeypatch
+):
+    monkeypatch.setenv("COLUMNS", "200")
+    before = {path: path.read_bytes() for path in results.rglob("*") if path.is_file()}
+    assert main(["evaluate", "pdml", "--row", ROW, "--results", str(results), *FEW]) == 0
+    out = capsys.readouterr().out
+    measured = json.loads((results / "pdml" / "demo" / ROW / "seed0.json").read_text())["metrics"]
+    assert f" {measured['oa'] * 100:.2f} " in out and "2 of 2" in out
+    assert before == {path: path.read_bytes() for path in before}
+    drawn = sorted(path.name for path in (checkpoint.parent / "evaluation-1").iterdir())
+    assert drawn == ["classification.png", "confusion.png", "split.png", "uncertainty.png"]
+    # Beyond the two digits that are printed, and per class: the same weights decide the same.
+    again = evaluate_checkpoint(
+        row_config("pdml", ROW, 0, [*FEW, "output.maps=false"]), checkpoint, results / "none"
+    )
+    assert {
+        key: again[key] for key in measured if key in again and "seconds" not in key
+    }.items() <= measured.items()
+    assert again["per_class"] == measured["per_class"] and not (results / "none").exists()
+
+
+@pytest.mark.parametrize(
+    "row, seed, overrides, words",
+    [
+        (ROW, 1, [], "was trained on other pixels .* row and the seed"),
+        ("synthetic-disjoint-ssrn-plain", 0, [], "was trained on other pixels"),
+        ("synthetic-random-ssrn-pdml", 0, [], "does not fit row synthetic-random-ssrn-pdml: .* give the row"),
+        (ROW, 0, ["components=11"], "does not fit row"),
+        (ROW, 0, ["patch_size=8"], "odd patch_size"),
+    ],
+)
+def test_checkpoint_of_another_row_or_arrangement_is_refused(
+    row, seed, overrides, words, checkpoint, tmp_path
+):
+    with pytest.raises(UserError, match=words):
+        evaluate_checkpoint(row_config("pdml", row, seed, [*FEW, *overrides]), checkpoint, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_damaged_checkpoint_is_one_line_with_the_file(checkpoint, tmp_path, capsys):
+    content = checkpoint.read_bytes()
+    damaged = {
+        "truncated": content[: len(content) // 2],
+        "empty": b"",
+        "text": b"not a checkpoint\n" * 99,
+    }
+    for name, part in damaged.items():
+        (tmp_path / name).write_bytes(part)
+    torch.save({"weights": torch.zeros(3)}, tmp_path / "foreign")
+    torch.save({"state_dict": {}, "global_step": 0, "code": torch.nn.ReLU()}, tmp_path / "with code")
+    for name in (*damaged, "foreign", "with code", "missing"):
+        file, out = tmp_path / name, tmp_path / "out"
+        assert main(["evaluate", "pdml", "--row", ROW, "--ckpt", str(file), "--out", str(out), *FEW]) == 2
+        err = capsys.readouterr().err
+        assert str(file) in err and "train it" in err and err.count("\n") == 1, name
+        assert not out.exists()

@@ -1,0 +1,157 @@
+"""The models of the configs: they build, give the shapes that the read-outs need, and start from equal weights."""
+
+import numpy as np
+import pytest
+import torch
+from sklearn.decomposition import PCA
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from pdml.model import CrossEntropy, PrincipalComponents, Probabilistic, Published, build_model
+from pdml.train import prepare
+from shared.data.keyed import keyed_normal
+from shared.errors import UserError
+from shared.run.config import compose, config_folder
+
+SINGLE = 1e-4  # the projection is stored and applied in float32; components are of order one
+EXACT = 1e-12  # float64, the same sums
+DENSE = ("ssrn", "hybridsn", "ssftt")
+PAIRED = [(model, method) for model in DENSE for method in ("plain", "every-pixel", "pdml")]
+ALL = [*PAIRED, ("ssrn-published", "published")]
+CLASS = {"plain": CrossEntropy, "every-pixel": CrossEntropy, "pdml": Probabilistic, "published": Published}
+BANDS, CLASSES, P = 32, 5, 9
+
+
+def built(model: str, method: str):
+    torch.manual_seed(0)
+    found = build_model(compose("pdml", [f"model={model}", f"method={method}"]), BANDS, CLASSES)
+    found.spectral.weight.normal_(std=BANDS**-0.5)
+    return found
+
+
+def patches(count: int) -> torch.Tensor:
+    return torch.randn(count, BANDS, P, P, generator=torch.Generator().manual_seed(1))
+
+
+def test_the_pairs_tested_here_hold_every_model_and_method_config():
+    stems = [
+        sorted(p.stem for p in (config_folder("pdml") / group).glob("*")) for group in ("model", "method")
+    ]
+    assert stems == [sorted({model for model, _ in ALL}), sorted({method for _, method in ALL})]
+
+
+@pytest.mark.parametrize("model, method", ALL)
+@torch.no_grad()
+def test_config_builds_and_gives_the_documented_shapes(model, method):
+    net = built(model, method).eval()
+    assert type(net) is CLASS[method] and (net.patch_size, net.bands, net.num_classes) == (P, BANDS, CLASSES)
+    assert net.width == (32 if method == "pdml" else CLASSES) and net.dense == (method != "published")
+    centre = net.encode_centre(patches(3))
+    assert [x.shape for x in centre] == [(3, net.width)] * 2
+    if net.dense:
+        whole = net.encode(patches(3))
+        assert [x.shape for x in whole] == [(3, net.width, P, P)] * 2
+        assert all(torch.equal(c, w[:, :, P // 2, P // 2]) for c, w in zip(centre, whole, strict=True))
+        assert [x.shape for x in net.encode_scene(torch.randn(1, BANDS, 11, 12))] == [
+            (1, net.width, 11, 12)
+        ] * 2
+    mean, variance = centre[0], centre[1].exp()
+    decision, uncertainty = net.decide(mean, variance), net.uncertainty(mean, variance)
+    assert decision.shape == (3, CLASSES) and uncertainty.shape == (3,) and (uncertainty > 0).all()
+    torch.testing.assert_close(decision.exp().sum(1), torch.ones(3))
+
+
+@pytest.mark.parametrize("model, method", ALL)
+def test_rows_of_the_loss_are_the_pixels_that_the_method_trains_on(model, method):
+    net = built(model, method)
+    labels = torch.randint(0, CLASSES + 1, (4, P, P), generator=torch.Generator().manual_seed(2))
+    labels[:, P // 2, P // 2] = torch.tensor([1, 2, 3, 4])
+    rows, chosen = net.rows(patches(4), labels)
+    assert chosen.dtype == torch.bool and chosen.shape == labels.shape and len(rows) == chosen.sum()
+    if method in ("plain", "published"):
+        assert labels[chosen].tolist() == [1, 2, 3, 4]
+    else:
+        assert torch.equal(chosen, labels > 0)
+    loss = net.loss(rows, labels[chosen] - 1, torch.arange(len(rows)))
+    assert loss.shape == () and loss.isfinite()
+
+
+@pytest.mark.parametrize("model", DENSE)
+@torch.no_grad()
+def test_a_row_of_the_loss_is_what_encode_gives_that_pixel(model):
+    net = built(model, "pdml").double().eval()
+    labels = torch.zeros(2, P, P, dtype=torch.int64)
+    labels[0, 1, 7], labels[1, 8, 2] = 3, 1
+    rows, _ = net.rows(patches(2).double(), labels)
+    mean, log_variance = net.encode(patches(2).double())
+    expected = [torch.cat([mean[b, :, r, c], log_variance[b, :, r, c]]) for b, r, c in ((0, 1, 7), (1, 8, 2))]
+    torch.testing.assert_close(rows, torch.stack(expected), rtol=EXACT, atol=EXACT)
+
+
+@pytest.mark.parametrize("model", DENSE)
+def test_methods_share_the_initial_weights_of_the_backbone_for_a_seed(model):
+    def start(method: str, seed: int) -> dict:
+        net = prepare(compose("pdml", [f"model={model}", f"method={method}", f"seed={seed}"]))[2].model
+        return {name: x for name, x in net.state_dict().items() if name.startswith(("backbone", "spectral"))}
+
+    plain, other_seed = start("plain", 0), start("plain", 1)
+    for method in ("pdml", "every-pixel"):
+        found = start(method, 0)
+        assert found.keys() == plain.keys() and all(torch.equal(found[name], plain[name]) for name in plain)
+    assert any(not torch.equal(other_seed[n], plain[n]) for n in plain if n.startswith("backbone"))
+
+
+def test_components_are_those_of_sklearn_on_training_pixels_scaled_by_the_first():
+    scene, split, module, _ = prepare(compose("pdml", ["seed=3"]))
+    pipeline = make_pipeline(StandardScaler(), PCA(30, svd_solver="full"))
+    train = pipeline.fit_transform(scene.cube[split.train].astype(np.float64))
+    patch = scene.cube[10:19, 20:29]
+    scale = train[:, 0].std(ddof=1)
+    expected = pipeline.transform(patch.reshape(81, -1).astype(np.float64)).reshape(9, 9, 30) / scale
+    found = module.model.spectral(torch.from_numpy(patch).permute(2, 0, 1)[None])[0].permute(1, 2, 0)
+    np.testing.assert_allclose(found.numpy(), expected, rtol=0, atol=SINGLE)
+    # Unwhitened: the spread of the components falls off as in the data.
+    assert train.std(0)[-1] < 0.5 * train.std(0)[0]
+
+
+def test_components_of_a_constant_band_are_finite():
+    spectra = keyed_normal(5, np.arange(120)).reshape(20, 6)
+    spectra[:, 2] = 4.0
+    components = PrincipalComponents(6, 3)
+    components.fit(spectra)
+    values = components(torch.from_numpy(spectra.astype(np.float32))[:, :, None, None])
+    assert values.shape == (20, 3, 1, 1) and values.isfinite().all() and values.abs().max() < 10
+
+
+@pytest.mark.parametrize("pixels, bands", [(4, 12), (12, 4)])
+def test_more_components_than_training_pixels_or_bands_are_refused(pixels, bands):
+    with pytest.raises(
+        UserError, match=f"5 principal components .* are {pixels} and {bands}: lower 'components'"
+    ):
+        PrincipalComponents(bands, 5).fit(np.ones((pixels, bands)))
+
+
+@pytest.mark.parametrize(
+    "overrides, sentence",
+    [
+        (["patch_size=8"], "patch_size 8 is even"),
+        (["+model.backbone.depth=3"], "depth"),
+        (["+method.model.depth=3"], "depth"),
+        (["method=plain", "+method.model.depth=3"], "depth"),
+        (["method.model.metric=euclid"], "euclid"),
+        (["method.model.loss=arc"], "arc"),
+        (["components=3"], "raise them to"),
+    ],
+)
+def test_what_a_model_cannot_be_built_from_is_named(overrides, sentence):
+    with pytest.raises(UserError, match=sentence):
+        build_model(compose("pdml", overrides), BANDS, CLASSES)
+
+
+@pytest.mark.parametrize(
+    ("model", "method"), [("ssrn-published", "pdml"), ("ssrn-published", "plain"), ("hybridsn", "published")]
+)
+def test_a_method_that_cannot_read_the_backbone_is_refused(model, method):
+    cfg = compose("pdml", [f"model={model}", f"method={method}"])
+    with pytest.raises(UserError, match="does not fit"):
+        build_model(cfg, bands=40, classes=4)
