@@ -179,6 +179,7 @@ def test_bad_input_is_one_line_and_code_2_and_nothing_is_overwritten(
     after = contents(tmp_path)
     assert before.items() <= after.items()
     new = {path.name: content for path, content in after.items() if path not in before}
+    assert b"UserError" in new.pop("failed.txt"), "the failure is recorded beside the run"
     assert new == {"last.ckpt": b"weights", "lock": b""}
 
 

@@ -1,7 +1,10 @@
 """Composing the configuration of a row, and what of it is hashed into the evidence."""
 
 import difflib
+import functools
 import importlib
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,22 +71,59 @@ def compose(paper: str, overrides: list[str], **keywords) -> DictConfig:
         ) from error
 
 
-def row_overrides(paper: str, row: str, seed: int, overrides: list[str]) -> list[str]:
-    """Return the Hydra overrides that stand for a row and seed; UserError for an unknown row."""
+def row_overrides(paper: str, row: str, seed: int, overrides: Sequence[str]) -> list[str]:
+    """Return the Hydra overrides that stand for a row and seed; UserError for an unknown row.
+
+    Overrides change values: one that adds a key, takes one away or sets the seed is a UserError.
+    """
     require_row(paper, row)
+    for override in overrides:
+        if override[:1] in ("+", "~"):
+            raise UserError(
+                f"{override}: the configuration has the keys of its YAML files; say key=value for one"
+            )
+        if override.split("=")[0].strip() == "seed":
+            raise UserError(
+                f"{override}: seeds are no override; say SEEDS= (--seeds) or SEED= (--seed) instead"
+            )
     return [f"+experiment={row}", f"seed={seed}", *overrides]
+
+
+def quoted(text: str) -> str:
+    """Return a text as the value of a Hydra override, whatever signs it holds."""
+    return "'" + re.sub(r"(\\*)'", r"\1\1\\'", text) + "'"
+
+
+@functools.cache
+def _composed(paper: str, row: str, overrides: tuple[str, ...]) -> DictConfig:
+    return compose(paper, row_overrides(paper, row, 0, overrides))
+
+
+def row_config(paper: str, row: str, seed: int, overrides: Sequence[str] = ()) -> DictConfig:
+    """Return the config of a row and seed, the caller's own copy; UserError as ``compose`` and for the row.
+
+    Hydra takes a third of a second for a row, so a row is composed once a process and its seeds are copies.
+    """
+    cfg = _composed(paper, row, tuple(overrides)).copy()
+    cfg.seed = seed
+    return cfg
+
+
+@functools.cache
+def _manifest_digest(name: str) -> str:
+    return manifest_sha256(load_manifest(name))
 
 
 def hash_of(cfg: DictConfig) -> tuple[str, str | None]:
     """Return the sha256 of what can change a number, and that of the data manifest (None without one)."""
     tree: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)
     manifest = tree["data"].get("manifest")
-    digest = manifest_sha256(load_manifest(manifest)) if manifest else None
+    digest = _manifest_digest(manifest) if manifest else None
     tree["data"]["manifest_sha256"] = digest
     neutral = config_folder(cfg.paper) / "neutral.yml"
     return config_sha256(tree, yaml.safe_load(neutral.read_text()) or {}), digest
 
 
-def expected_hash(paper: str, row: str, seed: int, overrides: list[str] | None = None) -> str:
+def expected_hash(paper: str, row: str, seed: int, overrides: Sequence[str] = ()) -> str:
     """Return the config hash that evidence of a row and seed must carry; UserError for a row without config."""
-    return hash_of(compose(paper, row_overrides(paper, row, seed, overrides or [])))[0]
+    return hash_of(row_config(paper, row, seed, overrides))[0]

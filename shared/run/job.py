@@ -5,12 +5,12 @@ import fcntl
 import importlib
 import logging
 import time
+import traceback
 from datetime import UTC, datetime
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from shared.errors import UserError
 from shared.metrics.record import (
     RunRecord,
     energy_joules,
@@ -30,6 +30,15 @@ def evidence_path(cfg: DictConfig) -> Path:
     """Return where the run record of a composed config belongs."""
     results = repository_root() / cfg.paths.results
     return results / cfg.scale.name / cfg.row / f"seed{cfg.seed}.json"
+
+
+def run_folder(cfg: DictConfig) -> Path:
+    """Return the folder of a run: checkpoint, curves, pictures.
+
+    It carries the config hash, so that no checkpoint of another configuration is gone on from.
+    """
+    runs = repository_root() / cfg.paths.runs
+    return runs / cfg.scale.name / cfg.row / f"seed{cfg.seed}-{hash_of(cfg)[0][:8]}"
 
 
 def has_evidence(cfg: DictConfig) -> bool:
@@ -54,11 +63,10 @@ def claimed(folder: Path):
 def run_row(cfg: DictConfig) -> str:
     """Run one row and seed unless its evidence is there or another process is at it; returns what happened.
 
-    The folder of a run carries its config hash, so that no checkpoint of another configuration is gone on from.
     Stale evidence is replaced only when the new run is whole.
     """
     digest, manifest = hash_of(cfg)
-    folder = repository_root() / cfg.paths.runs / cfg.scale.name / cfg.row / f"seed{cfg.seed}-{digest[:8]}"
+    folder = run_folder(cfg)
     with claimed(folder) as mine:
         if not mine:
             return "running elsewhere"
@@ -98,9 +106,14 @@ def run_row(cfg: DictConfig) -> str:
 
 
 def task(cfg: DictConfig) -> str:
-    """What Hydra's launchers call; a UserError keeps its sentence, whatever process it comes back from."""
+    """What Hydra's launchers call; a failure is recorded as ``failed.txt`` in the run's folder and raised."""
+    record = run_folder(cfg) / "failed.txt"
     try:
-        return run_row(cfg)
-    except UserError as error:
+        outcome = run_row(cfg)
+    except Exception as error:
         log.error("%s seed %d: %s", cfg.row, cfg.seed, error)
+        record.parent.mkdir(parents=True, exist_ok=True)
+        record.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
         raise
+    record.unlink(missing_ok=True)
+    return outcome
