@@ -24,6 +24,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from pdml.evaluate import load_weights, read_checkpoint
 from pdml.inference import ScenePrediction, predict_scene, predict_scene_convolutional
 from pdml.materialised import predict_scene_materialised
 from pdml.model import build_model
@@ -31,7 +32,7 @@ from pdml.patches import PatchSource
 from pdml.scenes import load_scene
 from shared.data.keyed import keyed_uniform
 from shared.errors import UserError
-from shared.run.config import compose, row_overrides
+from shared.run.config import compose, row_config
 
 CLASSES = 9
 FORMS = ("streaming", "materialised", "convolutional")
@@ -57,17 +58,12 @@ def build_bench_model(spectra: np.ndarray, patch_size: int, backbone: str = "ssr
 def load_trained(checkpoint: Path, row: str, seed: int):
     """Return the model of a row with the weights of its run's ``last.ckpt``, and its cube (H, W, bands).
 
-    Raises UserError for an unknown row, a missing file or weights of another row.
+    Raises UserError for an unknown row, a missing or damaged file or weights of another row.
     """
-    cfg = compose("pdml", row_overrides("pdml", row, seed, []))
+    cfg = row_config("pdml", row, seed)
     scene, _ = load_scene(cfg.data, seed, cfg.patch_size, os.environ.get("DATA_ROOT"))
     model = build_model(cfg, scene.cube.shape[2], len(scene.class_names))
-    try:
-        weights = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
-        model.load_state_dict({name.removeprefix("model."): value for name, value in weights.items()})
-    except (OSError, RuntimeError, KeyError) as error:
-        reason = str(error).split("\n")[0]
-        raise UserError(f"{checkpoint} holds no weights of {row} ({reason}): name its last.ckpt") from error
+    load_weights(model, read_checkpoint(checkpoint)[0], row, checkpoint)
     return model.eval(), scene.cube
 
 

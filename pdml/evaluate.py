@@ -57,7 +57,7 @@ def load_weights(model: PatchModel, state: dict[str, Tensor], row: str, path: Pa
 def require_same_pixels(model: PatchModel, scene: Scene, split: Split, cfg, path: Path) -> None:
     """Raise UserError where the model was fitted to other training pixels: its own may be scored here."""
     mean = scene.cube[split.train].mean(0, dtype=np.float64)
-    if not np.allclose(model.spectral.centre.numpy(), mean, rtol=SAME_PIXELS, atol=0):
+    if not np.allclose(model.spectral.centre.cpu().numpy(), mean, rtol=SAME_PIXELS, atol=0):
         raise UserError(
             f"{path} was trained on other pixels than those of row {cfg.row} with seed {cfg.seed}, some of which "
             "would be scored here; give the row and the seed that it was trained with"
@@ -73,6 +73,8 @@ def evaluate_checkpoint(cfg, path: Path, folder: Path) -> dict:
     state, steps = read_checkpoint(path)
     model = build_model(cfg, cfg.data.bands, len(cfg.data.class_names))
     load_weights(model, state, cfg.row, path)
+    if cfg.trainer.accelerator != "cpu" and torch.accelerator.is_available():
+        model.to(torch.accelerator.current_accelerator())
     scene, split = load_scene(cfg.data, cfg.seed, cfg.patch_size, cfg.paths.data_root)
     require_same_pixels(model, scene, split, cfg, path)
     metrics, prediction = evaluate(cfg, scene, split, model)

@@ -28,21 +28,28 @@ def draw_maps(folder: Path, scene: Scene, split: Split, prediction: ScenePredict
     folder, readout = Path(folder), prediction.fused or prediction.centre
     figures = {
         "classification": _draw_classification(scene, readout),
-        "uncertainty": _draw_uncertainty(scene, readout),
         "confusion": _draw_confusion(scene, split, readout),
         "split": _draw_split(scene, split),
     }
+    if np.isfinite(readout.uncertainty).any():
+        figures["uncertainty"] = _draw_uncertainty(scene, readout)
     for name, figure in figures.items():
         _save(figure, folder / f"{name}.png")
-    log = folder / "curves" / "metrics.csv"
-    if log.is_file():
-        draw_curves(folder, log)
+    logs = sorted(folder.glob("curves/start*/metrics.csv"), key=lambda log: int(log.parent.name[5:]))
+    if logs:
+        draw_curves(folder, logs)
 
 
-def draw_curves(folder: Path, metrics: Path) -> None:
-    """Draw every column of a Lightning ``metrics.csv`` against its step into curves.png."""
-    with open(metrics, newline="") as file:
-        lines = list(csv.DictReader(file))
+def draw_curves(folder: Path, logs: list[Path]) -> None:
+    """Draw every column of Lightning's ``metrics.csv`` against its step into curves.png.
+
+    One log per start of the run, in their order; a step that was run twice is drawn as it went the last time.
+    """
+    by_step: dict[float, dict] = {}
+    for log in logs:
+        with open(log, newline="") as file:
+            by_step |= {float(line["step"]): line for line in csv.DictReader(file)}
+    lines = [by_step[step] for step in sorted(by_step)]
     names = [name for name in (lines[0] if lines else {}) if name not in ("step", "epoch")]
     figure = Figure(figsize=(6, 2.2 * max(len(names), 1)), layout="constrained")
     panels = figure.subplots(max(len(names), 1), sharex=True, squeeze=False)[:, 0]
@@ -104,8 +111,7 @@ def _draw_uncertainty(scene: Scene, readout: Readout) -> Figure:
 
 
 def _draw_confusion(scene: Scene, split: Split, readout: Readout) -> Figure:
-    left_in = np.concatenate([[False], split.classes])[scene.labels]
-    scored = split.test & left_in & (readout.prediction >= 0)
+    scored = split.scored(scene.labels) & (readout.prediction >= 0)
     count = len(scene.class_names)
     matrix = np.zeros((count, count), np.int64)
     np.add.at(matrix, (scene.labels[scored] - 1, readout.prediction[scored]), 1)

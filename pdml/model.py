@@ -58,9 +58,17 @@ class PatchModel(nn.Module):
         super().__init__()
         self.spectral, self.backbone = spectral, backbone
         self.patch_size, self.bands, self.num_classes = patch_size, len(spectral.centre), classes
+        # The same for every method. Without it the pixels of a backbone that has no normalisation of its own
+        # (HybridSN) are nearly alike at first, and a metric calibrated on them is off by orders of magnitude.
+        self.norm = nn.BatchNorm2d(backbone.out_features)
 
     def features(self, patches: Tensor) -> Tensor:
-        return self.backbone(self.spectral(patches))
+        """(B, bands, p, p) -> (B, F, p, p)."""
+        return self.norm(self.backbone(self.spectral(patches)))
+
+    def scene_features(self, image: Tensor) -> Tensor:
+        """(1, bands, H, W) -> (1, F, H, W): what ``features`` gives at the centre of each pixel's patch."""
+        return self.norm(self.backbone.forward_scene(self.spectral(image)))
 
     def encode(self, patches: Tensor) -> tuple[Tensor, Tensor]:
         """(B, bands, p, p) -> mean and log-variance, each (B, D, p, p)."""
@@ -95,7 +103,7 @@ class Probabilistic(PatchModel):
 
     def encode_scene(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """(1, bands, H, W) -> mean and log-variance (1, D, H, W) of every pixel as the centre of its patch."""
-        return self.heads(self.backbone.forward_scene(self.spectral(image)))
+        return self.heads(self.scene_features(image))
 
     def decide(self, mean: Tensor, variance: Tensor) -> Tensor:
         """(N, D), (N, D) -> log-probabilities (N, C)."""
@@ -128,7 +136,7 @@ class CrossEntropy(PatchModel):
         return mean, torch.zeros_like(mean)
 
     def encode_scene(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        mean = self.classifier(self.backbone.forward_scene(self.spectral(image))).softmax(1)
+        mean = self.classifier(self.scene_features(image)).softmax(1)
         return mean, torch.zeros_like(mean)
 
     def decide(self, mean: Tensor, variance: Tensor) -> Tensor:
@@ -157,6 +165,7 @@ class Published(CrossEntropy):
 
     def __init__(self, spectral, backbone, patch_size: int, classes: int):
         super().__init__(spectral, backbone, patch_size, classes, every_pixel=False)
+        self.norm = nn.Identity()
         self.classifier = nn.Linear(backbone.out_features, classes)
 
     def encode_centre(self, patches: Tensor) -> tuple[Tensor, Tensor]:

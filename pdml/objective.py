@@ -34,13 +34,25 @@ def draw_pixels(keys: Tensor, at_most: int) -> Tensor:
 
 
 class ClassDistributions(nn.Module):
-    """One learned Gaussian per class; log-probabilities are the softmax over distances to them."""
+    """One learned Gaussian per class; log-probabilities are the softmax over distances to them.
+
+    ``place`` puts them where the first step's pixels are, before they are learned.
+    """
 
     def __init__(self, classes: int, width: int, temperature: float):
         super().__init__()
         self.mean = nn.Parameter(torch.randn(classes, width))
         self.log_variance = nn.Parameter(torch.zeros(classes, width))
         self.temperature = temperature
+
+    @torch.no_grad()
+    def place(self, embedding: Tensor, labels: Tensor) -> None:
+        """Put each class on the mean of its pixels, embedding (N, 2D); one without any, at random among all."""
+        means, log_variances = embedding.chunk(2, dim=1)
+        self.mean.mul_(means.std(0)).add_(means.mean(0))
+        self.log_variance.copy_(log_variances.mean(0).expand_as(self.log_variance))
+        for label in labels.unique():
+            self.mean[label] = means[labels == label].mean(0)
 
     def forward(self, embedding: Tensor, distance: GaussianDistance) -> Tensor:
         """(N, 2D) -> log-probabilities (N, C)."""
@@ -76,6 +88,7 @@ class Objective(nn.Module):
         drawn = draw_pixels(keys, self.pixels)
         if not self.distance.calibrated:
             self.distance.calibrate(embedding[drawn].detach())
+            self.classes.place(embedding.detach(), labels)
         # One loss per class on distances, one per pair: the mean over pixels keeps their balance at any count.
         loss = F.nll_loss(self.classes(embedding, self.distance), labels)
         return loss + self.pair_weight * self.pair_loss(embedding[drawn], labels[drawn])

@@ -27,6 +27,10 @@ class Split:
     classes: np.ndarray  # (C,) bool: classes with training and scored pixels; the others are left out by name
     blocks: np.ndarray | None = None  # (H, W) int8: 0 = train side, 1 = test side; None unless disjoint
 
+    def scored(self, labels: np.ndarray) -> np.ndarray:
+        """Return the pixels (H, W) bool that count: test pixels of the classes that are not left out."""
+        return self.test & np.concatenate([[False], self.classes])[labels]
+
 
 def guard(train: np.ndarray, radius: int) -> np.ndarray:
     """Return (H, W) bool: pixels farther than 2 * radius (Chebyshev) from all of ``train`` (H, W) bool.

@@ -15,6 +15,7 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
+from scipy.special import entr
 from scipy.stats import spearmanr
 from tqdm import tqdm
 
@@ -23,6 +24,7 @@ from pdml.maps import draw_maps
 from pdml.model import PatchModel, build_model
 from pdml.module import PatchBatches, PatchData, PDMLModule
 from pdml.scenes import Scene, Split, load_scene
+from pdml.svm import predict_svm
 from shared.metrics.scores import classification_scores
 from shared.run.callbacks import AtomicCheckpointIO, Resumption
 from shared.run.ranks import with_global_batchnorm
@@ -42,10 +44,14 @@ def prepare(cfg) -> tuple[Scene, Split, PDMLModule, PatchData]:
 
 
 def loggers(cfg, folder: Path) -> list:
-    """Return the loggers that the config switches on."""
+    """Return the loggers that the config switches on; the CSV one gets a new folder at every start.
+
+    It empties the folder it is given, and a resumed run must keep the curve of its first part.
+    """
     found = []
     if cfg.logging.csv:
-        found.append(CSVLogger(folder, name="", version="curves"))
+        starts = len(list(folder.glob("curves/*")))
+        found.append(CSVLogger(folder, name="curves", version=f"start{starts}"))
     if cfg.logging.tensorboard:
         found.append(TensorBoardLogger(folder, name="", version="tensorboard"))
     if cfg.logging.wandb:
@@ -82,17 +88,13 @@ def fit(cfg, module: PDMLModule, data: PatchData, folder: Path, callbacks: list 
     return trainer
 
 
-def scored(scene: Scene, split: Split) -> np.ndarray:
-    """Return the pixels (H, W) that count: test pixels of the classes that stand on both sides of the split."""
-    return split.test & np.concatenate([[False], split.classes])[scene.labels]
-
-
 def readout_scores(scene: Scene, split: Split, readout: Readout) -> dict:
-    """Return oa, aa, kappa and per_class of a read-out, and its rank correlation with the mixing, if known.
+    """Return oa, aa, kappa and per_class of a read-out, and how it follows the mixing where that is known.
 
-    ``rho`` is Spearman's between a pixel's uncertainty and the entropy of its true abundances.
+    ``rho`` is Spearman's correlation of a pixel's uncertainty with the entropy of its true abundances,
+    ``rho_entropy`` that of the entropy of its class probabilities; for the baselines they are the same.
     """
-    pixels = scored(scene, split)
+    pixels = split.scored(scene.labels)
     scores = classification_scores(
         scene.labels[pixels].astype(np.int64) - 1,
         readout.prediction[pixels].astype(np.int64),
@@ -100,9 +102,11 @@ def readout_scores(scene: Scene, split: Split, readout: Readout) -> dict:
         split.classes,
     )
     if scene.abundances is not None:
-        abundances = scene.abundances[pixels]
-        mixing = -(abundances * np.log(abundances.clip(1e-12))).sum(1)
+        mixing = entr(scene.abundances[pixels]).sum(1)
         scores["rho"] = float(spearmanr(readout.uncertainty[pixels], mixing).statistic)
+        if readout.probabilities is not None:
+            entropy = entr(readout.probabilities[pixels]).sum(1)
+            scores["rho_entropy"] = float(spearmanr(entropy, mixing).statistic)
     return scores
 
 
@@ -115,28 +119,36 @@ def evaluate(cfg, scene: Scene, split: Split, model: PatchModel) -> tuple[dict, 
         scene.cube,
         cfg.output.batch_size,
         wanted=wanted,
+        probabilities=True,
         fused=cfg.method.readout == "fused",
         progress=tqdm if os.isatty(2) else None,
     )
-    metrics: dict = {"inference_seconds": time.perf_counter() - begin}
+    seconds = time.perf_counter() - begin
+    return scene_metrics(cfg.method.readout, scene, split, prediction) | {
+        "inference_seconds": seconds
+    }, prediction
+
+
+def scene_metrics(readout: str, scene: Scene, split: Split, prediction: ScenePrediction) -> dict:
+    """Return the metrics of both read-outs, those of ``readout`` without suffix, and what was scored."""
+    metrics: dict = {}
     for name in ("centre", "fused"):
-        readout = getattr(prediction, name)
-        if readout is None:
-            continue
-        found = readout_scores(scene, split, readout)
-        metrics |= {f"{key}_{name}": value for key, value in found.items()}
-        if name == cfg.method.readout:
-            metrics |= found
+        if (maps := getattr(prediction, name)) is not None:
+            found = readout_scores(scene, split, maps)
+            metrics |= {f"{key}_{name}": value for key, value in found.items()}
+            metrics |= found if name == readout else {}
     names = np.array(scene.class_names)
     metrics["classes_scored"] = f"{int(split.classes.sum())} of {len(names)}"
-    metrics["classes_left_out"] = ", ".join(names[~split.classes])
+    metrics["classes_left_out"] = ", ".join(names[~split.classes]) or "none"
     metrics["train_pixels"] = float(split.train.sum())
-    metrics["n_test"] = float(scored(scene, split).sum())
-    return metrics, prediction
+    metrics["n_test"] = float(split.scored(scene.labels).sum())
+    return metrics
 
 
 def run(cfg, folder: Path) -> dict | None:
     """Train, score and draw one row and seed into ``folder``; returns the metrics (None on ranks other than 0)."""
+    if cfg.method.name == "svm":
+        return run_svm(cfg, folder)
     scene, split, module, data = prepare(cfg)
     begin = time.perf_counter()
     trainer = fit(cfg, module, data, folder)
@@ -153,8 +165,22 @@ def run(cfg, folder: Path) -> dict | None:
     return metrics
 
 
+def run_svm(cfg, folder: Path) -> dict:
+    """Fit and score the spectral baseline of ``cfg.method``, which sees single spectra and no patch."""
+    scene, split = load_scene(cfg.data, cfg.seed, cfg.patch_size, cfg.paths.data_root)
+    begin = time.perf_counter()
+    prediction = predict_svm(scene, split, cfg.method.model.C)
+    metrics = scene_metrics(cfg.method.readout, scene, split, prediction)
+    metrics["train_seconds"] = time.perf_counter() - begin
+    if cfg.output.maps:
+        draw_maps(folder, scene, split, prediction)
+    return metrics
+
+
 def seconds_of_run(cfg) -> float:
     """Estimate the seconds of a whole run from three timed steps and one timed batch of inference."""
+    if cfg.method.name == "svm":
+        return 2.0  # fitted once, in about that time
     scene, split, module, data = prepare(cfg)
     optimizer = module.configure_optimizers()["optimizer"]
     times = []

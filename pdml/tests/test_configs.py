@@ -152,6 +152,6 @@ def test_benchmark_row_runs_from_files_to_evidence_when_they_are_there(tmp_path)
         "uncertainty.png",
         "confusion.png",
         "last.ckpt",
-        "curves/metrics.csv",
+        "curves/start0/metrics.csv",
     } <= found
     assert run_row(cfg) == "measured already"

@@ -66,7 +66,7 @@ def test_pixels_that_were_not_decided_are_background(tmp_path):
 def test_curves_are_drawn_from_a_log_with_gaps(tmp_path):
     log = tmp_path / "metrics.csv"
     log.write_text("epoch,labelled_pixels,loss,step\n0,40,1.5,0\n0,,1.0,9\n1,44,nan,19\n1,41,0.5,29\n")
-    draw_curves(tmp_path, log)
+    draw_curves(tmp_path, [log])
     assert len(_colours(tmp_path / "curves.png")) > 10
     log.write_text("")
-    draw_curves(tmp_path, log)
+    draw_curves(tmp_path, [log])

@@ -34,10 +34,9 @@ def patches(count: int) -> torch.Tensor:
 
 
 def test_the_pairs_tested_here_hold_every_model_and_method_config():
-    stems = [
-        sorted(p.stem for p in (config_folder("pdml") / group).glob("*")) for group in ("model", "method")
-    ]
-    assert stems == [sorted({model for model, _ in ALL}), sorted({method for _, method in ALL})]
+    stems = [{p.stem for p in (config_folder("pdml") / group).glob("*")} for group in ("model", "method")]
+    # The support vector machine has no network; test_svm.py holds it.
+    assert stems == [{model for model, _ in ALL} | {"none"}, {method for _, method in ALL} | {"svm"}]
 
 
 @pytest.mark.parametrize("model, method", ALL)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from shared.errors import UserError
 
@@ -155,14 +155,19 @@ class Model(_Block):
         return next(config for config in self.configs if Path(config).stem == self.Claim.Row)
 
 
+def _as_list(value: Any) -> Any:
+    """Let a list of one be written without brackets and an empty one as null."""
+    return [] if value is None else [value] if isinstance(value, str) else value
+
+
 class OwnRow(_Block):
-    """A row of our own (lite or demo scale), without a status against the paper."""
+    """A row of our own, without a status against the paper; ``Baseline`` names the rows it is compared with."""
 
     Row: str
     Config: str
     Group: str
     Label: str
-    Baseline: str | None
+    Baseline: Annotated[list[str], BeforeValidator(_as_list)]
     Metrics: list[str] = Field(min_length=1)
     Extra: list[str] = []
 
@@ -174,6 +179,7 @@ class Ledger(_Block):
     Models: list[Model]
     Lite: list[OwnRow] = []
     Demo: list[OwnRow] = []
+    Full: list[OwnRow] = []  # beside the claims: baselines and scenes that the paper does not report
 
 
 class MetricName(_Block):
@@ -232,13 +238,14 @@ def load_ledger(root, paper: str) -> Ledger:
         _check_claim(path, model.Claim, names)
         if model.in_collection not in [collection.Name for collection in ledger.Collections]:
             raise UserError(f"{path}: {model.Name} is in {model.in_collection!r}, no collection of it.")
-    for rows in (ledger.Lite, ledger.Demo):
+    for rows in (ledger.Lite, ledger.Demo, ledger.Full):
         known = {row.Row for row in rows}
         for row in rows:
-            if row.Baseline is not None and (row.Baseline not in known or row.Baseline == row.Row):
-                raise UserError(
-                    f"{path}: baseline {row.Baseline!r} of {row.Row} is no other row of its list."
-                )
+            for baseline in row.Baseline:
+                if baseline not in known or baseline == row.Row:
+                    raise UserError(
+                        f"{path}: baseline {baseline!r} of {row.Row} is no other row of its list."
+                    )
             for metric in (*row.Metrics, *row.Extra):
                 if metric not in names.metrics:
                     raise UserError(
@@ -249,7 +256,7 @@ def load_ledger(root, paper: str) -> Ledger:
 
 def _check_rows(root: Path, path: Path, ledger: Ledger) -> None:
     rows = [(model.Claim.Row, model.configs) for model in ledger.Models]
-    rows += [(row.Row, [row.Config]) for row in (*ledger.Lite, *ledger.Demo)]
+    rows += [(row.Row, [row.Config]) for row in (*ledger.Lite, *ledger.Demo, *ledger.Full)]
     seen = set()
     for row, configs in rows:
         if row in seen:

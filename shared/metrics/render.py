@@ -130,8 +130,9 @@ def tables(
     ledger = load_ledger(root, paper)
     derived = {m.Claim.Row: derive(root, paper, ledger, m, expected_hash) for m in ledger.Models}
     found = {"claims": [claims_table(ledger, derived)]}
-    if ledger.Lite:
-        found["lite"] = lite_table(paper, root, "lite", expected_hash)
+    for scale in ("lite", "full"):
+        if getattr(ledger, scale.capitalize()):
+            found[scale] = lite_table(paper, root, scale, expected_hash)
     return ledger, derived, found
 
 

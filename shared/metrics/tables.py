@@ -77,13 +77,11 @@ def _metric_cell(row: OwnRow, evidence: Evidence, metric: str) -> str:
     )
 
 
-def _difference_cell(row: OwnRow, evidence: dict[str, Evidence]) -> tuple[str, bool]:
-    """Return the paired difference of the first metric with the baseline, and whether it has an interval."""
-    if row.Baseline is None:
-        return NOTHING, False
+def _difference(row: OwnRow, baseline: str, evidence: dict[str, Evidence]) -> tuple[str, bool]:
+    """Return the paired difference of the first metric with a baseline, and whether it has an interval."""
     metric = row.Metrics[0]
     known = load_names().metrics[metric]
-    test = paired(evidence[row.Row].values(metric), evidence[row.Baseline].values(metric))
+    test = paired(evidence[row.Row].values(metric), evidence[baseline].values(metric))
     if test.n == 0:
         return NOTHING, False
     text = f"{test.mean * known.factor:+.{known.digits}f}"
@@ -93,27 +91,40 @@ def _difference_cell(row: OwnRow, evidence: dict[str, Evidence]) -> tuple[str, b
     return f"{text} [{low}, {high}]", True
 
 
-def _own_row(row: OwnRow, metrics: list[str], evidence: dict[str, Evidence]) -> tuple[list[str], bool]:
+def _difference_cell(row: OwnRow, evidence: dict[str, Evidence], labels: dict[str, str]) -> tuple[str, int]:
+    """Return the differences with all baselines of a row, a line each, and how many have an interval."""
+    found = {baseline: _difference(row, baseline, evidence) for baseline in row.Baseline}
+    lines = [f"{text} vs {labels[baseline]}" for baseline, (text, _) in found.items() if text != NOTHING]
+    return LINE.join(lines) or NOTHING, sum(compared for _, compared in found.values())
+
+
+def _own_row(
+    row: OwnRow, metrics: list[str], evidence: dict[str, Evidence], labels: dict[str, str]
+) -> tuple[list[str], int]:
     own = evidence[row.Row]
     stale = stale_text(record.commit for record in own.stale.values()) if own.stale else ""
     if not own.fresh:
         cells = [stale or "not run", *[NOTHING] * (len(metrics) - 1)]
-        return [row.Label, *cells, NOTHING, "0", NOTHING], False
+        return [row.Label, *cells, NOTHING, "0", NOTHING], 0
     cells = [_metric_cell(row, own, metric) for metric in metrics]
-    difference, compared = _difference_cell(row, evidence)
+    difference, compared = _difference_cell(row, evidence, labels)
     n = f"{len(own.fresh)} and {len(own.stale)} {stale}" if stale else str(len(own.fresh))
-    seconds = interval([record.wall_seconds for record in own.fresh.values()]).mean
-    return [row.Label, *cells, difference, n, f"{seconds:.0f}"], compared
+    # The clock of a run that was gone on with has seen its last part only.
+    whole = [record.wall_seconds for record in own.fresh.values() if not record.metrics.get("resumed")]
+    seconds = f"{interval(whole).mean:.0f}" if whole else NOTHING
+    return [row.Label, *cells, difference, n, seconds], compared
 
 
-def _columns(rows: list[OwnRow], metrics: list[str], labels: dict[str, str]) -> list[str]:
+def _columns(rows: list[OwnRow], metrics: list[str]) -> list[str]:
     names = load_names().metrics
-    compared = {(names[row.Metrics[0]].label, labels[row.Baseline]) for row in rows if row.Baseline}
-    difference = "difference with the baseline [95 %]"
-    if len(compared) == 1:
-        metric, baseline = compared.pop()
-        difference = f"{metric} minus that of {baseline} [95 %]"
-    return ["", *[names[metric].label for metric in metrics], difference, "seeds", "seconds a run"]
+    first = " or ".join(dict.fromkeys(names[row.Metrics[0]].label for row in rows))
+    return [
+        "",
+        *[names[metric].label for metric in metrics],
+        f"{first}: difference [95 %]",
+        "seeds",
+        "seconds",
+    ]
 
 
 def _where_from(evidence: list[Evidence]) -> list[str]:
@@ -137,14 +148,14 @@ def _where_from(evidence: list[Evidence]) -> list[str]:
 def lite_table(
     paper: str, root, scale: str = "lite", expected_hash: ExpectedHash | None = None, results=None
 ) -> list[Table]:
-    """Return the measured tables of a paper, one per Group of its Lite (or Demo) list, in the list's order.
+    """Return the measured tables of a paper, one per Group of its Lite (Demo, Full) list, in the list's order.
 
     A row shows mean ± standard deviation over its fresh seeds, the paired difference of its first metric with
     its baseline, the number of seeds and the wall time. Notes that concern all groups stand in the last one.
     ``results`` is the folder of the records, `<paper>/results` if it is not given.
     """
     ledger = load_ledger(root, paper)
-    rows = ledger.Lite if scale == "lite" else ledger.Demo
+    rows = {"lite": ledger.Lite, "demo": ledger.Demo, "full": ledger.Full}[scale]
     expected_hash = expected_hash or default_expected_hash()
     results = results or Path(root) / paper / "results"
     evidence = {row.Row: collect(results, paper, scale, row.Row, expected_hash) for row in rows}
@@ -153,12 +164,12 @@ def lite_table(
         members = [row for row in rows if row.Group == group]
         shown = [*(m for row in members for m in row.Metrics), *(m for row in members for m in row.Extra)]
         metrics = list(dict.fromkeys(shown))
-        cells = [_own_row(row, metrics, evidence) for row in members]
+        cells = [_own_row(row, metrics, evidence, labels) for row in members]
         comparisons += sum(compared for _, compared in cells)
-        columns = _columns(members, metrics, labels)
+        columns = _columns(members, metrics)
         tables.append(Table(group, columns, [row for row, _ in cells]))
     if tables:
-        planned = sum(row.Baseline is not None for row in rows)
+        planned = sum(len(row.Baseline) for row in rows)
         said = (
             f"{comparisons} paired comparisons"
             if comparisons == planned

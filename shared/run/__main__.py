@@ -146,9 +146,8 @@ def reproduce(options: argparse.Namespace) -> int:
         hashes = functools.partial(expected_hash, overrides=tuple(overrides_of(options, paper)))
         if options.scale == "full":
             show(tables(repository_root(), paper, expected_hash)[2]["claims"])
-        else:
-            results = Path(options.results) / paper if options.results else None
-            show(lite_table(paper, repository_root(), options.scale, hashes, results))
+        results = Path(options.results) / paper if options.results else None
+        show(lite_table(paper, repository_root(), options.scale, hashes, results))
     return code
 
 

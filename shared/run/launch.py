@@ -5,7 +5,6 @@ import logging
 import time
 from pathlib import Path
 
-import yaml
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus
@@ -14,7 +13,7 @@ from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf
 
 from shared.errors import UserError
-from shared.metrics.ledger import load_names
+from shared.metrics.ledger import load_ledger, load_names
 from shared.metrics.record import read_record
 from shared.run.config import (
     SCALES,
@@ -32,18 +31,14 @@ log = logging.getLogger(__name__)
 
 
 def rows_of(paper: str, scale: str) -> list[str]:
-    """Return the rows of a scale in the ledger's order: Demo, Lite, or the claims for full."""
+    """Return the rows of a scale in the ledger's order; for full the claims come first."""
     if scale not in SCALES:
         raise UserError(f"there is no scale {scale!r}: choose one of {', '.join(SCALES)}")
-    ledger = yaml.safe_load((repository_root() / paper / "metafile.yml").read_text())
+    ledger = load_ledger(repository_root(), paper)
+    own = [row.Row for row in getattr(ledger, scale.capitalize())]
     if scale != "full":
-        return [entry["Row"] for entry in ledger.get(scale.capitalize()) or []]
-    configs = [c for model in ledger["Models"] for c in _listed(model["Config"])]
-    return [Path(config).stem for config in configs]
-
-
-def _listed(value) -> list[str]:
-    return [value] if isinstance(value, str) else list(value)
+        return own
+    return [Path(config).stem for model in ledger.Models for config in model.configs] + own
 
 
 def plan(

@@ -26,6 +26,12 @@ class GuardedModule(pl.LightningModule):
         if self.trainer.precision == "16-mixed":
             raise ValueError("precision 16-mixed is not supported: use 32-true or bf16-mixed")
 
+    def on_save_checkpoint(self, checkpoint: dict) -> None:
+        checkpoint["skipped_steps"] = self.skipped_steps
+
+    def on_load_checkpoint(self, checkpoint: dict) -> None:
+        self.skipped_steps = checkpoint["skipped_steps"]
+
     def on_train_batch_start(self, batch, batch_idx: int) -> None:
         self._buffers_before = [buffer.clone() for buffer in self.buffers()]
 

@@ -8,6 +8,7 @@ import copy
 import torch
 from torch import nn
 
+from shared.run.module import GuardedModule
 from shared.run.ranks import GlobalBatchNorm, gather_rows, with_global_batchnorm
 from shared.run.tests.gloo import on_ranks
 
@@ -69,3 +70,25 @@ def test_global_batchnorm_is_batchnorm_where_there_is_one_process():
         plain.train(train), swapped.train(train)
         assert torch.equal(plain(both), swapped(both))
     assert torch.equal(plain.running_var, swapped.running_var)
+
+
+def guard_on_rank(rank: int) -> dict:
+    module = Guarded()
+    module.on_train_batch_start(None, 0)
+    module.network[1].running_mean += 1  # what the forward of a bad batch does
+    for parameter in module.parameters():
+        parameter.grad = torch.full_like(parameter, torch.inf if rank == 1 else 1.0)
+    module.on_before_optimizer_step(None)
+    without = all(parameter.grad is None for parameter in module.parameters())
+    return {"skipped": module.step_was_skipped, "without": without, "mean": module.network[1].running_mean}
+
+
+class Guarded(GuardedModule):
+    def __init__(self):
+        super().__init__()
+        self.network = network()
+
+
+def test_a_step_that_is_not_finite_on_one_rank_is_skipped_on_all(tmp_path):
+    for found in on_ranks(2, guard_on_rank, tmp_path):
+        assert found["skipped"] and found["without"] and not found["mean"].any()
