@@ -27,7 +27,8 @@ from shared.run.config import config_folder, expected_hash, papers, quoted, repo
 from shared.run.job import run_folder
 from shared.run.launch import cost, failures, launch, plan, spoken
 
-console = Console()
+# A pipe has no width: tables are not to be squeezed into rich's 80 columns there.
+console = Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 160)
 # Where Lightning warns of what is meant so: short epochs, one worker, its own use of a deprecated function.
 CHATTER = r"lightning\.pytorch\.(utilities\._pytree|loops\.fit_loop|trainer\.connectors\.data_connector)"
 

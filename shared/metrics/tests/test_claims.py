@@ -241,8 +241,8 @@ def test_lite_table_shows_means_paired_differences_and_their_number(repository, 
     repository.run("lite-new", extra, scale="lite", dirty=True)
     (table,) = lite_table("fake", repository.root, expected_hash=expected_hash)
     assert table.title == "Digits"
-    assert table.columns[1:4] == ["OA %", "AA %", "rho (variance, entropy)"]
-    assert "OA % minus that of plain [95 %]" in table.columns
+    assert table.columns[1:4] == ["OA %", "AA %", "rho (uncertainty, mixing)"]
+    assert "OA %: difference [95 %]" in table.columns
     plain, new = table.rows
     assert plain == ["plain", "91.00 ± 1.00", "50.00 ± 0.00", "–", "–", "–", "3", "30"]
     # differences 1, 2, 1 points: mean 4/3, t(2) = 4.303, standard error 1/3
@@ -251,7 +251,7 @@ def test_lite_table_shows_means_paired_differences_and_their_number(repository, 
         "–",
         "0.600 ± 0.141 (undefined for 1 seeds)",
         "4 of 5 classes",
-        "+1.33 [-0.10, 2.77]",
+        "+1.33 [-0.10, 2.77] vs plain",
         "3",
         "30",
     ]
