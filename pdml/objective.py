@@ -28,7 +28,7 @@ def pair_loss(name: str, distance: GaussianDistance, classes: int, width: int) -
 def draw_pixels(keys: Tensor, at_most: int) -> Tensor:
     """Return the positions (at most ``at_most``) of the smallest keys, in the order of their keys.
 
-    ``keys`` (N,) are distinct by construction; centre pixels carry negative keys and so are always kept.
+    ``keys`` (N,) are 62-bit hashes; centre pixels carry negative ones and so come before all others.
     """
     return torch.argsort(keys, stable=True)[:at_most]
 

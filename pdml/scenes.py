@@ -105,6 +105,8 @@ def _cube(cfg, data_root) -> tuple[np.ndarray, Path]:
 def _labels(cfg, data_root, abundances):
     """Return labels (H, W) int16, the official pair of maps or None, and the file of the labels."""
     if cfg.labels_from == "largest_abundance":
+        if abundances is None:
+            raise UserError(f"{cfg.name}: labels_from largest_abundance needs data.abundances_file; name it")
         return (abundances.argmax(2) + 1).astype(np.int16), None, Path(cfg.abundances_file)
     maps, path = None, None
     if cfg.train_labels_key or cfg.train_labels_file:
@@ -117,6 +119,10 @@ def _labels(cfg, data_root, abundances):
             )
         maps = first.astype(np.int16), second.astype(np.int16)
     if cfg.labels_from == "union":
+        if maps is None:
+            raise UserError(
+                f"{cfg.name}: labels_from union needs data.train_labels_file and its test map; name them"
+            )
         labels = np.where(maps[0] > 0, *maps)
     elif cfg.labels_from == "map":
         labels, path = _array(cfg, data_root, cfg.labels_file, cfg.labels_key)

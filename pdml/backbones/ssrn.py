@@ -40,7 +40,9 @@ class ResidualBlock(nn.Module):
 
 
 class _Layers(Backbone):
-    """The convolutions that both forms share; `padding` is that of the 3 x 3 x 128 one."""
+    """What both forms share; ``padding`` is that of the 3 x 3 x 128 convolution."""
+
+    padding: int
 
     def __init__(
         self,
@@ -51,7 +53,7 @@ class _Layers(Backbone):
         joint_width: int,
         spatial_width: int,
         blocks: int,
-        padding: int,
+        dropout: float,
     ):
         super().__init__(bands, patch_size, spatial_width, spectral_kernel, reach=1 + 2 * blocks)
         length = (bands - spectral_kernel) // 2 + 1
@@ -66,12 +68,15 @@ class _Layers(Backbone):
             nn.ReLU(inplace=True),
         )
         self.spatial = nn.Sequential(
-            nn.Conv2d(joint_width, spatial_width, 3, padding=padding),
+            nn.Conv2d(joint_width, spatial_width, 3, padding=self.padding),
             *[ResidualBlock(spatial_width, (3, 3)) for _ in range(blocks)],
             nn.BatchNorm2d(spatial_width),
             nn.ReLU(inplace=True),
         )
         self.to(memory_format=torch.channels_last)
+        self.context = GlobalContext(spatial_width) if self.dense else nn.Identity()
+        # One feature per patch or per pixel: it is left out for the whole patch, as in the paper.
+        self.head = nn.Dropout2d(dropout) if self.dense else nn.Dropout(dropout)
 
     def local(self, image: Tensor) -> Tensor:
         """(B, bands, H, W) -> (B, spatial_width, H, W), or H - 2 and W - 2 without padding."""
@@ -83,44 +88,13 @@ class _Layers(Backbone):
 class SSRN(_Layers):
     """Dense SSRN: (B, bands, p, p) -> (B, spatial_width, p, p)."""
 
-    def __init__(
-        self,
-        bands: int,
-        patch_size: int,
-        spectral_width: int,
-        spectral_kernel: int,
-        joint_width: int,
-        spatial_width: int,
-        blocks: int,
-        dropout: float,
-    ):
-        super().__init__(
-            bands, patch_size, spectral_width, spectral_kernel, joint_width, spatial_width, blocks, padding=1
-        )
-        self.context = GlobalContext(spatial_width)
-        self.head = nn.Dropout2d(dropout)
+    padding = 1
 
 
 class SSRNPublished(_Layers):
     """SSRN by its own layer table: one feature per patch, for its centre pixel."""
 
-    dense = False
-
-    def __init__(
-        self,
-        bands: int,
-        patch_size: int,
-        spectral_width: int,
-        spectral_kernel: int,
-        joint_width: int,
-        spatial_width: int,
-        blocks: int,
-        dropout: float,
-    ):
-        super().__init__(
-            bands, patch_size, spectral_width, spectral_kernel, joint_width, spatial_width, blocks, padding=0
-        )
-        self.head = nn.Dropout(dropout)
+    dense, padding = False, 0
 
     def forward(self, patches: Tensor) -> Tensor:
         """(B, bands, p, p) -> (B, spatial_width), averaged over the (p - 2) x (p - 2) pixels left."""

@@ -216,6 +216,8 @@ def test_label_map_with_fewer_classes_than_the_config_names_is_refused(small):
         ({"layout": "other"}, r"data\.layout"),
         ({"kind": "other"}, r"data\.kind"),
         ({"labels_from": "other"}, r"data\.labels_from"),
+        ({"labels_from": "union"}, r"data\.train_labels_file"),
+        ({"labels_from": "largest_abundance", "abundances_file": None}, r"data\.abundances_file"),
     ],
 )
 def test_config_that_does_not_fit_the_files_gives_one_sentence(small, change, sentence):

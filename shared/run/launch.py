@@ -5,11 +5,13 @@ import logging
 import time
 from pathlib import Path
 
+from hydra import initialize_config_dir
+from hydra._internal.callbacks import Callbacks  # a launcher asks for it and has no public form of it
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.errors import HydraException
-from hydra.types import HydraContext
+from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from shared.errors import UserError
@@ -143,31 +145,22 @@ def launch(paper: str, jobs: list, launcher: str) -> list[tuple[str, JobReturn]]
         "hydra/job_logging=none",
         "hydra/hydra_logging=none",
     ]
-    from hydra import initialize_config_dir  # here: it must stay open while the launcher composes
-
+    # It stays open because the launcher composes the config of every job.
     with initialize_config_dir(str(folder), version_base="1.3"):
         loader = GlobalHydra.instance().config_loader()
         try:
-            cfg = loader.load_configuration("train", base, run_mode=_multirun())
+            cfg = loader.load_configuration("train", base, run_mode=RunMode.MULTIRUN)
         except HydraException as error:
             raise UserError(
                 f"there is no launcher {launcher!r}: say LAUNCHER=basic, or install the Hydra plugin that has it "
                 "(submitit_slurm: pip install hydra-submitit-launcher)"
             ) from error
-        from hydra._internal.callbacks import Callbacks
-
         context = HydraContext(config_loader=loader, callbacks=Callbacks(cfg))
         plugin = Plugins.instance().instantiate_launcher(
             hydra_context=context, task_function=announced, config=cfg
         )
         names = [f"{cfg.row} seed {cfg.seed}" for _, cfg in jobs]
         return list(zip(names, plugin.launch([o for o, _ in jobs], initial_job_idx=0), strict=True))
-
-
-def _multirun():
-    from hydra.types import RunMode
-
-    return RunMode.MULTIRUN
 
 
 def failures(returns: list[tuple[str, JobReturn]]) -> list[tuple[str, BaseException]]:
