@@ -17,9 +17,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from shared.data.manifest import load_manifest, manifest_sha256
 from shared.errors import UserError
+from shared.metrics.ledger import papers as with_ledger
 from shared.metrics.record import config_sha256
 
-PAPERS = ("globalmamba", "v2m", "idml", "pdml", "opera")
 SCALES = ("demo", "lite", "full")
 
 
@@ -30,7 +30,7 @@ def repository_root() -> Path:
 
 def papers() -> list[str]:
     """Return the papers that stand in this repository, those with a ledger."""
-    return [paper for paper in PAPERS if (repository_root() / paper / "metafile.yml").is_file()]
+    return with_ledger(repository_root())
 
 
 def config_folder(paper: str) -> Path:
@@ -54,13 +54,13 @@ def require_row(paper: str, row: str) -> None:
         )
 
 
-def compose(paper: str, overrides: list[str], **keywords) -> DictConfig:
+def compose(paper: str, overrides: list[str]) -> DictConfig:
     """Compose ``train.yaml`` of a paper; UserError, in one sentence, for whatever is wrong with the config."""
     folder = config_folder(paper)
     try:
         with initialize_config_dir(str(folder), version_base="1.3"):
-            cfg = hydra_compose("train", overrides, **keywords)
-            OmegaConf.to_container(cfg, resolve=True, throw_on_missing=not keywords)
+            cfg = hydra_compose("train", overrides)
+            OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
             return cfg
     except (HydraException, OmegaConfBaseException) as error:
         root = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
