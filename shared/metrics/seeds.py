@@ -65,3 +65,16 @@ def paired(a: dict[int, float], b: dict[int, float], level: float = 0.95) -> Pai
     test = stats.ttest_rel(first, second)
     bounds = test.confidence_interval(level)
     return Paired(mean, float(bounds.low), float(bounds.high), float(test.pvalue), n)
+
+
+def holm(p_values: dict, level: float = 0.05) -> set:
+    """Return the keys whose hypotheses Holm's step-down method rejects: at most ``level`` for one false one among all.
+
+    S. Holm, A simple sequentially rejective multiple test procedure, Scandinavian Journal of Statistics 6, 1979.
+    """
+    rejected = set()
+    for rank, key in enumerate(sorted(p_values, key=p_values.get)):
+        if p_values[key] > level / (len(p_values) - rank):
+            break
+        rejected.add(key)
+    return rejected

@@ -7,10 +7,11 @@ from pathlib import Path
 from rich.table import Table as RichTable
 
 from shared.metrics.ledger import Claim, Ledger, OwnRow, load_ledger, load_names
-from shared.metrics.seeds import Interval, interval, paired
+from shared.metrics.seeds import Interval, Paired, holm, interval, paired
 from shared.metrics.status import Derived, Evidence, ExpectedHash, collect
 
 NOTHING = "–"
+HOLDS = " †"
 LINE = "<br>"  # a new line inside a cell of Markdown; the terminal breaks the line there
 
 
@@ -77,42 +78,45 @@ def _metric_cell(row: OwnRow, evidence: Evidence, metric: str) -> str:
     )
 
 
-def _difference(row: OwnRow, baseline: str, evidence: dict[str, Evidence]) -> tuple[str, bool]:
-    """Return the paired difference of the first metric with a baseline, and whether it has an interval."""
-    metric = row.Metrics[0]
-    known = load_names().metrics[metric]
-    test = paired(evidence[row.Row].values(metric), evidence[baseline].values(metric))
-    if test.n == 0:
-        return NOTHING, False
-    text = f"{test.mean * known.factor:+.{known.digits}f}"
-    if test.n == 1:
-        return text, False
-    low, high = (f"{bound * known.factor:.{known.digits}f}" for bound in (test.low, test.high))
-    return f"{text} [{low}, {high}]", True
+Comparisons = dict[tuple[str, str], Paired]  # (row, baseline) -> paired test of the row's first metric
 
 
-def _difference_cell(row: OwnRow, evidence: dict[str, Evidence], labels: dict[str, str]) -> tuple[str, int]:
-    """Return the differences with all baselines of a row, a line each, and how many have an interval."""
-    found = {baseline: _difference(row, baseline, evidence) for baseline in row.Baseline}
-    lines = [f"{text} vs {labels[baseline]}" for baseline, (text, _) in found.items() if text != NOTHING]
-    return LINE.join(lines) or NOTHING, sum(compared for _, compared in found.values())
+def _comparisons(rows: list[OwnRow], evidence: dict[str, Evidence]) -> Comparisons:
+    """Return the paired tests of all rows against their baselines, those without a common seed left out."""
+    tests = {}
+    for row in rows:
+        for baseline in row.Baseline:
+            first, second = (evidence[name].values(row.Metrics[0]) for name in (row.Row, baseline))
+            tests[row.Row, baseline] = paired(first, second)
+    return {pair: test for pair, test in tests.items() if test.n > 0}
 
 
-def _own_row(
-    row: OwnRow, metrics: list[str], evidence: dict[str, Evidence], labels: dict[str, str]
-) -> tuple[list[str], int]:
-    own = evidence[row.Row]
+def _difference_cell(row: OwnRow, tests: Comparisons, holding: set, labels: dict[str, str]) -> str:
+    """Return the differences with all baselines of a row, a line each; a mark where Holm's correction leaves one."""
+    known, lines = load_names().metrics[row.Metrics[0]], []
+    for baseline in row.Baseline:
+        pair = row.Row, baseline
+        if pair not in tests:
+            continue
+        text = f"{tests[pair].mean * known.factor:+.{known.digits}f}"
+        if tests[pair].n > 1:
+            bounds = (tests[pair].low, tests[pair].high)
+            text += " [{}, {}]".format(*(f"{bound * known.factor:.{known.digits}f}" for bound in bounds))
+        lines.append(f"{text}{HOLDS if pair in holding else ''} vs {labels[baseline]}")
+    return LINE.join(lines) or NOTHING
+
+
+def _own_row(row: OwnRow, metrics: list[str], own: Evidence, difference: str) -> list[str]:
     stale = stale_text(record.commit for record in own.stale.values()) if own.stale else ""
     if not own.fresh:
         cells = [stale or "not run", *[NOTHING] * (len(metrics) - 1)]
-        return [row.Label, *cells, NOTHING, "0", NOTHING], 0
+        return [row.Label, *cells, NOTHING, "0", NOTHING]
     cells = [_metric_cell(row, own, metric) for metric in metrics]
-    difference, compared = _difference_cell(row, evidence, labels)
     n = f"{len(own.fresh)} and {len(own.stale)} {stale}" if stale else str(len(own.fresh))
     # The clock of a run that was gone on with has seen its last part only.
     whole = [record.wall_seconds for record in own.fresh.values() if not record.metrics.get("resumed")]
     seconds = f"{interval(whole).mean:.0f}" if whole else NOTHING
-    return [row.Label, *cells, difference, n, seconds], compared
+    return [row.Label, *cells, difference, n, seconds]
 
 
 def _columns(rows: list[OwnRow], metrics: list[str]) -> list[str]:
@@ -159,25 +163,28 @@ def lite_table(
     expected_hash = expected_hash or default_expected_hash()
     results = results or Path(root) / paper / "results"
     evidence = {row.Row: collect(results, paper, scale, row.Row, expected_hash) for row in rows}
-    labels, tables, comparisons = {row.Row: row.Label for row in rows}, [], 0
+    labels, tables = {row.Row: row.Label for row in rows}, []
+    tests = _comparisons(rows, evidence)
+    p_values = {pair: test.p_value for pair, test in tests.items() if test.n > 1}
+    holding = holm(p_values)
     for group in dict.fromkeys(row.Group for row in rows):
         members = [row for row in rows if row.Group == group]
         shown = [*(m for row in members for m in row.Metrics), *(m for row in members for m in row.Extra)]
         metrics = list(dict.fromkeys(shown))
-        cells = [_own_row(row, metrics, evidence, labels) for row in members]
-        comparisons += sum(compared for _, compared in cells)
-        columns = _columns(members, metrics)
-        tables.append(Table(group, columns, [row for row, _ in cells]))
+        differences = [_difference_cell(row, tests, holding, labels) for row in members]
+        both = zip(members, differences, strict=True)
+        cells = [_own_row(row, metrics, evidence[row.Row], difference) for row, difference in both]
+        tables.append(Table(group, _columns(members, metrics), cells))
     if tables:
-        planned = sum(len(row.Baseline) for row in rows)
-        said = (
-            f"{comparisons} paired comparisons"
-            if comparisons == planned
-            else (f"{comparisons} of {planned} paired comparisons, the others are not measured yet")
-        )
+        planned, made = sum(len(row.Baseline) for row in rows), len(p_values)
+        said = f"{made} paired comparisons"
+        if made != planned:
+            said = f"{made} of {planned} paired comparisons, the others are not measured yet"
         tables[-1].notes.append(
             "Mean ± standard deviation over seeds; differences are paired by seed, in the metric's units. "
-            f"These tables hold {said}; their 95 % intervals are not corrected for that number."
+            f"These tables hold {said}; their 95 % intervals are not corrected for that number. "
+            f"{HOLDS.strip()} marks the {len(holding)} that stay different from 0 at 5 % when Holm's method corrects "
+            "for it."
         )
         tables[-1].notes.extend(_where_from(list(evidence.values())))
     return tables

@@ -257,8 +257,18 @@ def test_lite_table_shows_means_paired_differences_and_their_number(repository, 
     ]
     notes = " ".join(table.notes)
     assert "1 paired comparisons" in notes and "not corrected" in notes
+    assert "† marks the 0 that stay different" in notes
     assert "a processor, 2 cores (6 runs)" in notes
     assert "0123456 (3 runs); 0123456 with uncommitted changes (3 runs)" in notes
+
+
+def test_difference_that_survives_the_correction_is_marked(repository, expected_hash):
+    repository.run("lite-plain", [{"oa": v, "aa": 0.5} for v in (0.90, 0.91, 0.92)], scale="lite")
+    repository.run("lite-new", [{"oa": v, "rho": 0.5} for v in (0.950, 0.961, 0.970)], scale="lite")
+    (table,) = lite_table("fake", repository.root, expected_hash=expected_hash)
+    # differences 5.0, 5.1, 5.0 points: t(2) = 151, p = 4e-5
+    assert "+5.03 [4.89, 5.18] † vs plain" in table.rows[1]
+    assert "† marks the 1 that stay different" in " ".join(table.notes)
 
 
 def test_rows_without_evidence_say_not_run(repository, expected_hash):

@@ -6,7 +6,7 @@ import warnings
 import numpy as np
 import pytest
 
-from shared.metrics.seeds import Paired, interval, paired
+from shared.metrics.seeds import Paired, holm, interval, paired
 
 ROUNDED = 1e-3  # the textbook prints three digits
 EXACT = 1e-12
@@ -59,3 +59,15 @@ def test_identical_differences_raise_no_warning(gap, p):
     assert (found.mean, found.low, found.high) == pytest.approx((gap, gap, gap), abs=EXACT)
     assert found.p_value == p
     assert (equal.low, equal.high, equal.std) == (0.3, 0.3, 0.0)
+
+
+def test_holm_steps_down_and_stops_at_the_first_that_fails():
+    # level / 4 = 0.0125, level / 3 = 0.0167, level / 2 = 0.025: the third fails, so the fourth is not looked at
+    assert holm({"a": 0.01, "b": 0.04, "c": 0.03, "d": 0.005}) == {"a", "d"}
+    assert holm({}) == set()
+
+
+def test_holm_seldom_finds_anything_where_nothing_is():
+    rng = np.random.default_rng(0)
+    false = sum(bool(holm(dict(enumerate(rng.uniform(size=29))))) for _ in range(2000))
+    assert 0.03 < false / 2000 < 0.07  # 5 % of the families, not 1 - 0.95^29 = 77 %
