@@ -91,7 +91,8 @@ def row_overrides(paper: str, row: str, seed: int, overrides: Sequence[str]) -> 
 
 def quoted(text: str) -> str:
     """Return a text as the value of a Hydra override, whatever signs it holds."""
-    return "'" + re.sub(r"(\\*)'", r"\1\1\\'", text) + "'"
+    # In quotes, backslashes stand for themselves except before a quote: there, and at the end, each is doubled.
+    return "'" + re.sub(r"(\\*)'", r"\1\1\\'", re.sub(r"(\\+)$", r"\1\1", text)) + "'"
 
 
 @functools.cache

@@ -2,7 +2,7 @@
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from shared.errors import UserError
@@ -53,6 +53,9 @@ def test_hash_covers_the_content_of_the_manifest_and_not_where_the_data_lie(monk
 
 
 @given(st.text(st.characters(min_codepoint=32, max_codepoint=0x2FF, exclude_categories=("Cc",)), max_size=12))
+@example("\\")
+@example("'\\")
+@example("\\'\\\\")
 @settings(deadline=None, max_examples=60)
 def test_quoted_text_reaches_the_config_as_it_is(text):
     parsed = OverridesParser.create().parse_override(f"key={quoted(text)}")
