@@ -182,10 +182,13 @@ def lite_table(
             said = f"{made} of {planned} paired comparisons, the others are not measured yet"
         tables[-1].notes.append(
             "Mean ± standard deviation over seeds; differences are paired by seed, in the metric's units. "
-            f"These tables hold {said}; their 95 % intervals are not corrected for that number. "
-            f"{HOLDS.strip()} marks the {len(holding)} that stay different from 0 at 5 % when Holm's method corrects "
-            "for it."
+            f"These tables hold {said}; their 95 % intervals are not corrected for that number."
         )
+        if made:
+            tables[-1].notes.append(
+                f"{HOLDS.strip()} marks the {len(holding)} that stay different from 0 at 5 % when Holm's method "
+                "corrects for that number."
+            )
         tables[-1].notes.extend(_where_from(list(evidence.values())))
     return tables
 
