@@ -14,7 +14,13 @@ from rich.text import Text
 from shared.data.manifest import WRONG, check_all
 from shared.errors import UserError
 
-COLOURS = {"present": "green", "recorded": "green", "embedded": "green", "missing": "yellow"}
+COLOURS = {
+    "present": "green",
+    "recorded": "green",
+    "embedded": "green",
+    "counted": "green",
+    "missing": "yellow",
+}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -34,7 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
     wrong = [row for row in rows if row.status in WRONG]
     missing = sum(row.status == "missing" for row in rows)
     files = sum(row.status != "embedded" for row in rows)
-    print(f"{files} files: {len(wrong)} wrong, {missing} missing (fine until a run needs them)")
+    print(f"{files} files and folders: {len(wrong)} wrong, {missing} missing (fine until a run needs them)")
     for row in wrong:
         print(row.detail, file=sys.stderr)
     return 2 if wrong else 0

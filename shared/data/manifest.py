@@ -17,6 +17,7 @@ import numpy as np
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from shared.data.folders import ImageFolder, check_images
 from shared.data.matlab import read_mat, require_readable
 from shared.errors import UserError
 
@@ -64,13 +65,14 @@ class Manifest(_Strict):
     source: str
     terms: str
     files: list[DataFile]
+    folders: list[ImageFolder] = []  # of images, too many to be named one by one
     counts: dict[str, list[int]] = {}
     root_marker: str | None = None  # a folder that every data root of this kind has
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of ``make data-check``; status: embedded, present, recorded, missing, or one of WRONG."""
+    """One line of ``make data-check``; status: embedded, present, recorded, counted, missing, or one of WRONG."""
 
     manifest: str
     file: str
@@ -106,6 +108,8 @@ def manifest_sha256(manifest: Manifest) -> str:
     content = manifest.model_dump(mode="json", include={"name", "files", "counts"})
     for file in content["files"]:
         del file["note"]
+    if manifest.folders:  # no key of its own where there are none: the older manifests keep their hash
+        content["folders"] = [folder.model_dump(mode="json") for folder in manifest.folders]
     text = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -239,12 +243,23 @@ def _check_file(manifest: Manifest, data_root: Path, entry: DataFile) -> Row:
     return Row(manifest.name, entry.path, status, detail)
 
 
+def _check_folder(manifest: Manifest, data_root: Path, entry: ImageFolder) -> Row:
+    if not (data_root / entry.path).is_dir():
+        return Row(manifest.name, entry.path, "missing", f"Source: {manifest.source}")
+    try:
+        detail = check_images(entry, data_root, manifest.source)
+        return Row(manifest.name, entry.path, "present" if entry.sha256 else "counted", detail)
+    except UserError as error:
+        return Row(manifest.name, entry.path, "wrong content", str(error))
+
+
 def check_all(data_root: str | Path | None) -> list[Row]:
-    """Return a row for every file of every manifest: checksum, and for MATLAB files shapes and counts."""
+    """Return a row for every file and folder of every manifest: checksum, shapes of MATLAB files, counts."""
     root = _checked_root(data_root, "whose sub-folder hsi holds the hyperspectral scenes")
     rows = []
     for manifest in map(load_manifest, manifest_names()):
-        if not manifest.files:
+        if not manifest.files and not manifest.folders:
             rows.append(Row(manifest.name, "-", "embedded", manifest.source))
         rows += [_check_file(manifest, root, entry) for entry in manifest.files]
+        rows += [_check_folder(manifest, root, entry) for entry in manifest.folders]
     return rows

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+import numpy as np
 from torch.utils.data import Sampler
 
 from shared.data.keyed import keyed_permutation
@@ -15,13 +16,23 @@ class KeyedBatchSampler(Sampler[tuple[int, list[int]]]):
     DataLoader with ``batch_size=None``. To Lightning the whole training is one epoch of ``steps`` batches: it
     goes on correctly inside an epoch, but counts one twice or cuts one short where a checkpoint fell on a border.
     The global batch is the same for every number of ranks; rank r takes its elements r, r + world_size, ...
+    With ``repeats`` R above 1 (repeated augmentation: Hoffer et al., arXiv 1901.09335, as in DeiT) an epoch is as
+    long as before and holds R views of each of ceil(1 / R) of the elements, side by side; view v of element i is
+    the index i + v * length.
 
     Raises UserError where steps or batch size are below 1, where there are fewer elements than one batch, and
     where a batch has fewer elements than there are ranks.
     """
 
     def __init__(
-        self, length: int, batch_size: int, seed: int, steps: int, rank: int = 0, world_size: int = 1
+        self,
+        length: int,
+        batch_size: int,
+        seed: int,
+        steps: int,
+        rank: int = 0,
+        world_size: int = 1,
+        repeats: int = 1,
     ):
         if batch_size < 1 or steps < 1:
             raise UserError(
@@ -36,7 +47,7 @@ class KeyedBatchSampler(Sampler[tuple[int, list[int]]]):
                 f"a batch of {batch_size} cannot be shared by {world_size} ranks: use fewer ranks"
             )
         self.length, self.batch_size, self.seed, self.steps = length, batch_size, seed, steps
-        self.rank, self.world_size = rank, world_size
+        self.rank, self.world_size, self.repeats = rank, world_size, repeats
         self.first_step = 0
 
     def __len__(self) -> int:
@@ -52,5 +63,7 @@ class KeyedBatchSampler(Sampler[tuple[int, list[int]]]):
             epoch, batch = divmod(step, batches_an_epoch)
             if epoch != drawn:
                 order, drawn = keyed_permutation(self.length, self.seed, epoch), epoch
+                if self.repeats > 1:
+                    order = (order[:, None] + self.length * np.arange(self.repeats)).ravel()
             chosen = order[batch * self.batch_size : (batch + 1) * self.batch_size]
             yield epoch, chosen[self.rank :: self.world_size].tolist()

@@ -1,0 +1,327 @@
+"""Augmentation as a function of a key: (seed, epoch, index, view) names every draw, so workers do not matter.
+
+The recipe of DeiT (arXiv 2012.12877) as Vim, VMamba and their followers use it, in timm's order: crop, flip,
+RandAugment (arXiv 1909.13719), colour jitter, normalisation, random erasing (arXiv 1708.04896); for a whole batch
+mixup (arXiv 1710.09412) or CutMix (arXiv 1905.04899). RandAugment is timm's own, the rest follows timm's rules on
+numbers drawn here. What is the same for every image of a batch (padding, cutting, flipping, normalising) is done on
+the whole batch at once. A list of values of the recipe: https://github.com/huggingface/pytorch-image-models
+"""
+
+import contextlib
+import math
+import random
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torchvision.transforms.v2.functional as transforms
+from omegaconf import MISSING
+from PIL import Image, ImageOps
+from scipy.special import betaincinv
+from timm.data.auto_augment import rand_augment_transform
+from torch import Tensor
+from torchvision.transforms import InterpolationMode
+
+from shared.data.keyed import keyed_bits, keyed_uniform
+from shared.errors import UserError
+
+# First part of a key: what is drawn.
+CROP, FLIP, RAND_AUGMENT, JITTER, ERASE, NOISE, MIX = range(32, 39)
+ATTEMPTS = 10  # timm's and torchvision's, at a rectangle that fits
+ERASED_AREA, ERASED_RATIO = (0.02, 1 / 3), (0.3, 1 / 0.3)  # timm's
+PILLOW = {"bilinear": Image.BILINEAR, "bicubic": Image.BICUBIC}
+Key = tuple[int, int, np.ndarray, np.ndarray]  # seed, epoch, index (b,), view (b,)
+
+
+@dataclass
+class AugmentationConfig:
+    """Types only: every value stands in YAML."""
+
+    image_size: int = MISSING
+    crop: str = MISSING  # random-resized (scale, ratio) | pad (padding)
+    scale: list[float] | None = MISSING  # smallest and largest part of the image's area
+    ratio: list[float] | None = MISSING  # smallest and largest width / height
+    padding: int | None = MISSING  # black pixels on every side
+    flip: float = MISSING  # probability
+    color_jitter: float = (
+        MISSING  # of brightness, contrast, saturation; 0 = off. timm leaves it out beside RandAugment
+    )
+    rand_augment: str | None = MISSING  # as timm writes it: rand-m9-mstd0.5-inc1
+    random_erasing: float = MISSING  # probability
+    interpolation: str = MISSING  # bicubic | bilinear
+    mean: list[float] = MISSING
+    std: list[float] = MISSING
+    eval_crop_ratio: float = MISSING  # test: short side to image_size / ratio, then the middle
+
+
+def _check(cfg: AugmentationConfig) -> None:
+    """Raise UserError for the first value that cannot be used."""
+    fits = [
+        ("image_size", cfg.image_size >= 1, "1 or more pixels"),
+        ("crop", cfg.crop in ("random-resized", "pad"), "random-resized or pad"),
+        ("interpolation", cfg.interpolation in PILLOW, "bicubic or bilinear"),
+        ("flip", 0 <= cfg.flip <= 1, "a probability"),
+        ("random_erasing", 0 <= cfg.random_erasing <= 1, "a probability"),
+        ("color_jitter", 0 <= cfg.color_jitter <= 1, "0 to 1"),
+        ("mean", len(cfg.mean) == 3, "three numbers"),
+        ("std", len(cfg.std) == 3 and min(cfg.std) > 0, "three positive numbers"),
+        ("eval_crop_ratio", 0 < cfg.eval_crop_ratio <= 1, "more than 0, at most 1"),
+    ]
+    if cfg.crop == "pad":
+        fits.append(("padding", cfg.padding is not None and cfg.padding >= 0, "0 or more pixels"))
+    else:
+        fits.append(
+            ("scale", _rising(cfg.scale) and cfg.scale[1] <= 1, "two parts of the area, as [0.08, 1.0]")
+        )
+        fits.append(("ratio", _rising(cfg.ratio), "two ratios of width to height, as [0.75, 1.3333]"))
+    for field, is_right, remedy in fits:
+        if not is_right:
+            raise UserError(f"augment.{field} = {getattr(cfg, field)} cannot be used: set {remedy}")
+
+
+def _rising(pair) -> bool:
+    return pair is not None and len(pair) == 2 and 0 < pair[0] <= pair[1]
+
+
+@contextlib.contextmanager
+def global_generators_kept():
+    """Put the states of ``random`` and ``numpy.random``, from which timm draws, back afterwards."""
+    states = random.getstate(), np.random.get_state()
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+
+
+class Augmentation:
+    """Turns uint8 images into a normalised batch, float32 (b, 3, S, S), for training and for testing.
+
+    Images are a tensor (b, 3, H, W) or a list of (3, H, W). With crop "pad" they must be square and of one size, and
+    are resized to ``image_size`` first where they have another. Raises UserError for values that cannot be used.
+    """
+
+    def __init__(self, cfg: AugmentationConfig):
+        _check(cfg)
+        self.cfg, self.size = cfg, cfg.image_size
+        self.interpolation = InterpolationMode(cfg.interpolation)
+        self.shift = torch.tensor(list(cfg.mean)).view(3, 1, 1) * 255
+        self.factor = 1 / (torch.tensor(list(cfg.std)).view(3, 1, 1) * 255)
+        self.rand_augment = self._make_rand_augment() if cfg.rand_augment else None
+
+    def _make_rand_augment(self):
+        hints = {  # as timm.data.create_transform gives them
+            "translate_const": int(self.size * 0.45),
+            "img_mean": tuple(min(255, round(255 * value)) for value in self.cfg.mean),
+            "interpolation": PILLOW[self.cfg.interpolation],
+        }
+        try:
+            made = rand_augment_transform(self.cfg.rand_augment, hints)
+        except (AssertionError, KeyError, ValueError) as error:
+            raise UserError(
+                f"augment.rand_augment = {self.cfg.rand_augment!r} is not understood by timm: write it as in "
+                "rand-m9-mstd0.5-inc1"
+            ) from error
+        for operation in made.ops:
+            if operation.name.startswith("Posterize"):
+                operation.aug_fn = _posterize
+        return made
+
+    def train(self, images: Tensor | list[Tensor], key: Key) -> Tensor:
+        """Return the augmented batch; ``key`` is (seed, epoch, index (b,), view (b,))."""
+        if len(images) == 0:
+            return torch.empty(0, 3, self.size, self.size)
+        if self.cfg.crop == "pad":
+            batch = self._padded_crop(self._square(images), key)
+        else:
+            batch = self._resized_crop(images, key)
+        flipped = torch.from_numpy(np.flatnonzero(keyed_uniform(FLIP, *key) < self.cfg.flip))
+        batch[flipped] = batch[flipped].flip(-1)
+        if self.rand_augment is not None:
+            self._rand_augment(batch, key)
+        if self.cfg.color_jitter:
+            self._jitter(batch, key)
+        batch = self._normalised(batch)
+        if self.cfg.random_erasing:
+            self._erase(batch, key)
+        return batch
+
+    def evaluate(self, images: Tensor | list[Tensor]) -> Tensor:
+        """Return the batch of a test: short side to image_size / eval_crop_ratio, the middle cut out."""
+        if len(images) == 0:
+            return torch.empty(0, 3, self.size, self.size)
+        if isinstance(images, list):
+            return self._normalised(torch.stack([self._middle(image) for image in images]))
+        return self._normalised(self._middle(images))
+
+    def _middle(self, images: Tensor) -> Tensor:
+        short = math.floor(self.size / self.cfg.eval_crop_ratio)
+        resized = transforms.resize(images, [short], self.interpolation, antialias=True)
+        return transforms.center_crop(resized, [self.size, self.size])
+
+    def _normalised(self, batch: Tensor) -> Tensor:
+        return batch.to(torch.float32).sub_(self.shift).mul_(self.factor)
+
+    def _square(self, images: Tensor | list[Tensor]) -> Tensor:
+        shapes = {tuple(image.shape[-2:]) for image in (images if isinstance(images, list) else [images])}
+        height, width = next(iter(shapes))
+        if len(shapes) > 1 or height != width:
+            raise UserError(
+                f"augment.crop = pad needs square images of one size, but there is one of {width} x {height} "
+                "pixels: set augment.crop to random-resized"
+            )
+        batch = torch.stack(images) if isinstance(images, list) else images
+        if height == self.size:
+            return batch
+        return transforms.resize(batch, [self.size, self.size], self.interpolation, antialias=True)
+
+    def _padded_crop(self, batch: Tensor, key: Key) -> Tensor:
+        """Cut a window at random out of every image with its black border; the whole batch at once."""
+        padding, size = self.cfg.padding, self.size
+        if padding == 0:
+            return batch.clone()
+        frame = np.zeros((*batch.shape[:2], size + 2 * padding, size + 2 * padding), np.uint8)
+        frame[:, :, padding:-padding, padding:-padding] = batch.numpy()
+        offsets = (keyed_uniform(CROP, *_columns(key), np.arange(2)) * (2 * padding + 1)).astype(np.int64)
+        windows = np.lib.stride_tricks.sliding_window_view(frame, (size, size), (2, 3))  # (b, 3, Y, X, S, S)
+        return torch.from_numpy(windows[np.arange(len(batch)), :, offsets[:, 0], offsets[:, 1]])
+
+    def _resized_crop(self, images: Tensor | list[Tensor], key: Key) -> Tensor:
+        """Cut a rectangle of random area and shape out of every image and resize it."""
+        draws = keyed_uniform(CROP, *_columns(_columns(key)), np.arange(ATTEMPTS)[:, None], np.arange(4))
+        batch = torch.empty(len(images), 3, self.size, self.size, dtype=torch.uint8)
+        for image, target, draw in zip(images, batch, draws, strict=True):
+            top, left, height, width = crop_box(*image.shape[-2:], self.cfg.scale, self.cfg.ratio, draw)
+            part = image[:, top : top + height, left : left + width]
+            target.copy_(transforms.resize(part, [self.size, self.size], self.interpolation, antialias=True))
+        return batch
+
+    def _rand_augment(self, batch: Tensor, key: Key) -> None:
+        """Apply timm's RandAugment to every image, its two generators seeded with the image's key."""
+        seeds = keyed_bits(RAND_AUGMENT, *key).tolist()
+        with global_generators_kept():
+            for image, seed in zip(batch, seeds, strict=True):
+                random.seed(seed)
+                np.random.seed(seed >> 32)
+                picture = Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
+                image.copy_(torch.from_numpy(np.array(self.rand_augment(picture))).permute(2, 0, 1))
+
+    def _jitter(self, batch: Tensor, key: Key) -> None:
+        """Change brightness, contrast and saturation of every image, in an order of its own."""
+        adjust = (transforms.adjust_brightness, transforms.adjust_contrast, transforms.adjust_saturation)
+        draws = keyed_uniform(JITTER, *_columns(key), np.arange(6))
+        factors = 1 + self.cfg.color_jitter * (2 * draws[:, :3] - 1)
+        for image, factor, order in zip(batch, factors, draws[:, 3:].argsort(1), strict=True):
+            changed = image
+            for step in order:
+                changed = adjust[step](changed, float(factor[step]))
+            image.copy_(changed)
+
+    def _erase(self, batch: Tensor, key: Key) -> None:
+        """Fill a rectangle of some images, already normalised, with normal noise, pixel by pixel."""
+        chosen = np.flatnonzero(keyed_uniform(ERASE, *key) < self.cfg.random_erasing)
+        some = (*key[:2], key[2][chosen], key[3][chosen])
+        draws = keyed_uniform(ERASE, *_columns(_columns(some)), np.arange(ATTEMPTS)[:, None], np.arange(4))
+        seeds = keyed_bits(NOISE, *some).tolist()
+        generator = torch.Generator()
+        for image, draw, seed in zip(chosen.tolist(), draws.tolist(), seeds, strict=True):
+            box = erased_box(self.size, draw)
+            if box is not None:
+                top, left, height, width = box
+                noise = torch.randn(3, height, width, generator=generator.manual_seed(seed))
+                batch[image, :, top : top + height, left : left + width] = noise
+
+
+def _posterize(picture: Image.Image, bits: int, **unused) -> Image.Image:
+    """Keep the upper bits of every colour; none is black, as recipes were trained with, where Pillow 13 raises."""
+    if bits >= 8:
+        return picture
+    return ImageOps.posterize(picture, bits) if bits > 0 else Image.new("RGB", picture.size)
+
+
+def _columns(key: Key) -> Key:
+    """Return the key with a further axis, for several draws per image."""
+    return (*key[:2], key[2][..., None], key[3][..., None])
+
+
+def crop_box(height: int, width: int, scale, ratio, draws) -> tuple[int, int, int, int]:
+    """Return (top, left, height, width) of a random part of an image: its area and shape lie in the two ranges.
+
+    ``draws`` is (attempts, 4) uniform numbers. Where no attempt fits, the largest middle part of an allowed shape.
+    """
+    logarithms = math.log(ratio[0]), math.log(ratio[1])
+    for area, shape, down, right in draws:
+        pixels = height * width * (scale[0] + (scale[1] - scale[0]) * area)
+        shape = math.exp(logarithms[0] + (logarithms[1] - logarithms[0]) * shape)
+        wide, high = round(math.sqrt(pixels * shape)), round(math.sqrt(pixels / shape))
+        if 0 < wide <= width and 0 < high <= height:
+            return int(down * (height - high + 1)), int(right * (width - wide + 1)), high, wide
+    shape = min(max(width / height, ratio[0]), ratio[1])
+    wide, high = max(min(width, round(height * shape)), 1), max(min(height, round(width / shape)), 1)
+    return (height - high) // 2, (width - wide) // 2, high, wide
+
+
+def erased_box(size: int, draws) -> tuple[int, int, int, int] | None:
+    """Return (top, left, height, width) of the part to erase, None where no attempt (rows of 4 draws) fits."""
+    logarithms = math.log(ERASED_RATIO[0]), math.log(ERASED_RATIO[1])
+    for area, shape, down, right in draws:
+        pixels = size * size * (ERASED_AREA[0] + (ERASED_AREA[1] - ERASED_AREA[0]) * area)
+        shape = math.exp(logarithms[0] + (logarithms[1] - logarithms[0]) * shape)
+        high, wide = round(math.sqrt(pixels * shape)), round(math.sqrt(pixels / shape))
+        if 0 < high < size and 0 < wide < size:
+            return int(down * (size - high + 1)), int(right * (size - wide + 1)), high, wide
+    return None
+
+
+def _beta(draw: float, alpha: float) -> float:
+    """Return the number of the distribution Beta(alpha, alpha) that belongs to a uniform one."""
+    return float(betaincinv(alpha, alpha, draw))
+
+
+def _cut_box(height: int, width: int, kept: float, down: float, right: float) -> tuple[int, int, int, int]:
+    """Return (top, bottom, left, right) of CutMix's rectangle, about any centre, cut off at the borders."""
+    part = math.sqrt(1 - kept)
+    cut_height, cut_width = int(height * part), int(width * part)
+    row, column = int(down * height), int(right * width)
+    return (
+        max(row - cut_height // 2, 0),
+        min(row + (cut_height + 1) // 2, height),
+        max(column - cut_width // 2, 0),
+        min(column + (cut_width + 1) // 2, width),
+    )
+
+
+def mix(
+    images: Tensor,
+    labels: Tensor,
+    key: tuple[int, ...],
+    mixup_alpha: float,
+    cutmix_alpha: float,
+    switch_probability: float,
+    smoothing: float,
+    classes: int,
+) -> tuple[Tensor, Tensor]:
+    """Return mixed images (b, 3, H, W) and soft labels (b, classes) float32, as timm's Mixup does by batch.
+
+    One draw, named by ``key`` such as (seed, step), holds for the batch: mixup or CutMix (``switch_probability`` of
+    the latter where both have an alpha above 0) and its share. timm pairs the batch with its reverse; here it is
+    rolled by half, so that pairs stay together when every rank takes every r-th element of a global batch (of a
+    multiple of twice the ranks). Both alphas 0: only the labels are smoothed.
+    """
+    switch, share, down, right = keyed_uniform(MIX, *key, np.arange(4)).tolist()
+    cut = cutmix_alpha > 0 and (mixup_alpha <= 0 or switch < switch_probability)
+    soft = torch.full((len(labels), classes), smoothing / classes, device=labels.device)
+    soft.scatter_(1, labels[:, None], 1 - smoothing + smoothing / classes)
+    if len(images) < 2 or (mixup_alpha <= 0 and cutmix_alpha <= 0):
+        return images, soft
+    kept = _beta(share, cutmix_alpha if cut else mixup_alpha)
+    partners = images.roll(len(images) // 2, 0)
+    if cut:
+        height, width = images.shape[-2:]
+        top, bottom, left, right = _cut_box(height, width, kept, down, right)
+        images = images.clone()
+        images[..., top:bottom, left:right] = partners[..., top:bottom, left:right]
+        kept = 1 - (bottom - top) * (right - left) / (height * width)
+    else:
+        images = torch.lerp(partners, images, kept)
+    return images, torch.lerp(soft.roll(len(soft) // 2, 0), soft, kept)

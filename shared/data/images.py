@@ -1,0 +1,263 @@
+"""Image-classification data sets, one split at a time, and the batches that a training or a test takes from them.
+
+The sets are the scikit-learn digits (embedded) and every manifest with ``folders``. Sets of small images of one size
+(CIFAR-10, Tiny-ImageNet at 32, Imagenette at 96) are decoded once, into one uint8 array file that is mapped into
+memory ever after: ``$XDG_CACHE_HOME/visrep/<name>-<split>-<sha256>-<decoder>.npy`` (``~/.cache`` where that is not
+set), written atomically, never inside the data root, which may be read-only. Every file's sha256 is compared while
+it is decoded. Larger sets are decoded image by image. Decoder: torchvision.io (RGB; grey and CMYK are converted).
+"""
+
+import hashlib
+import logging
+import os
+import re
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+import torchvision
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision.io import ImageReadMode, decode_image
+
+from shared.data.augment import Augmentation
+from shared.data.digits import load_digits, split_by_index
+from shared.data.folders import (
+    ImageFolder,
+    Listing,
+    list_images,
+    listing_sha256,
+    require_checksum,
+    require_same_classes,
+)
+from shared.data.keyed import keyed_bits
+from shared.data.manifest import Manifest, load_manifest, manifest_names
+from shared.errors import UserError
+
+LOGGER = logging.getLogger(__name__)
+SUBSET = 31  # first part of a key: what is drawn
+DIGITS_TRAIN, DIGITS_SEED = 0.8, 0
+
+
+class ImageSet:
+    """One split: ``classes`` are names, ``labels`` (n,) int64 their numbers; images are uint8 RGB."""
+
+    def __init__(self, classes: tuple[str, ...], labels: np.ndarray):
+        self.classes, self.labels = classes, labels
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def image(self, index: int) -> Tensor:
+        """Return one image, uint8 (3, H, W); UserError where its file is missing or damaged."""
+        raise NotImplementedError
+
+    def batch(self, indices: np.ndarray) -> Tensor | list[Tensor]:
+        """Return images: uint8 (b, 3, H, W) where all of the set have one size, else a list of (3, H, W)."""
+        return [self.image(index) for index in indices]
+
+
+class HeldImages(ImageSet):
+    """Images of one size in one array ``pixels`` (n, 3, H, W) uint8, in memory or mapped from a file."""
+
+    def __init__(self, classes: tuple[str, ...], labels: np.ndarray, pixels: np.ndarray):
+        super().__init__(classes, labels)
+        self.pixels = pixels
+
+    def image(self, index: int) -> Tensor:
+        return torch.from_numpy(np.array(self.pixels[index]))
+
+    def batch(self, indices: np.ndarray) -> Tensor:
+        return torch.from_numpy(self.pixels[indices])
+
+
+class ImageFiles(ImageSet):
+    """Images of any size, decoded when they are asked for."""
+
+    def __init__(self, listing: Listing, source: str):
+        super().__init__(listing.classes, listing.labels)
+        self.listing, self.source = listing, source
+
+    def image(self, index: int) -> Tensor:
+        return read_image(self.listing.path(index), self.source)[0]
+
+
+def read_image(path: Path, source: str) -> tuple[Tensor, str]:
+    """Return an image file as uint8 (3, H, W) RGB and its sha256; UserError where it is missing or damaged."""
+    try:
+        content = np.fromfile(path, np.uint8)
+        image = decode_image(torch.from_numpy(content), ImageReadMode.RGB)
+        if image.dtype != torch.uint8:
+            raise ValueError("more than 8 bits per colour")
+    except (OSError, RuntimeError, ValueError) as error:
+        sentence = str(error).splitlines()[0].split(". ")[0]
+        reason = re.sub(r"^.*\.cpp:\d+, ", "", sentence)  # without the place in torchvision's own code
+        raise UserError(
+            f"{path} is missing, truncated or no image ({reason}): get the file again, source: {source}"
+        ) from error
+    return image, hashlib.sha256(content).hexdigest()
+
+
+def cache_folder() -> Path:
+    """Return the folder of the decoded arrays."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "visrep"
+
+
+def _decoded(listing: Listing, folder: ImageFolder, source: str) -> np.ndarray:
+    """Decode a split into (n, 3, size, size) uint8, comparing sizes and checksums."""
+    pixels = np.empty((len(listing.labels), 3, folder.size, folder.size), np.uint8)
+    digests = []
+    for index in range(len(pixels)):
+        path = listing.path(index)
+        image, digest = read_image(path, source)
+        if image.shape != pixels.shape[1:]:
+            found = f"{image.shape[2]} x {image.shape[1]}"
+            raise UserError(
+                f"{path} has {found} pixels, not {folder.size} x {folder.size}: get the data again, source: {source}"
+            )
+        pixels[index] = image.numpy()
+        digests.append(digest)
+    found = listing_sha256(digests, listing, folder.labels_file)
+    require_checksum(folder, listing.root, found, source)
+    return pixels
+
+
+def _mapped(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
+    """Return a cached array, None where there is none or only half of one."""
+    try:
+        pixels = np.load(path, mmap_mode="r")
+    except (OSError, ValueError, EOFError):
+        return None
+    return pixels if pixels.shape == shape and pixels.dtype == np.uint8 else None
+
+
+def _store(pixels: np.ndarray, path: Path) -> np.ndarray:
+    """Write an array atomically and map it; a cache that cannot be written is no reason to stop."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
+        try:
+            with os.fdopen(descriptor, "wb") as stream:
+                np.save(stream, pixels)
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            os.unlink(temporary)
+            raise
+    except OSError as error:
+        LOGGER.warning("the decoded images could not be kept in %s: %s", path, error)
+        return pixels
+    return np.load(path, mmap_mode="r")
+
+
+def _held(name: str, listing: Listing, folder: ImageFolder, source: str) -> HeldImages:
+    version = torchvision.__version__.split("+")[0]
+    path = cache_folder() / f"{name}-{folder.split}-{folder.sha256[:16]}-torchvision{version}.npy"
+    pixels = _mapped(path, (len(listing.labels), 3, folder.size, folder.size))
+    if pixels is None:
+        LOGGER.info("decoding %d images of %s once, into %s", len(listing.labels), name, path)
+        pixels = _store(_decoded(listing, folder, source), path)
+    return HeldImages(listing.classes, listing.labels, pixels)
+
+
+def _digits(split: str) -> HeldImages:
+    images, labels = load_digits()
+    chosen = split_by_index(labels, DIGITS_TRAIN, DIGITS_SEED)[split == "test"]
+    grey = (images[chosen] * 255).round().astype(np.uint8)  # (n, 8, 8)
+    pixels = np.repeat(grey[:, None], 3, axis=1)  # (n, 3, 8, 8)
+    return HeldImages(tuple(map(str, range(10))), labels[chosen], pixels)
+
+
+def image_set_names() -> list[str]:
+    """Return the names that ``load_image_set`` knows."""
+    return ["digits", *(name for name in manifest_names() if load_manifest(name).folders)]
+
+
+def _split_folder(manifest: Manifest, split: str) -> ImageFolder:
+    for folder in manifest.folders:
+        if folder.split == split:
+            return folder
+    raise UserError(f"{manifest.name} has no split {split!r}: choose train or test")
+
+
+def load_image_set(name: str, split: str, data_root: str | Path | None) -> ImageSet:
+    """Return a split, "train" or "test", of a data set; the test split of a set that has "val" is that one.
+
+    Classes are numbered in the order of their names, images stand in the order of their paths. Digits: 80 % of
+    every class are "train". Raises UserError for an unknown set or split, for data that are missing or not the
+    manifest's, and for an image that is damaged or of another size than its set has.
+    """
+    if name not in image_set_names():
+        raise UserError(f"there is no image set {name!r}: choose one of {', '.join(image_set_names())}")
+    if split not in ("train", "test"):
+        raise UserError(f"{name} has no split {split!r}: choose train or test")
+    if name == "digits":
+        return _digits(split)
+    manifest = load_manifest(name)
+    folder = _split_folder(manifest, split)
+    if not data_root:
+        raise UserError(
+            f"The data root is not set: set DATA_ROOT=<folder>, put {folder.path} there, source: {manifest.source}"
+        )
+    root = Path(data_root)
+    require_same_classes(manifest.folders, root, manifest.source)
+    listing = list_images(folder, root, manifest.source)
+    if folder.size is None:
+        return ImageFiles(listing, manifest.source)
+    return _held(name, listing, folder, manifest.source)
+
+
+def keyed_subset(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
+    """Return sorted indices (count,) int64 of a class-balanced subset, a function of (seed, index).
+
+    Classes differ by at most one image as far as they have enough; a smaller subset is part of a larger one.
+    Raises UserError where there are fewer images than asked for.
+    """
+    labels = np.asarray(labels)
+    if not 1 <= count <= len(labels):
+        raise UserError(f"a subset of {count} images out of {len(labels)}: ask for 1 to {len(labels)}")
+    bits = keyed_bits(SUBSET, seed, np.arange(len(labels)))
+    turn = np.empty(len(labels), np.int64)  # of an image among those of its class
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        turn[members[np.argsort(bits[members], kind="stable")]] = np.arange(len(members))
+    return np.sort(np.lexsort((bits, turn))[:count])
+
+
+class Batches(Dataset):
+    """From (epoch, samples) to a batch; a pure function of them and of the seed, whatever the workers.
+
+    ``samples`` count through ``chosen`` (indices into the set; all of it where None), so a KeyedBatchSampler is made
+    with ``len(batches)``; a sample of len(batches) or more is a further view of an image, as its ``repeats`` gives.
+    The result: images float32 (b, 3, S, S), labels (b,) int64, indices (b,) int64 into the image set. Without
+    ``train`` the images are those of a test: resized, cut from the middle, normalised; the epoch does not matter.
+    """
+
+    def __init__(
+        self,
+        images: ImageSet,
+        augmentation: Augmentation,
+        seed: int,
+        train: bool = True,
+        chosen: np.ndarray | None = None,
+    ):
+        self.images, self.augmentation, self.seed, self.train = images, augmentation, seed, train
+        self.chosen = np.arange(len(images)) if chosen is None else np.asarray(chosen, np.int64)
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    def __getitem__(self, batch: tuple[int, Sequence[int]]) -> dict[str, Tensor]:
+        epoch, samples = batch
+        view, position = np.divmod(np.asarray(samples, np.int64), len(self))
+        index = self.chosen[position]
+        images = self.images.batch(index)
+        if self.train:
+            images = self.augmentation.train(images, (self.seed, epoch, index, view))
+        else:
+            images = self.augmentation.evaluate(images)
+        labels = torch.from_numpy(self.images.labels[index])
+        return {"images": images, "labels": labels, "indices": torch.from_numpy(index)}
