@@ -13,6 +13,9 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PAPERS = ("globalmamba", "v2m", "idml", "pdml", "opera")
 MOST_LINES, MOST_LINES_KERNEL, MOST_LINES_FUNCTION, MEDIAN_LINES = 400, 500, 59, 120
+# A GPU kernel takes dozens of pointers and strides, and its values live in registers from its first line to its last:
+# a part of it would have to be handed all of them.
+MOST_LINES_GPU_FUNCTION = 140
 ENTRY_POINTS = ("__main__.py", "cli.py")
 # Joined from pieces so that this file keeps its own rule. Behind a letter, a dot, a slash or a closing brace
 # a match would be part of another path: an address on the web, a relative path, a variable.
@@ -72,7 +75,12 @@ def test_no_function_is_too_long():
         for node in ast.walk(parse(path))
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
     ]
-    too_long = [where(p, f.lineno) for p, f in functions if f.end_lineno - f.lineno + 1 > MOST_LINES_FUNCTION]
+
+    def limit(function) -> int:
+        on_gpu = any("triton.jit" in ast.unparse(decorator) for decorator in function.decorator_list)
+        return MOST_LINES_GPU_FUNCTION if on_gpu else MOST_LINES_FUNCTION
+
+    too_long = [where(p, f.lineno) for p, f in functions if f.end_lineno - f.lineno + 1 > limit(f)]
     assert functions and too_long == []
 
 

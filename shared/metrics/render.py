@@ -6,6 +6,7 @@ values are replaced in its text; comments and the way numbers are printed stay.
 """
 
 import hashlib
+import importlib
 import json
 import os
 import re
@@ -123,6 +124,20 @@ def _read(path: Path) -> str:
         raise UserError(f"{path} does not exist: the claims tables are written into it.") from error
 
 
+def own_tables(paper: str) -> dict[str, list[Table]]:
+    """Return the tables that `<paper>.readings.tables()` computes, by marker name; none without that module.
+
+    For what a paper leaves open: the readings that were tried, and what each counts.
+    """
+    name = f"{paper}.readings"
+    try:
+        return importlib.import_module(name).tables()
+    except ModuleNotFoundError as error:
+        if error.name not in (paper, name):
+            raise
+        return {}
+
+
 def tables(
     root, paper: str, expected_hash: ExpectedHash
 ) -> tuple[Ledger, dict[str, Derived], dict[str, list[Table]]]:
@@ -133,6 +148,7 @@ def tables(
     for scale in ("lite", "full"):
         if getattr(ledger, scale.capitalize()):
             found[scale] = lite_table(paper, root, scale, expected_hash)
+    found |= own_tables(paper)
     return ledger, derived, found
 
 

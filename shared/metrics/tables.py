@@ -204,7 +204,9 @@ def _measured_cell(claim: Claim, derived: Derived) -> str:
     for key in claim.Metrics:
         if key in derived.counts:
             measured, agreed = derived.counts[key]
-            lines.append(f"{key}: {measured:.4g} ({'agrees' if agreed else 'differs'})")
+            lines.append(
+                f"{key}: {measured / names.claims[key].unit:.4g} ({'agrees' if agreed else 'differs'})"
+            )
         for name in names.claims[key].names:
             if name in derived.measured:
                 lines.append(

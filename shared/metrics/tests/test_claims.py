@@ -11,7 +11,7 @@ from shared.metrics import __main__ as command
 from shared.metrics.ledger import load_ledger
 from shared.metrics.render import update
 from shared.metrics.status import derive
-from shared.metrics.tables import lite_table
+from shared.metrics.tables import Table, lite_table
 
 
 @pytest.fixture
@@ -103,6 +103,22 @@ def test_parameters_are_counted_on_the_spot(repository, status, monkeypatch):
         model.count = lambda config, measured=measured: {"parameters": measured, "flops": 0}
         assert status().counts == {"parameters": (measured, agreed)}
         assert status().status == expected
+
+
+def test_tables_that_a_paper_computes_itself_are_written_and_checked(repository, update_, monkeypatch):
+    readings = types.ModuleType("fake.readings")
+    readings.tables = lambda: {"readings": [Table("", ["reading", "FLOPs"], [["ours", "1.5"]])]}
+    monkeypatch.setitem(sys.modules, "fake", types.ModuleType("fake"))
+    monkeypatch.setitem(sys.modules, "fake.readings", readings)
+    with pytest.raises(UserError, match="claims:begin readings"):
+        update_()
+    marker = "<!-- claims:begin readings -->\n<!-- claims:end readings -->\n"
+    repository.readme.write_text(repository.readme.read_text() + marker)
+    update_()
+    assert "| ours | 1.5 |" in repository.readme.read_text()
+    repository.readme.write_text(repository.readme.read_text().replace("| 1.5 |", "| 1.4 |"))
+    with pytest.raises(UserError, match="edited by hand"):
+        update_()
 
 
 def test_update_writes_tables_and_ledger_and_a_second_time_changes_nothing(repository, update_):
