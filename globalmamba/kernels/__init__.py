@@ -1,0 +1,1 @@
+"""One folder per operation; each offers one public function with several backends."""
