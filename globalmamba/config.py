@@ -1,0 +1,111 @@
+"""Types of GlobalMamba's configuration, types only: values stand in ``configs/*.yaml``; an unknown key is an error."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING
+
+from shared.data.augment import AugmentationConfig
+
+
+@dataclass
+class DataConfig:
+    name: str = MISSING
+    manifest: str | None = MISSING
+    task: str = MISSING
+    image_size: int = MISSING
+    classes: int = MISSING
+    train_images: int | None = MISSING
+
+
+@dataclass
+class ModelConfig:
+    name: str = MISSING
+    network: dict[str, Any] = MISSING
+    tokens: dict[str, Any] | None = MISSING
+
+
+@dataclass
+class AugmentConfig(AugmentationConfig):
+    repeats: int = MISSING
+    mixup_alpha: float = MISSING
+    cutmix_alpha: float = MISSING
+    switch_probability: float = MISSING
+    smoothing: float = MISSING
+
+
+@dataclass
+class OptimConfig:
+    lr: float = MISSING
+    min_lr: float = MISSING
+    warmup_lr: float = MISSING
+    warmup_epochs: float = MISSING
+    weight_decay: float = MISSING
+    batch_size: int = MISSING
+    clip_norm: float | None = MISSING
+    ema_decay: float | None = MISSING
+    precision: str = MISSING
+
+
+@dataclass
+class ScaleConfig:
+    name: str = MISSING
+    epochs: float = MISSING
+
+
+@dataclass
+class PathsConfig:
+    data_root: str | None = MISSING
+    results: str = MISSING
+    runs: str = MISSING
+
+
+@dataclass
+class TrainerConfig:
+    accelerator: str = MISSING
+    devices: int = MISSING
+    strategy: str = MISSING
+    workers: int = MISSING
+    backend: str = MISSING
+
+
+@dataclass
+class LoggingConfig:
+    csv: bool = MISSING
+    tensorboard: bool = MISSING
+    wandb: bool = MISSING
+
+
+@dataclass
+class OutputConfig:
+    pictures: bool = MISSING
+    batch_size: int = MISSING
+    checkpoint_every: int = MISSING
+
+
+@dataclass
+class LauncherConfig:
+    seeds: list[int] = MISSING
+
+
+@dataclass
+class GlobalMambaConfig:
+    paper: str = MISSING
+    row: str = MISSING
+    seed: int = MISSING
+    variant: str = MISSING
+    selection: str = MISSING
+    model: ModelConfig = MISSING
+    data: DataConfig = MISSING
+    augment: AugmentConfig = MISSING
+    optim: OptimConfig = MISSING
+    scale: ScaleConfig = MISSING
+    paths: PathsConfig = MISSING
+    trainer: TrainerConfig = MISSING
+    logging: LoggingConfig = MISSING
+    output: OutputConfig = MISSING
+    launcher: LauncherConfig = MISSING
+
+
+ConfigStore.instance().store(name="globalmamba_schema", node=GlobalMambaConfig)

@@ -1,0 +1,154 @@
+"""Score a checkpoint of GlobalMamba or of a baseline, time it and draw what it looks at, without training.
+
+    make evaluate-globalmamba ROW=digits-gm SEED=0 [CKPT=runs/.../last.ckpt]
+
+The images come from the config, as in training. The weights are read with ``weights_only=True``.
+"""
+
+import sys
+import time
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
+
+from globalmamba import convert
+from globalmamba.data import EvaluationBatches
+from globalmamba.measure import reset_peak, resident_bytes
+from globalmamba.model import CHANNELS, build_model, parameters_of
+from globalmamba.receptive_field import draw_receptive_field
+from shared.errors import UserError
+
+TOP = 5
+TIMED = 3  # batches, after one that warms up; the median counts
+PICTURED = 64  # images that the receptive field is averaged over
+PREFIX = "model."  # of the network's tensors among those of the LightningModule
+
+
+def device_of(cfg) -> torch.device:
+    """Return where a network is scored: the accelerator of this machine unless the config says CPU."""
+    if cfg.trainer.accelerator != "cpu" and torch.accelerator.is_available():
+        return torch.accelerator.current_accelerator()
+    return torch.device("cpu")
+
+
+def arithmetic(cfg, device: torch.device):
+    """Return the context in which the network was trained: bfloat16 autocast, or none."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=cfg.optim.precision == "bf16-mixed")
+
+
+@torch.no_grad()
+def score(cfg, network: nn.Module, device: torch.device) -> dict[str, float]:
+    """Return top1, top5 (fractions), the mean cross-entropy ``loss`` and ``n_test`` over all test images."""
+    network = network.to(device).eval()
+    loader = DataLoader(EvaluationBatches(cfg), batch_size=None, num_workers=cfg.trainer.workers)
+    dtype = next(network.parameters()).dtype
+    ranked, losses = [], []
+    for batch in loader:
+        images, labels = batch["images"].to(device, dtype), batch["labels"].to(device)
+        with arithmetic(cfg, device):
+            logits = network(images)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        losses.append(F.cross_entropy(logits, labels, reduction="none"))
+        best = logits.topk(min(TOP, logits.shape[1]), 1).indices  # (B, 5), best first
+        ranked.append(best == labels[:, None])
+    hits = torch.cat(ranked)
+    return {
+        "top1": float(hits[:, 0].double().mean()),
+        "top5": float(hits.any(1).double().mean()),
+        "loss": float(torch.cat(losses).double().mean()),
+        "n_test": float(len(hits)),
+    }
+
+
+def synchronise(device: torch.device) -> None:
+    if device.type != "cpu":
+        torch.accelerator.synchronize()
+
+
+@torch.no_grad()
+def speed(cfg, network: nn.Module, device: torch.device) -> dict[str, float]:
+    """Return images per second of inference at ``output.batch_size`` and the peak memory of it in bytes.
+
+    On a GPU the memory is what torch allocated there, on a CPU under Linux all that the process holds meanwhile.
+    """
+    network = network.to(device).eval()
+    size, dtype = cfg.data.image_size, next(network.parameters()).dtype
+    images = torch.zeros(cfg.output.batch_size, CHANNELS, size, size, device=device, dtype=dtype)
+    linux = sys.platform.startswith("linux")
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    elif linux:
+        reset_peak()
+    times = []
+    for _ in range(TIMED + 1):
+        synchronise(device)
+        begin = time.perf_counter()
+        with arithmetic(cfg, device):
+            network(images)
+        synchronise(device)
+        times.append(time.perf_counter() - begin)
+    found = {"images_per_second": len(images) / sorted(times[1:])[TIMED // 2]}
+    if device.type == "cuda":
+        found["inference_memory"] = float(torch.cuda.max_memory_allocated(device))
+    elif linux:
+        found["inference_memory"] = float(resident_bytes("VmHWM"))
+    return found
+
+
+def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], int]:
+    """Return the network's tensors by name and the optimiser steps taken; UserError for a damaged file."""
+    remedy = "give the last.ckpt of a run, or train it again"
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise UserError(f"{path} is missing: {remedy}") from error
+    except Exception as error:  # the reader raises almost anything on damaged bytes
+        raise UserError(f"{path} is damaged or no checkpoint ({type(error).__name__}): {remedy}") from error
+    state = content.get("state_dict") if isinstance(content, dict) else None
+    if not isinstance(state, dict) or "global_step" not in content:
+        raise UserError(f"{path} is no checkpoint of a run (it has no state_dict and global_step): {remedy}")
+    named = {name.removeprefix(PREFIX): value for name, value in state.items() if name.startswith(PREFIX)}
+    return named, int(content["global_step"])
+
+
+def load_weights(network: nn.Module, state: dict[str, Tensor], row: str, path: Path) -> None:
+    """Put the tensors into the network; UserError where they are not those of this very arrangement."""
+    own = network.state_dict()
+    unfit = sorted(
+        name
+        for name in own.keys() | state.keys()
+        if name not in own or name not in state or own[name].shape != state[name].shape
+    )
+    if unfit:
+        raise UserError(
+            f"{path} does not fit row {row}: {len(unfit)} tensors are missing, unknown or of another shape, such "
+            f"as {unfit[0]}; give the row and the overrides that it was trained with"
+        )
+    network.load_state_dict(state)
+
+
+def evaluate_checkpoint(cfg, path: Path, folder: Path) -> dict:
+    """Return scores, speed and memory of a checkpoint, and draw its receptive field into ``folder``.
+
+    A ``.safetensors`` file holds weights alone, such as official ones that ``globalmamba.convert`` has renamed.
+    Raises UserError, before anything is written, for a missing or damaged checkpoint and for one of another row
+    or arrangement.
+    """
+    network, steps = build_model(cfg), None
+    if path.suffix == ".safetensors":
+        convert.load_weights(network, path)
+    else:
+        state, steps = read_checkpoint(path)
+        load_weights(network, state, cfg.row, path)
+    device = device_of(cfg)
+    metrics: dict = score(cfg, network, device) | speed(cfg, network, device)
+    metrics["parameters"] = float(parameters_of(network))
+    if steps is not None:
+        metrics["steps_trained"] = float(steps)
+    if cfg.output.pictures:
+        batch = EvaluationBatches(cfg, PICTURED)[0]
+        draw_receptive_field(folder / "receptive_field.png", network, batch["images"].to(device))
+    return metrics

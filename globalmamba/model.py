@@ -1,0 +1,116 @@
+"""From a configuration to a network, and how its parameters and FLOPs are counted.
+
+A network is ``cfg.model.network`` with, for the plain (Vim-like) ones, the tokens of ``cfg.model.tokens`` in front:
+patches of the image for a baseline, the frequency serialization for GlobalMamba (serialization.py).
+
+Counting rule (the same for a row and its baseline): one multiply-add of a linear map or a convolution is 1, a scan
+is 9 B L D N for each of its directions. Beside it: without the scan, and with the scan counted once a layer.
+"""
+
+import functools
+from pathlib import Path
+
+import torch
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from globalmamba.kernels.selective_scan.op import FLOPS_PER_STATE
+from shared.errors import UserError
+from shared.run.config import row_config
+
+CHANNELS = 3  # images are RGB, grey ones repeated
+
+
+def build_network(
+    model: DictConfig, *, image_size: int, channels: int, classes: int, backend: str, **changes
+):
+    """Build ``model`` (the config group) for images (B, channels, image_size, image_size), untrained.
+
+    ``changes`` go to the network's constructor. Raises UserError for arguments that do not fit each other.
+    """
+    try:
+        if model.tokens is None:
+            changes["in_channels"] = channels
+        else:
+            changes["tokens"] = instantiate(
+                model.tokens,
+                image_size=image_size,
+                in_channels=channels,
+                embed_dim=changes.get("embed_dim", model.network.embed_dim),
+            )
+        return instantiate(model.network, num_classes=classes, backend=backend, **changes)
+    except InstantiationException as error:
+        if isinstance(error.__cause__, UserError):
+            raise error.__cause__ from None
+        reason = " ".join(str(error.__cause__ or error).split())
+        raise UserError(
+            f"model {model.name} is configured wrongly ({reason}): mend the key in globalmamba/configs"
+        ) from error
+
+
+def build_model(cfg: DictConfig) -> nn.Module:
+    """Build the network of a run, untrained: images (B, channels, size, size) float -> logits (B, classes)."""
+    if cfg.data.task != "classification":
+        raise UserError(
+            f"row {cfg.row} is blocked: detection and segmentation do not stand in this repository yet; "
+            "choose a row of classification"
+        )
+    size = cfg.data.image_size
+    network = build_network(
+        cfg.model,
+        image_size=size,
+        channels=CHANNELS,
+        classes=cfg.data.classes,
+        backend=cfg.trainer.backend,
+    )
+    if cfg.model.tokens is None:
+        # A pyramid takes images of any size that its levels divide, and looks when it sees one: better now.
+        with torch.no_grad():
+            network.embed(torch.zeros(1, CHANNELS, size, size))
+    return network
+
+
+def parameters_of(network: nn.Module) -> int:
+    """Return the number of trained parameters."""
+    return sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
+
+
+def count_network(network: nn.Module, image_size: int, channels: int) -> dict[str, int]:
+    """Return parameters and FLOPs of one image, by the counting rule above; nothing is computed.
+
+    Keys: parameters, flops, flops_without_scan, flops_scan_once.
+    """
+    scans = {"all": 0, "once": 0}
+
+    def scan(u_shape, delta_shape, A_shape, B_shape, *arguments, **options) -> int:
+        flops = FLOPS_PER_STATE * u_shape[0] * u_shape[1] * u_shape[2] * A_shape[1]
+        # Each direction brings a group of B and C of its own.
+        directions = B_shape[1] if len(B_shape) == 4 else 1
+        scans["all"] += flops
+        scans["once"] += flops // directions
+        return flops
+
+    network = network.to("meta").eval()
+    counter = FlopCounterMode(display=False, custom_mapping={torch.ops.globalmamba.selective_scan: scan})
+    with counter, torch.no_grad():
+        network(torch.empty(1, channels, image_size, image_size, device="meta"))
+    # The counter gives 2 for a multiply-add.
+    without = (counter.get_total_flops() - scans["all"]) // 2
+    return {
+        "parameters": parameters_of(network),
+        "flops": without + scans["all"],
+        "flops_without_scan": without,
+        "flops_scan_once": without + scans["once"],
+    }
+
+
+@functools.cache
+def count(config: str) -> dict[str, int]:
+    """Return parameters and FLOPs of the row of an experiment file; keys as ``count_network``."""
+    cfg = row_config("globalmamba", Path(config).stem, 0)
+    with torch.device("meta"):  # nothing is drawn, nothing takes memory
+        network = build_model(cfg)
+    return count_network(network, cfg.data.image_size, CHANNELS)
