@@ -360,8 +360,8 @@ def scan_backward(
         g, dA, dB, dC, dD, dbias = chunk_backward(
             g, dA, dB, dC, dD, dbias, part, chunk_number % 2 == 1, t, changing, A, B, C, D, bias,
             u, delta, z, dy, du, ddelta, dz, dB_ptr + rows, dC_ptr + rows,
-            u_step, delta_step, z_step, dy_step, out_step, row_step, width, mask, inner, SOFTPLUS, FIXED_B, FIXED_C, EVEN, PLAIN, STATES, BLOCKS,
-            CHANNELS, STEPS,
+            u_step, delta_step, z_step, dy_step, out_step, row_step, width, mask, inner,
+            SOFTPLUS, FIXED_B, FIXED_C, EVEN, PLAIN, STATES, BLOCKS, CHANNELS, STEPS,
         )  # fmt: skip
         if chunk_number % 2 == 0:
             part -= N * width
