@@ -50,6 +50,7 @@ def make(length, dtype=torch.float32, options=(True,) * 4, kinds=("variable", "v
         "fixed": (width, state),
         "variable": (batch, state, length),
         "grouped": (batch, 2, state, length),
+        "four": (batch, 4, state, length),
     }
     has_D, has_z, has_bias, softplus = options
     delta = in_time() if softplus else in_time().abs() * 0.3

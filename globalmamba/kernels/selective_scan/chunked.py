@@ -21,9 +21,10 @@ def unavailable() -> str:
     return ""
 
 
-def saved_shape(batch: int, width: int, length: int, state: int) -> tuple[int, ...]:
+def saved_shape(u: Tensor, A: Tensor, *_) -> tuple[int, ...]:
     """Return the shape of the states before every chunk."""
-    return (-(-length // STEPS), batch, width, state)
+    batch, width, length = u.shape
+    return (-(-length // STEPS), batch, width, A.shape[1])
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,7 @@ def forward(u, delta, A, B, C, D, z, delta_bias, delta_softplus: bool, reverse: 
     batch, width, length = u.shape
     y = torch.empty_like(u)
     last = A.new_empty(batch, width, A.shape[1])
-    saved = A.new_empty(saved_shape(batch, width, length, A.shape[1]) if keep else (0,))
+    saved = A.new_empty(saved_shape(u, A) if keep else (0,))
     for group in chunks(width, length, reverse):
         channels = group[0].channels
         bias = None if delta_bias is None else delta_bias[channels]

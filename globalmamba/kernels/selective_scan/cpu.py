@@ -44,9 +44,10 @@ def unavailable() -> str:
     return ""
 
 
-def saved_shape(batch: int, width: int, length: int, state: int) -> tuple[int, ...]:
+def saved_shape(u: Tensor, A: Tensor, *_) -> tuple[int, ...]:
     """Return the shape of the states before every tile of steps."""
-    return (batch, -(-length // STEPS), state, width)
+    batch, width, length = u.shape
+    return (batch, -(-length // STEPS), A.shape[1], width)
 
 
 def forward(u, delta, A, B, C, D, z, delta_bias, delta_softplus: bool, reverse: tuple[bool, ...], keep: bool):
@@ -57,7 +58,7 @@ def forward(u, delta, A, B, C, D, z, delta_bias, delta_softplus: bool, reverse: 
     batch, width, length = u.shape
     state = A.shape[1]
     y, last = torch.empty_like(u), A.new_empty(batch, width, state)
-    saved = A.new_empty(saved_shape(batch, width, length, state) if keep else (0,))
+    saved = A.new_empty(saved_shape(u, A) if keep else (0,))
     call = _Call(u, delta, A, B, C, D, z, delta_bias, delta_softplus, reverse)
     call.run("forward", y=y, last=last, saved=saved if keep else None)
     return y, last, saved

@@ -187,7 +187,7 @@ def _scan(
 def _(u, delta, A, B, C, D, z, delta_bias, delta_softplus, reverse, backend, keep):
     batch, width, length = u.shape
     state = A.shape[1]
-    saved = _module(backend).saved_shape(batch, width, length, state) if keep else (0,)
+    saved = _module(backend).saved_shape(u, A, B, C, tuple(reverse)) if keep else (0,)
     return torch.empty_like(u), A.new_empty(batch, width, state), A.new_empty(saved)
 
 

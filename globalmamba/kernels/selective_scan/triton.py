@@ -38,9 +38,11 @@ def unavailable() -> str:
     return ""
 
 
-def saved_shape(batch: int, width: int, length: int, state: int) -> tuple[int, ...]:
+def saved_shape(u: Tensor, A: Tensor, B: Tensor, C: Tensor, reverse: tuple[bool, ...]) -> tuple[int, ...]:
     """Shape of the states that the forward keeps: before every second chunk of STEPS, and before each shorter one."""
-    return batch, (length // STEPS + 1) // 2 + (length % STEPS).bit_count(), state, width
+    plan = Launch.of(u, A, B, C, reverse)
+    parts = (plan.length // STEPS + 1) // 2 + (plan.length % STEPS).bit_count()
+    return plan.batch, parts, *plan.tiles
 
 
 @dataclass(frozen=True)
@@ -89,9 +91,16 @@ class Launch:
     def grid(self) -> tuple[int]:
         return (self.batch * self.groups * self.blocks,)
 
-    def arguments(self, B: Tensor, C: Tensor) -> dict:
-        """What both kernels take beside tensors and strides."""
+    @property
+    def tiles(self) -> tuple[int, int, int]:
+        """Shape of what belongs to a channel and a state, as the kernels read and write it."""
+        return self.groups * self.blocks, self.padded, self.channels
+
+    def arguments(self, u: Tensor, B: Tensor, C: Tensor) -> dict:
+        """What both kernels take beside tensors."""
         return {
+            **dict(zip(("batch_stride", "channel_stride", "time_stride"), u.stride(), strict=True)),
+            "width": u.shape[1],
             "length": self.length,
             "opaque": 0,
             "groups": self.groups,
@@ -112,13 +121,46 @@ class Launch:
             "num_stages": 1,  # Triton's own pipelining would move the loads through shared memory
         }
 
+    def packed(self, matrix: Tensor, dtype: torch.dtype) -> Tensor:
+        """(width, N) -> tiles; B or C of every step -> (batch, G, L, padded), steps in the order of the scan.
+
+        A step's row is then contiguous and needs no conversion: every program of a sequence reads it.
+        """
+        if matrix.dim() == 2:
+            rows = matrix.to(dtype).view(self.groups, self.group_width, self.state)
+            short = self.blocks * self.channels - self.group_width
+            rows = F.pad(rows, (0, self.padded - self.state, 0, short))
+            return rows.view(-1, self.channels, self.padded).transpose(1, 2).contiguous()
+        batch, groups, state, length = matrix.shape
+        rows = matrix.new_zeros(batch, groups, length, self.padded, dtype=dtype)
+        for own, back in self.shares(groups):
+            steps = matrix[:, own].flip(3) if back else matrix[:, own]
+            rows[:, own, :, :state] = steps.transpose(2, 3)
+        return rows
+
+    def unpacked(self, tiles: Tensor) -> Tensor:
+        """Tiles -> (width, N)."""
+        rows = tiles.transpose(1, 2).reshape(self.groups, -1, self.padded)
+        return rows[:, : self.group_width, : self.state].reshape(-1, self.state)
+
+    def shares(self, groups: int):
+        """Yield each direction's part of `groups` groups of B or C, and whether it runs backwards."""
+        each = groups // self.directions
+        for d in range(self.directions):
+            yield slice(d * each, (d + 1) * each), bool(self.reverse >> d & 1)
+
     def add_blocks(self, rows: Tensor, like: Tensor) -> Tensor:
         """Partial gradients to B or C -> the gradient, shaped as it is."""
         if like.dim() == 2:
-            return torch.empty_like(like).copy_(rows.sum(0).t())
-        groups = like.shape[1]
-        whole = rows.view(self.batch, groups, -1, self.length, self.padded).sum(2)  # (batch, G, L, padded)
-        return torch.empty_like(like).copy_(whole[..., : self.state].transpose(2, 3))
+            return torch.empty_like(like).copy_(self.unpacked(rows.sum(0)))
+        whole = rows.view(self.batch, like.shape[1], -1, self.length, self.padded).sum(
+            2
+        )  # (batch, G, L, padded)
+        gradient = torch.empty_like(like)
+        for own, back in self.shares(like.shape[1]):
+            steps = whole[:, own].flip(2) if back else whole[:, own]
+            gradient[:, own] = steps[..., : self.state].transpose(2, 3)
+        return gradient
 
 
 def _power_of_two(number: int) -> int:
@@ -138,21 +180,21 @@ def _channels(padded: int, group_width: int, rows: int) -> int:
     return min(channels, _power_of_two(group_width))
 
 
-def _packed(matrix: Tensor, padded: int, dtype: torch.dtype) -> Tensor:
-    """B or C as the kernels read it: (batch, G, L, padded), or (width, N) where fixed, in the state's dtype.
+def state_blocks(padded: int) -> int:
+    """Into how many tiles the backward divides the states, so that those of a chunk fit into the registers."""
+    return 2 if padded >= 16 else 1
 
-    A step's row is then contiguous and needs no conversion: every program of a sequence reads it.
+
+def _alike(u: Tensor, *others: Tensor | None) -> tuple[Tensor | None, ...]:
+    """u and other tensors (batch, width, L) in the memory order that `empty_like(u)` has, copied where they are not.
+
+    So one offset serves them all, outputs too. Neither (batch, width, L) nor (batch, L, width) in memory is copied.
     """
-    if matrix.dim() == 2:
-        return matrix.to(dtype).contiguous()
-    rows = matrix.transpose(2, 3).to(dtype)
-    return F.pad(rows, (0, padded - rows.shape[-1])).contiguous()
-
-
-def _strides(name: str, tensor: Tensor | None) -> dict[str, int]:
-    """Strides of a (batch, width, L), zeros for None."""
-    strides = (0, 0, 0) if tensor is None else tensor.stride()
-    return dict(zip((f"{name}_batch", f"{name}_channel", f"{name}_time"), strides, strict=True))
+    like = torch.empty_like(u)
+    return tuple(
+        t if t is None or t.stride() == like.stride() else torch.empty_like(like).copy_(t)
+        for t in (u, *others)
+    )
 
 
 def _device(tensor: Tensor) -> contextlib.AbstractContextManager:
@@ -176,29 +218,17 @@ def forward(
     from globalmamba.kernels.selective_scan.triton_forward import scan_forward
 
     plan = Launch.of(u, A, B, C, reverse)
-    width = u.shape[1]
+    u, delta, z = _alike(u, delta, z)
     y = torch.empty_like(u)
-    last = A.new_empty(plan.batch, width, plan.state)
-    saved = A.new_empty(saved_shape(plan.batch, width, plan.length, plan.state) if keep else 0)
+    last = A.new_empty(plan.batch, u.shape[1], plan.state)
+    saved = A.new_empty(saved_shape(u, A, B, C, reverse) if keep else 0)
     with _device(u):
         scan_forward[plan.grid](
-            u, delta, A.contiguous(), _packed(B, plan.padded, A.dtype), _packed(C, plan.padded, A.dtype), D, z,
-            delta_bias, y, last, saved if keep else None,
-            **_strides("u", u), **_strides("delta", delta), **_strides("z", z), **_strides("y", y),
-            A_channel=plan.state, A_state=1, **_last_strides(last), **_saved_strides(saved),
-            SOFTPLUS=delta_softplus, **plan.arguments(B, C),
+            u, delta, plan.packed(A, A.dtype), plan.packed(B, A.dtype), plan.packed(C, A.dtype), D, z, delta_bias,
+            y, last, saved if keep else None, parts=saved.shape[1] if keep else 0, SOFTPLUS=delta_softplus,
+            **plan.arguments(u, B, C),
         )  # fmt: skip
     return y, last, saved
-
-
-def _last_strides(last: Tensor | None) -> dict[str, int]:
-    strides = (0, 0, 0) if last is None else last.stride()
-    return dict(zip(("last_batch", "last_channel", "last_state"), strides, strict=True))
-
-
-def _saved_strides(saved: Tensor) -> dict[str, int]:
-    empty = saved.dim() == 1
-    return {"saved_batch": 0 if empty else saved.stride(0), "saved_state": 0 if empty else saved.stride(2)}
 
 
 def backward(
@@ -220,30 +250,28 @@ def backward(
     from globalmamba.kernels.selective_scan.triton_backward import scan_backward
 
     plan = Launch.of(u, A, B, C, reverse)
-    width = u.shape[1]
-    du, ddelta, dz = (torch.empty_like(u) for _ in range(3))
-    sums = (plan.batch, plan.state, width)
-    blocks = (plan.batch, plan.groups * plan.blocks, plan.length, plan.padded)
+    u, delta, z, dy = _alike(u, delta, z, dy)
+    du, ddelta = torch.empty_like(u), torch.empty_like(u)
+    dz = None if z is None else torch.empty_like(u)
+    sums = (plan.batch, *plan.tiles)
+    rows = (plan.batch, plan.groups * plan.blocks, plan.length, plan.padded)
     dA = A.new_empty(sums)
-    dB, dC = (A.new_empty(sums if matrix.dim() == 2 else blocks) for matrix in (B, C))
-    dD, dbias = (None if row is None else A.new_empty(plan.batch, width) for row in (D, delta_bias))
-    dlast = None if dlast is None else dlast.to(A.dtype)
+    dB, dC = (A.new_empty(sums if matrix.dim() == 2 else rows) for matrix in (B, C))
+    dD, dbias = (None if row is None else A.new_empty(plan.batch, u.shape[1]) for row in (D, delta_bias))
+    dlast = None if dlast is None else dlast.to(A.dtype).contiguous()
     with _device(u):
         scan_backward[plan.grid](
-            dy, dlast, u, delta, A.contiguous(), _packed(B, plan.padded, A.dtype), _packed(C, plan.padded, A.dtype),
-            D, z, delta_bias, saved, du, ddelta, dA, dB, dC, dD, dz, dbias,
-            **_strides("dy", dy), **_strides("u", u), **_strides("delta", delta), **_strides("z", z),
-            **_strides("out", du), A_channel=plan.state, A_state=1, **_last_strides(dlast), **_saved_strides(saved),
-            parts=saved.shape[1], BLOCKS=2 if plan.padded >= 16 else 1, SOFTPLUS=delta_softplus,
-            **plan.arguments(B, C),
+            dy, dlast, u, delta, plan.packed(A, A.dtype), plan.packed(B, A.dtype), plan.packed(C, A.dtype), D, z,
+            delta_bias, saved, du, ddelta, dA, dB, dC, dD, dz, dbias, parts=saved.shape[1],
+            BLOCKS=state_blocks(plan.padded), SOFTPLUS=delta_softplus, **plan.arguments(u, B, C),
         )  # fmt: skip
     return (
         du,
         ddelta,
-        torch.empty_like(A).copy_(dA.sum(0).t()),  # in A's own memory order
+        torch.empty_like(A).copy_(plan.unpacked(dA.sum(0))),  # in A's own memory order
         plan.add_blocks(dB, B),
         plan.add_blocks(dC, C),
         None if dD is None else dD.sum(0),
-        None if z is None else dz,
+        dz,
         None if dbias is None else dbias.sum(0),
     )

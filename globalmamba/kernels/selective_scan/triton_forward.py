@@ -6,7 +6,9 @@ registers, a thread holding all states of a channel where N <= 16. Tiles are wri
 thread, and what belongs to a channel (softplus, gate) is computed once. README.md has the derivation and the
 figures.
 
-B and C come packed (`triton.py`): float32, N padded with zeros to a power of two, (batch, group, L, N).
+`triton.py` lays out what the programs read again and again: A and what else belongs to a channel and a state as tiles
+[N, channels], one for each block of channels; B and C as rows of N, step after step in the order of the scan. N and
+channels are padded with zeros. Inside a chunk every address is then a pointer and a constant.
 """
 
 import triton
@@ -47,8 +49,7 @@ def sigmoid(x):
 def place(groups, blocks, group_width, reverse, groups_per_direction, opaque, CHANNELS: tl.constexpr):
     """This program's sequence, group, row among all blocks, channels, their mask, and direction (1 or -1).
 
-    What offsets are computed from is int64: tensors may have more than 2^31 elements. The direction is not: a step's
-    stride fits 32 bits, or is 64 bits wide by itself.
+    All are int64, for what is computed from them: tensors may have more than 2^31 elements.
     """
     program = tl.program_id(0) + opaque  # x is the one grid axis that holds 2^31 programs
     row = program % (groups * blocks)
@@ -57,24 +58,33 @@ def place(groups, blocks, group_width, reverse, groups_per_direction, opaque, CH
     channel = tl.cast(group, tl.int64) * group_width + inside
     back = (reverse >> (group // groups_per_direction)) & 1
     batch = tl.cast(program // (groups * blocks), tl.int64)
-    direction = tl.cast(1 - 2 * back, tl.int32)
+    direction = tl.cast(1 - 2 * back, tl.int64)
     return batch, tl.cast(group, tl.int64), tl.cast(row, tl.int64), channel, inside < group_width, direction
+
+
+@triton.jit
+def tile_offsets(row, opaque, STATES: tl.constexpr, PADDED: tl.constexpr, CHANNELS: tl.constexpr):
+    """Where the first STATES states of a block of channels are among packed tiles: [STATES, channels].
+
+    `opaque` is 0, which the compiler does not know: addresses of unknown alignment are read one by one. Known to be
+    aligned, they would be read in vectors of channels, and Triton would give the whole loop a layout that suits these
+    few accesses. With one state that layout is the right one.
+    """
+    state, lane = tl.arange(0, STATES), tl.arange(0, CHANNELS)
+    at = row * (PADDED * CHANNELS) + state[:, None] * CHANNELS + lane[None, :]
+    if PADDED > 1:
+        at += opaque
+    return at
 
 
 @triton.jit
 def load_row(pointer, mask, EVEN: tl.constexpr):
     """A value for every channel, zero beyond the last one."""
     if EVEN:
-        return tl.load(pointer)
-    return tl.load(pointer, mask=mask, other=0.0)
-
-
-@triton.jit
-def load_tile(pointer, mask, PLAIN: tl.constexpr):
-    """[N, channels], zero where masked."""
-    if PLAIN:
-        return tl.load(pointer)
-    return tl.load(pointer, mask=mask, other=0.0)
+        row = tl.load(pointer)
+    else:
+        row = tl.load(pointer, mask=mask, other=0.0)
+    return row
 
 
 @triton.jit
@@ -91,8 +101,10 @@ def load_steps(pointer, step, mask, STEPS: tl.constexpr, EVEN: tl.constexpr):
 def load_state(pointer, offset, FIXED: tl.constexpr):
     """B or C of a step as [N, 1]; the tile [N, channels] itself if FIXED."""
     if FIXED:
-        return pointer
-    return tl.load(pointer + offset)[:, None]
+        matrix = pointer
+    else:
+        matrix = tl.load(pointer + offset)[:, None]
+    return matrix
 
 
 @triton.jit
@@ -106,28 +118,20 @@ def store_row(pointer, row, mask, EVEN: tl.constexpr):
 
 @triton.jit
 def chunk_forward(
-    h, t, opaque, A2, B, C, D, bias, u, delta, z, y, u_step, delta_step, z_step, y_step, row_step, mask,
+    h, at, A2, B, C, D, bias, u, delta, z, y, step, mask,
     SOFTPLUS: tl.constexpr, FIXED_B: tl.constexpr, FIXED_C: tl.constexpr, EVEN: tl.constexpr,
-    STEPS: tl.constexpr,
+    PADDED: tl.constexpr, STEPS: tl.constexpr,
 ):  # fmt: skip
-    """STEPS steps from step t on: stores y, returns the state after them [N, channels]."""
-    u_step += opaque * 16
-    delta_step += opaque * 16
-    z_step += opaque * 16
-    y_step += opaque * 16
-    row_step += opaque * 64
-    y += t * y_step
-    at = t * row_step
+    """STEPS steps from the one at offset `at` on: stores y, returns the state after them [N, channels]."""
     # Loads stand before the arithmetic, so that they are in flight together.
-    us = load_steps(u + t * u_step, u_step, mask, STEPS, EVEN)
-    deltas = load_steps(delta + t * delta_step, delta_step, mask, STEPS, EVEN)
+    us = load_steps(u + at, step, mask, STEPS, EVEN)
+    deltas = load_steps(delta + at, step, mask, STEPS, EVEN)
     zs = us
     if z is not None:
-        zs = load_steps(z + t * z_step, z_step, mask, STEPS, EVEN)
+        zs = load_steps(z + at, step, mask, STEPS, EVEN)
     for i in tl.static_range(STEPS):
-        B_i = load_state(B, at, FIXED_B)
-        C_i = load_state(C, at, FIXED_C)
-        at += row_step
+        B_i = load_state(B, i * PADDED, FIXED_B)
+        C_i = load_state(C, i * PADDED, FIXED_C)
         x = us[i].to(A2.dtype)
         dt = deltas[i].to(A2.dtype)
         if bias is not None:
@@ -141,41 +145,30 @@ def chunk_forward(
         if z is not None:
             gate = zs[i].to(A2.dtype)
             out *= gate * sigmoid(gate)
-        store_row(y, out, mask, EVEN)
-        y += y_step
+        store_row(y + at, out, mask, EVEN)
+        at += step
     return h
 
 
-@triton.jit(
-    do_not_specialize=["A_channel", "A_state", "last_channel", "last_state", "reverse", "opaque", "length"]
-)
+@triton.jit(do_not_specialize=["reverse", "opaque", "length", "parts"])
 def scan_forward(
     u_ptr, delta_ptr, A_ptr, B_ptr, C_ptr, D_ptr, z_ptr, bias_ptr, y_ptr, last_ptr, saved_ptr,
-    u_batch, u_channel, u_time, delta_batch, delta_channel, delta_time, z_batch, z_channel, z_time,
-    y_batch, y_channel, y_time, A_channel, A_state, last_batch, last_channel, last_state,
-    saved_batch, saved_state,
-    length, opaque, groups, blocks, group_width, B_share, C_share, reverse, groups_per_direction,
+    batch_stride, channel_stride, time_stride, width, length, parts, opaque,
+    groups, blocks, group_width, B_share, C_share, reverse, groups_per_direction,
     N: tl.constexpr, PADDED: tl.constexpr, CHANNELS: tl.constexpr, STEPS: tl.constexpr,
     SOFTPLUS: tl.constexpr, FIXED_B: tl.constexpr, FIXED_C: tl.constexpr, EVEN: tl.constexpr,
 ):  # fmt: skip
     """Scan one block of channels of one sequence; y, the last state, and if asked states for the backward.
 
     Those are the ones before every second chunk of STEPS steps, and before each of the shorter chunks at the end.
-    *_share: how many of the program's groups read one group of B or C. EVEN: blocks fill every group of channels.
-    The strides of A, the last state and the kept states are not specialised: were they known to be contiguous, Triton
-    would give the whole loop a layout that suits these few accesses. With N = 1 that layout is the right one.
+    *_stride: of u, delta, z and y alike. *_share: how many of the program's groups read one group of B or C. EVEN:
+    blocks fill every group of channels.
     """
-    batch, group, _, channel, mask, direction = place(
+    batch, group, row, channel, mask, direction = place(
         groups, blocks, group_width, reverse, groups_per_direction, 0, CHANNELS
     )
-    state = tl.arange(0, PADDED)
-    inner = mask[None, :] & (state < N)[:, None]
-    PLAIN: tl.constexpr = EVEN and N == PADDED
-    at = channel[None, :] * A_channel + state[:, None] * A_state
-    if PADDED == 1:
-        at = channel[None, :] + state[:, None]
-        last_channel = 1
-    A2 = load_tile(A_ptr + at, inner, PLAIN) * LOG2E
+    tile = tile_offsets(row, opaque, PADDED, PADDED, CHANNELS)
+    A2 = tl.load(A_ptr + tile) * LOG2E
     D = None
     bias = None
     if D_ptr is not None:
@@ -183,56 +176,52 @@ def scan_forward(
     if bias_ptr is not None:
         bias = load_row(bias_ptr + channel, mask, EVEN)
 
+    step = direction * time_stride
     first = tl.where(direction > 0, 0, length - 1).to(tl.int64)
-    u = u_ptr + batch * u_batch + channel * u_channel + first * u_time
-    delta = delta_ptr + batch * delta_batch + channel * delta_channel + first * delta_time
-    y = y_ptr + batch * y_batch + channel * y_channel + first * y_time
-    z = None
-    z_step = direction
-    if z_ptr is not None:
-        z = z_ptr + batch * z_batch + channel * z_channel + first * z_time
-        z_step = direction * z_time
-    u_step = direction * u_time
-    delta_step = direction * delta_time
-    y_step = direction * y_time
+    at = batch * batch_stride + channel * channel_stride + first * time_stride
+    state = tl.arange(0, PADDED)
     if FIXED_B:
-        B = load_tile(B_ptr + at, inner, PLAIN)
+        B = tl.load(B_ptr + tile)
     else:
-        B = B_ptr + ((batch * (groups // B_share) + group // B_share) * length + first) * PADDED + state
+        B = B_ptr + (batch * (groups // B_share) + group // B_share) * length * PADDED + state
     if FIXED_C:
-        C = load_tile(C_ptr + at, inner, PLAIN)
+        C = tl.load(C_ptr + tile)
     else:
-        C = C_ptr + ((batch * (groups // C_share) + group // C_share) * length + first) * PADDED + state
-    row_step = direction * PADDED  # of packed B and C
+        C = C_ptr + (batch * (groups // C_share) + group // C_share) * length * PADDED + state
 
     h = tl.zeros((PADDED, CHANNELS), A2.dtype)
     part = saved_ptr
     if saved_ptr is not None:
-        part = saved_ptr + batch * saved_batch + channel[None, :]
-        if PADDED > 1:
-            part += opaque  # an address of unknown alignment is not stored in vectors of channels
+        part = saved_ptr + batch * parts * (groups * blocks) * (PADDED * CHANNELS) + tile
     for chunk in range(length // STEPS):
-        t = tl.cast(chunk, tl.int64) * STEPS
-        changing = opaque & chunk
         if saved_ptr is not None:
             if chunk % 2 == 0:
-                tl.store(part + state[:, None] * (saved_state + changing), h, mask=inner)
-                part += N * saved_state
+                tl.store(part, h)
+                part += groups * blocks * (PADDED * CHANNELS)
         h = chunk_forward(
-            h, t, changing, A2, B, C, D, bias, u, delta, z, y, u_step, delta_step, z_step, y_step, row_step, mask,
-            SOFTPLUS, FIXED_B, FIXED_C, EVEN, STEPS,
+            h, at, A2, B, C, D, bias, u_ptr, delta_ptr, z_ptr, y_ptr, step, mask,
+            SOFTPLUS, FIXED_B, FIXED_C, EVEN, PADDED, STEPS,
         )  # fmt: skip
+        at += STEPS * step
+        if not FIXED_B:
+            B += STEPS * PADDED
+        if not FIXED_C:
+            C += STEPS * PADDED
     # What does not fill a chunk, in chunks of half its steps, a quarter ...
     for halving in tl.static_range(1, 6):
         if STEPS >> halving > 0:
             if length & (STEPS >> halving):
                 if saved_ptr is not None:
-                    tl.store(part + state[:, None] * saved_state, h, mask=inner)
-                    part += N * saved_state
-                t = tl.cast(length // (STEPS >> (halving - 1)) * (STEPS >> (halving - 1)), tl.int64)
+                    tl.store(part, h)
+                    part += groups * blocks * (PADDED * CHANNELS)
                 h = chunk_forward(
-                    h, t, opaque, A2, B, C, D, bias, u, delta, z, y, u_step, delta_step, z_step, y_step, row_step,
-                    mask, SOFTPLUS, FIXED_B, FIXED_C, EVEN, STEPS >> halving,
+                    h, at, A2, B, C, D, bias, u_ptr, delta_ptr, z_ptr, y_ptr, step, mask,
+                    SOFTPLUS, FIXED_B, FIXED_C, EVEN, PADDED, STEPS >> halving,
                 )  # fmt: skip
-    last = last_ptr + batch * last_batch + channel[None, :] * last_channel + state[:, None] * last_state
-    tl.store(last, h, mask=inner)
+                at += (STEPS >> halving) * step
+                if not FIXED_B:
+                    B += (STEPS >> halving) * PADDED
+                if not FIXED_C:
+                    C += (STEPS >> halving) * PADDED
+    last = (batch * width + channel[None, :]) * N + state[:, None]
+    tl.store(last_ptr + last, h, mask=mask[None, :] & (state < N)[:, None])
