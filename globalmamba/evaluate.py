@@ -5,7 +5,6 @@
 The images come from the config, as in training. The weights are read with ``weights_only=True``.
 """
 
-import sys
 import time
 from pathlib import Path
 
@@ -16,10 +15,11 @@ from torch.utils.data import DataLoader
 
 from globalmamba import convert
 from globalmamba.data import EvaluationBatches
-from globalmamba.measure import reset_peak, resident_bytes
+from globalmamba.measure import resident_bytes
 from globalmamba.model import CHANNELS, build_model, parameters_of
 from globalmamba.receptive_field import draw_receptive_field
 from shared.errors import UserError
+from shared.metrics.record import forget_peak
 
 TOP = 5
 TIMED = 3  # batches, after one that warms up; the median counts
@@ -77,11 +77,11 @@ def speed(cfg, network: nn.Module, device: torch.device) -> dict[str, float]:
     network = network.to(device).eval()
     size, dtype = cfg.data.image_size, next(network.parameters()).dtype
     images = torch.zeros(cfg.output.batch_size, CHANNELS, size, size, device=device, dtype=dtype)
-    linux = sys.platform.startswith("linux")
+    forgotten = False
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    elif linux:
-        reset_peak()
+    else:
+        forgotten = forget_peak()
     times = []
     for _ in range(TIMED + 1):
         synchronise(device)
@@ -93,7 +93,7 @@ def speed(cfg, network: nn.Module, device: torch.device) -> dict[str, float]:
     found = {"images_per_second": len(images) / sorted(times[1:])[TIMED // 2]}
     if device.type == "cuda":
         found["inference_memory"] = float(torch.cuda.max_memory_allocated(device))
-    elif linux:
+    elif forgotten:
         found["inference_memory"] = float(resident_bytes("VmHWM"))
     return found
 

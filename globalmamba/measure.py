@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from shared.metrics.record import forget_peak
+
 
 def interleaved(functions: dict[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
     """Return the seconds of every call: one of each in turn, ``repeats`` times after one that is not counted."""
@@ -37,17 +39,13 @@ def peak_bytes(prepare: Callable[..., Callable[[], object]], *arguments) -> int:
 def _raise_of_peak(prepare, arguments) -> int:
     call = prepare(*arguments)
     call()
-    reset_peak()
+    if not forget_peak():
+        raise OSError("this system does not forget a peak of resident memory")
     before = resident_bytes("VmRSS")
     kept = call()
     raised = resident_bytes("VmHWM") - before
     del kept
     return raised
-
-
-def reset_peak() -> None:
-    """Forget this process's peak of resident memory, which otherwise is inherited from whoever started it."""
-    Path("/proc/self/clear_refs").write_text("5")
 
 
 def resident_bytes(key: str) -> int:

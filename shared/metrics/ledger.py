@@ -97,9 +97,10 @@ class Source(_Block):
 
 
 class Baseline(_Block):
-    """The row that the paper compares with, with its numbers."""
+    """The row that the paper compares with, with its numbers; ``Row`` is ours that measures it, claimed or Full."""
 
     name: str | None
+    Row: str | None = None
     Metrics: Metrics
 
 
@@ -236,6 +237,12 @@ def load_ledger(root, paper: str) -> Ledger:
     _check_rows(Path(root), path, ledger)
     for model in ledger.Models:
         _check_claim(path, model.Claim, names)
+        own = {other.Claim.Row for other in ledger.Models} | {row.Row for row in ledger.Full}
+        if model.Claim.Baseline.Row not in {None, *own} - {model.Claim.Row}:
+            raise UserError(
+                f"{path}: baseline row {model.Claim.Baseline.Row!r} of {model.Claim.Row} is no other row of the "
+                "ledger's Models or Full."
+            )
         if model.in_collection not in [collection.Name for collection in ledger.Collections]:
             raise UserError(f"{path}: {model.Name} is in {model.in_collection!r}, no collection of it.")
     for rows in (ledger.Lite, ledger.Demo, ledger.Full):

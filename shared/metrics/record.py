@@ -185,10 +185,28 @@ def lock_sha256(root) -> str | None:
     return hashlib.sha256(lock.read_bytes()).hexdigest() if lock.is_file() else None
 
 
+_forgotten = 0  # the peak when the system was last told to forget it
+
+
 def peak_memory_bytes() -> int:
     """Return the largest resident memory that this process has had, in bytes."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024  # Linux counts in KiB
+    return max(peak if sys.platform == "darwin" else peak * 1024, _forgotten)  # Linux counts in KiB
+
+
+def forget_peak() -> bool:
+    """Make the system (Linux) count this process's peak from now on, and return whether it does.
+
+    ``peak_memory_bytes`` keeps what was before.
+    """
+    global _forgotten
+    before = peak_memory_bytes()
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return False
+    _forgotten = before
+    return True
 
 
 def energy_joules() -> float | None:

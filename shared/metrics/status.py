@@ -15,7 +15,7 @@ from pathlib import Path
 from shared.errors import UserError
 from shared.metrics.ledger import COUNTED, Claim, EvidenceFile, Ledger, Model, Result, agrees, load_names
 from shared.metrics.record import RunRecord, read_record, record_path
-from shared.metrics.seeds import Interval, interval, paired
+from shared.metrics.seeds import Interval, Paired, interval, paired
 
 MINIMUM_SEEDS = 3
 FROM_FULL_SCALE = ("reproduced", "below", "above", "contradicted")
@@ -52,6 +52,10 @@ class Derived:
     results: list[Result] = field(default_factory=list)
     measured: dict[str, Interval] = field(default_factory=dict)
     counts: dict[str, tuple[float, bool]] = field(default_factory=dict)  # claim key -> measured, agrees
+    gains: dict[str, Paired] = field(default_factory=dict)  # over the baseline's row, as `measured`
+    settings: dict[str, dict[str, Interval]] = field(
+        default_factory=dict
+    )  # of the claim's further configs, by row
     n: int = 0
     stale: list[str] = field(default_factory=list)  # commits
 
@@ -127,14 +131,25 @@ def count(paper: str, model: Model) -> dict[str, tuple[float, bool]]:
     return found
 
 
-def _baseline_claim(ledger: Ledger, claim: Claim) -> Claim | None:
-    """Find the claim that the baseline's name means: a model's or row's name, or a row of the same table."""
+def _baseline_evidence(ledger: Ledger, claim: Claim, of_row: Callable[[str], Evidence]) -> Evidence | None:
+    """Return the evidence of the baseline: of its ``Row``, or of the claim that its name means; None without either.
+
+    A name means a model or a row by that name, or a row of the same table.
+    """
+    claims = {model.Claim.Row: model.Claim for model in ledger.Models if model.Claim is not claim}
+    row = claim.Baseline.Row
     for model in ledger.Models:
         other = model.Claim
         same_table = (other.Source.table, other.Source.row) == (claim.Source.table, claim.Baseline.name)
-        if other is not claim and (claim.Baseline.name in (model.Name, other.Row) or same_table):
-            return other
-    return None
+        if (
+            row is None
+            and other is not claim
+            and (claim.Baseline.name in (model.Name, other.Row) or same_table)
+        ):
+            row = other.Row
+    if row is None:
+        return None
+    return counting(of_row(row), claims[row]) if row in claims else of_row(row)
 
 
 def _contradicted(claim: Claim, ours: Evidence, baseline: Evidence) -> bool:
@@ -152,15 +167,22 @@ def _contradicted(claim: Claim, ours: Evidence, baseline: Evidence) -> bool:
     return False
 
 
-def _verdict(claim: Claim, ours: Evidence, counts: dict[str, tuple[float, bool]]) -> str:
+def _gains(claim: Claim, ours: Evidence, baseline: Evidence | None) -> dict[str, Paired]:
+    """Return the paired differences with the baseline's row by our name, in the paper's units."""
+    found = {}
+    for name, unit in _claimed(claim).values() if baseline else ():
+        both = ({s: v / unit for s, v in evidence.values(name).items()} for evidence in (ours, baseline))
+        found[name] = paired(*both)
+    return {name: difference for name, difference in found.items() if difference.n}
+
+
+def _verdict(claim: Claim, ours: Evidence) -> str:
+    """Say how the scores compare; parameters and FLOPs are compared apart (``_remarks``)."""
     verdicts = []
     for key, (name, unit) in _claimed(claim).items():
         gap = interval(list(ours.values(name).values())).mean / unit - claim.Metrics[key]
         near = abs(gap) <= claim.Tolerance[key] + ROUNDING * abs(claim.Metrics[key])
         verdicts.append(0 if near else gap)
-    for key, (measured, agreed) in counts.items():
-        claimed = claim.Metrics[key] * load_names().claims[key].unit
-        verdicts.append(0 if agreed else measured - claimed)
     if all(verdict == 0 for verdict in verdicts):
         return "reproduced"
     return "below" if min(verdicts) < 0 else "above"
@@ -186,9 +208,9 @@ def _measured(model: Model, ours: Evidence) -> tuple[dict[str, Interval], list[R
     return measured, [result]
 
 
-def _remarks(claim: Claim, full: Evidence, ours: Evidence, undefined: list[int]) -> list[str]:
-    """Say which evidence does not count, and why."""
-    said = []
+def _remarks(claim: Claim, full: Evidence, ours: Evidence, undefined: list[int], counts: dict) -> list[str]:
+    """Say which evidence does not count and why, and, beside a status that was earned, which counts differ."""
+    said = [f"{key} differs" for key, (_, agreed) in counts.items() if ours.fresh and not agreed]
     for what in ("selection", "variant"):
         wanted = getattr(claim, what.capitalize())
         other = sorted({getattr(r, what) for r in full.fresh.values()} - {wanted})
@@ -222,7 +244,11 @@ def derive(root, paper: str, ledger: Ledger, model: Model, expected_hash: Expect
     """Derive status, results and evidence of a claimed row; UserError if the typed status does not follow."""
     claim, root = model.Claim, Path(root)
     results = root / paper / "results"
-    full = collect(results, paper, "full", claim.Row, expected_hash)
+
+    def of_row(row: str) -> Evidence:
+        return collect(results, paper, "full", row, expected_hash)
+
+    full, theirs = of_row(claim.Row), _baseline_evidence(ledger, claim, of_row)
     at_demo_scale = functools.partial(expected_hash, overrides=("scale=demo",))
     demo = collect(results, paper, "demo", claim.Row, at_demo_scale)
     ours, counts, scores = counting(full, claim), count(paper, model), _claimed(claim)
@@ -233,10 +259,8 @@ def derive(root, paper: str, ledger: Ledger, model: Model, expected_hash: Expect
     if not scores and ours.fresh:
         status, why, rests_on = "blocked", UNKNOWN, ours
     elif len(ours.fresh) >= MINIMUM_SEEDS and not undefined:
-        baseline = _baseline_claim(ledger, claim)
-        theirs = baseline and counting(collect(results, paper, "full", baseline.Row, expected_hash), baseline)
         contradicted = theirs is not None and _contradicted(claim, ours, theirs)
-        status, rests_on = "contradicted" if contradicted else _verdict(claim, ours, counts), ours
+        status, rests_on = "contradicted" if contradicted else _verdict(claim, ours), ours
     elif claim.Status == "blocked" and claim.Why != UNKNOWN:
         status = "blocked"
     elif demo.fresh:
@@ -245,11 +269,17 @@ def derive(root, paper: str, ledger: Ledger, model: Model, expected_hash: Expect
     derived = Derived(
         status=status,
         why=why,
-        remarks=_remarks(claim, full, ours, undefined),
+        remarks=_remarks(claim, full, ours, undefined, counts),
         evidence=_files(root, rests_on) if rests_on else [],
         results=in_index,
         measured=measured,
         counts=counts,
+        gains=_gains(claim, ours, theirs),
+        settings={
+            row: _measured(model, of_row(row))[0]
+            for row in (Path(config).stem for config in model.configs)
+            if row != claim.Row
+        },
         n=len(ours.fresh),
         stale=sorted({record.commit for record in full.stale.values()}),
     )

@@ -102,7 +102,10 @@ def _difference_cell(row: OwnRow, tests: Comparisons, holding: set, labels: dict
         if tests[pair].n > 1:
             bounds = (tests[pair].low, tests[pair].high)
             text += " [{}, {}]".format(*(f"{bound * known.factor:.{known.digits}f}" for bound in bounds))
-        lines.append(f"{text}{HOLDS if pair in holding else ''} vs {labels[baseline]}")
+        text += f"{HOLDS if pair in holding else ''} vs {labels[baseline]}"
+        if tests[pair].n > 1 and tests[pair].low <= 0 <= tests[pair].high:
+            text += ": no evidence"
+        lines.append(text)
     return LINE.join(lines) or NOTHING
 
 
@@ -181,7 +184,8 @@ def lite_table(
         if made != planned:
             said = f"{made} of {planned} paired comparisons, the others are not measured yet"
         tables[-1].notes.append(
-            "Mean ± standard deviation over seeds; differences are paired by seed, in the metric's units. "
+            "Mean ± standard deviation over seeds; differences are paired by seed, in the metric's units, and "
+            '"no evidence" where their 95 % interval holds 0. '
             f"These tables hold {said}; their 95 % intervals are not corrected for that number."
         )
         if made:
@@ -212,6 +216,15 @@ def _measured_cell(claim: Claim, derived: Derived) -> str:
                 lines.append(
                     f"{names.metrics[name].label}: {interval_text(derived.measured[name], bounds=True)}"
                 )
+    for name, gain in derived.gains.items():
+        bounds = f" [{gain.low:.2f}, {gain.high:.2f}]" if gain.n > 1 else ""
+        lines.append(
+            f"{names.metrics[name].label} less {claim.Baseline.Row or 'the baseline'}: {gain.mean:+.2f}{bounds}"
+        )
+    for row, measured in derived.settings.items():
+        lines += [
+            f"{row}: {names.metrics[n].label} {interval_text(v, bounds=True)}" for n, v in measured.items()
+        ]
     if derived.stale:
         lines.append(stale_text(derived.stale))
     return LINE.join(lines) or "not run"

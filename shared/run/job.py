@@ -22,6 +22,7 @@ from shared.metrics.record import (
     write_record,
 )
 from shared.run.config import hash_of, repository_root
+from shared.run.processes import run_in_processes
 
 log = logging.getLogger(__name__)
 
@@ -60,6 +61,14 @@ def claimed(folder: Path):
         yield True
 
 
+def run(cfg: DictConfig, folder: Path) -> tuple[dict, int]:
+    """Train and score one row and seed; returns the metrics and the largest resident memory in bytes."""
+    if cfg.trainer.devices > 1:
+        return run_in_processes(cfg, folder)
+    metrics = importlib.import_module(f"{cfg.paper}.train").run(cfg, folder)
+    return metrics, peak_memory_bytes()
+
+
 def run_row(cfg: DictConfig) -> str:
     """Run one row and seed unless its evidence is there or another process is at it; returns what happened.
 
@@ -75,9 +84,7 @@ def run_row(cfg: DictConfig) -> str:
         resumed = (folder / "last.ckpt").exists()
         started, begin, energy = datetime.now(UTC), time.perf_counter(), energy_joules()
         commit, dirty = git_state(repository_root())
-        metrics = importlib.import_module(f"{cfg.paper}.train").run(cfg, folder)
-        if metrics is None:
-            return "not rank 0"
+        metrics, peak = run(cfg, folder)
         metrics["resumed"] = float(resumed)
         record = RunRecord(
             paper=cfg.paper,
@@ -96,7 +103,7 @@ def run_row(cfg: DictConfig) -> str:
             lock_sha256=lock_sha256(repository_root()),
             manifest_sha256=manifest,
             wall_seconds=time.perf_counter() - begin,
-            peak_memory_bytes=peak_memory_bytes(),
+            peak_memory_bytes=peak,
             energy_joules=None if energy is None else energy_joules() - energy,
             started_at=started.isoformat(timespec="seconds"),
             **environment(),

@@ -41,7 +41,9 @@ def unavailable() -> str:
 def saved_shape(u: Tensor, A: Tensor, B: Tensor, C: Tensor, reverse: tuple[bool, ...]) -> tuple[int, ...]:
     """Shape of the states that the forward keeps: before every second chunk of STEPS, and before each shorter one."""
     plan = Launch.of(u, A, B, C, reverse)
-    parts = (plan.length // STEPS + 1) // 2 + (plan.length % STEPS).bit_count()
+    rest = plan.length % STEPS
+    shorter = sum(rest // (STEPS >> k) % 2 for k in range(1, STEPS.bit_length()))
+    parts = (plan.length // STEPS + 1) // 2 + shorter
     return plan.batch, parts, *plan.tiles
 
 
@@ -197,6 +199,10 @@ def _alike(u: Tensor, *others: Tensor | None) -> tuple[Tensor | None, ...]:
     )
 
 
+def _dense(*rows: Tensor | None) -> tuple[Tensor | None, ...]:
+    return tuple(None if row is None else row.contiguous() for row in rows)
+
+
 def _device(tensor: Tensor) -> contextlib.AbstractContextManager:
     return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()
 
@@ -219,6 +225,7 @@ def forward(
 
     plan = Launch.of(u, A, B, C, reverse)
     u, delta, z = _alike(u, delta, z)
+    D, delta_bias = _dense(D, delta_bias)
     y = torch.empty_like(u)
     last = A.new_empty(plan.batch, u.shape[1], plan.state)
     saved = A.new_empty(saved_shape(u, A, B, C, reverse) if keep else 0)
@@ -251,6 +258,7 @@ def backward(
 
     plan = Launch.of(u, A, B, C, reverse)
     u, delta, z, dy = _alike(u, delta, z, dy)
+    D, delta_bias = _dense(D, delta_bias)
     du, ddelta = torch.empty_like(u), torch.empty_like(u)
     dz = None if z is None else torch.empty_like(u)
     sums = (plan.batch, *plan.tiles)

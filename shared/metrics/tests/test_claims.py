@@ -55,6 +55,22 @@ def test_order_reversed_with_an_interval_that_excludes_zero_is_contradicted(repo
     assert status().status == "reproduced"
 
 
+def test_baseline_may_be_a_row_of_our_own_and_the_gain_over_it_is_shown(repository, status, update_):
+    full = "Full:\n  - {Row: fake-own, Config: fake/configs/experiment/fake-own.yaml, Group: g, Label: theirs again, "
+    text = repository.ledger.read_text() + full + "Baseline: null, Metrics: [top1]}\n"
+    repository.ledger.write_text(text)
+    repository.edit("{name: theirs, ", "{name: theirs, Row: fake-own, ")
+    (repository.root / "fake/configs/experiment/fake-own.yaml").write_text("row: fake-own\n")
+    repository.run("fake-a", [0.760, 0.762, 0.764])
+    assert status().status == "reproduced" and status().gains == {}
+    repository.run("fake-own", [0.7705, 0.7719, 0.7741])
+    assert status().status == "contradicted"
+    marker = "<!-- claims:begin full -->\n<!-- claims:end full -->\n"
+    repository.readme.write_text(repository.readme.read_text() + marker)
+    update_()
+    assert "top-1 % less fake-own: -1.02 [" in repository.readme.read_text()
+
+
 @pytest.mark.parametrize(
     "change",
     [{"selection": "best-test-epoch"}, {"variant": "as_released"}, {"first": 7}, {"config_sha256": "old"}],
@@ -99,10 +115,12 @@ def test_parameters_are_counted_on_the_spot(repository, status, monkeypatch):
     monkeypatch.setitem(sys.modules, "fake.model", model)
     with pytest.raises(UserError, match="no count"):
         status()
-    for measured, agreed, expected in ((6.95e6, True, "reproduced"), (6.5e6, False, "below")):
+    for measured, agreed in ((6.95e6, True), (6.5e6, False)):
         model.count = lambda config, measured=measured: {"parameters": measured, "flops": 0}
         assert status().counts == {"parameters": (measured, agreed)}
-        assert status().status == expected
+        # The status is that of the scores; a count that is another network's is said beside it.
+        assert status().status == "reproduced"
+        assert ("parameters differs" in status().reason) is not agreed
 
 
 def test_tables_that_a_paper_computes_itself_are_written_and_checked(repository, update_, monkeypatch):
@@ -267,7 +285,7 @@ def test_lite_table_shows_means_paired_differences_and_their_number(repository, 
         "–",
         "0.600 ± 0.141 (undefined for 1 seeds)",
         "4 of 5 classes",
-        "+1.33 [-0.10, 2.77] vs plain",
+        "+1.33 [-0.10, 2.77] vs plain: no evidence",
         "3",
         "30",
     ]
