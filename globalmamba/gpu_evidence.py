@@ -1,23 +1,30 @@
 """What only a GPU can show of the selective scan: that its Triton form is right there, then how fast it is.
 
-    python -m globalmamba.gpu_evidence --out FOLDER [--mamba-ssm-source FOLDER]      (make gpu-evidence OUT=FOLDER)
+    make gpu-evidence OUT=FOLDER [MAMBA_SSM=FOLDER] [DATA_ROOT=FOLDER]
+    python -m globalmamba.gpu_evidence --out FOLDER [--mamba-ssm-source FOLDER] [--data-root FOLDER] [--workers 4]
 
-First every case is checked against the definition in float64, outputs and all gradients. Only if all of them hold
-is anything timed: Triton beside mamba-ssm's CUDA scan, where that is installed or its source folder is given
-(compiled for this GPU alone, into torch's extension cache), one call of each in turn. All of it goes into
-``FOLDER/selective_scan.json``. Exit code 1 where a check is red, 2 without a GPU.
+First every case is checked against the definition in float64, outputs and all gradients, in fresh memory that holds
+NaN. Only if all of them hold is anything timed: Triton beside mamba-ssm's CUDA scan, where that is installed or its
+source folder is given (compiled for this GPU alone, into torch's extension cache; needs nvcc and ninja), in turn. All
+of it goes into ``FOLDER/selective_scan.json``, which is written anew after every part. With a data root the lite rows
+meant for a GPU are trained afterwards, by several processes that share them. Exit code 1 where a check is red or a
+training failed, 2 without a GPU; a bar that is missed is a result and changes no exit code.
 """
 
 import argparse
+import functools
+import itertools
 import json
 import os
 import statistics
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from rich.console import Console
+from rich.table import Table
 from torch import Tensor
 
 from globalmamba.kernels.selective_scan import op, selective_scan
@@ -27,15 +34,71 @@ from shared.run.config import repository_root
 
 # Relative L2 error: half a unit in the last place of the outputs' type, and float32's drift over the sums.
 BOUND = {torch.float32: 5e-6, torch.bfloat16: 4e-3, torch.float16: 6e-4}
-# batch, width, L, N: Vim-S as it trains, a long sequence with few of them, VMamba-T's first stage (four directions).
-SHAPES = {"Vim-S": (128, 768, 197, 16), "long": (8, 768, 3136, 16), "N = 1": (64, 384, 3136, 1)}
+# batch, width, L, N, directions: Vim-S of one direction with its gate, the two of a mixer in one launch (the peer is
+# called twice), a long sequence with few of them, VMamba-T's first stage (four directions).
+SHAPES = {
+    "Vim-S": (128, 768, 197, 16, 1),
+    "Vim-S, both directions": (128, 1536, 197, 16, 2),
+    "long": (8, 768, 3136, 16, 1),
+    "N = 1": (64, 384, 3136, 1, 1),
+}
+BARS = {"Vim-S": (3.0, 2.0), "long": (1.5, 2.0)}  # times mamba-ssm's speed, forward and backward
+COPY_BAR = 0.6  # of the bandwidth of a copy, at N = 1 forward
 LAYOUTS = ("channels first", "channels last")
-REPEATS = 30
+REPEATS, CALLS = 20, 10  # of every measurement; calls in one, so that what launches them is not timed
+HEAD_START = 20_000_000  # cycles for which the GPU waits, while the calls are queued
+GPU_ROWS = ("cifar10-all", "tiny32")
+DEVICE = "cuda"
+
+
+def case(length, state, dtype=torch.float32, reverse=(False,), transposed=False, width=48, absent=()) -> dict:
+    """Return a case to check; ``absent`` names optional arguments that are left out, or ``dlast``."""
+    return {
+        "length": length,
+        "state": state,
+        "dtype": dtype,
+        "reverse": reverse,
+        "transposed": transposed,
+        "width": width,
+        "absent": absent,
+    }
+
+
+BOTH = (False, True)
 CHECKED = [
-    {"length": length, "state": state, "dtype": dtype, "reverse": reverse, "transposed": transposed}
-    for length, state in ((1, 16), (7, 1), (14, 16), (63, 5), (197, 16), (1023, 16), (255, 64))
+    case(length, state, dtype, reverse, transposed)
+    for length, state in (
+        (1, 16),
+        (7, 1),
+        (14, 16),
+        (31, 3),
+        (63, 5),
+        (196, 16),
+        (197, 16),
+        (255, 64),
+        (1023, 16),
+    )
     for dtype in BOUND
-    for reverse, transposed in (((False,), False), ((False, True), True))
+    for reverse, transposed in (((False,), False), (BOTH, True))
+]
+# Every option on and off, and what the timed shapes are made of: whole blocks of channels, several in a group.
+OPTIONAL = ("D", "z", "delta_bias", "dlast")
+CHECKED += [
+    case(63, 16, absent=tuple(itertools.compress(OPTIONAL, off)))
+    for off in itertools.product((False, True), repeat=len(OPTIONAL))
+]
+CHECKED += [
+    case(length, state, torch.bfloat16, reverse, transposed, width, absent)
+    for (length, state, width, reverse, absent), transposed in itertools.product(
+        (
+            (197, 16, 768, (False,), ("dlast",)),
+            (197, 16, 1536, BOTH, ("z", "dlast")),
+            (3136, 16, 768, (False,), ("dlast",)),
+            (3136, 1, 384, (False,), ("dlast",)),
+            (49, 1, 1536, (False, False, True, True), ("z", "dlast")),
+        ),
+        (False, True),
+    )
 ]
 
 
@@ -43,10 +106,10 @@ def inputs(
     batch: int, width: int, length: int, state: int, dtype: torch.dtype, transposed: bool, groups: int = 1
 ) -> dict[str, Tensor]:
     """Return arguments of a scan by name on the GPU; ``transposed`` gives them as (batch, L, width) in memory."""
-    generator = torch.Generator("cuda").manual_seed(length * 64 + state)
+    generator = torch.Generator(DEVICE).manual_seed(length * 64 + state)
 
     def draw(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator, device="cuda")
+        return torch.randn(*shape, generator=generator, device=DEVICE)
 
     found = {name: draw(batch, length, width).transpose(1, 2) for name in ("u", "delta", "z")}
     if not transposed:
@@ -56,50 +119,49 @@ def inputs(
     return found | {"A": -draw(width, state).abs(), "D": draw(width), "delta_bias": draw(width)}
 
 
-def outcome(arguments: dict[str, Tensor], dy: Tensor, **options) -> dict[str, Tensor]:
+def outcome(arguments: dict[str, Tensor], dy: Tensor, with_last: bool, **options) -> dict[str, Tensor]:
     """Return y, the last state and the gradient to every argument."""
     leaves = {name: tensor.detach().requires_grad_() for name, tensor in arguments.items()}
     y, last = selective_scan(**leaves, delta_softplus=True, return_last_state=True, **options)
-    torch.autograd.backward([y, last], [dy.to(y.dtype), torch.ones_like(last)])
-    return {"y": y, "last": last} | {name: leaf.grad for name, leaf in leaves.items()}
+    given = [dy.to(y.dtype)] + ([torch.ones_like(last)] if with_last else [])
+    torch.autograd.backward([y, last][: len(given)], given)
+    return {"y": y.detach(), "last": last.detach()} | {name: leaf.grad for name, leaf in leaves.items()}
 
 
-def check(length: int, state: int, dtype: torch.dtype, reverse: tuple[bool, ...], transposed: bool) -> dict:
+def check(length, state, dtype, reverse, transposed, width, absent) -> dict:
     """Return the case with its largest relative error, where that was, and whether it is within the bound."""
-    arguments = inputs(2, 48, length, state, dtype, transposed, len(reverse))
-    dy = torch.randn(2, 48, length, device="cuda").to(dtype)
+    arguments = inputs(2, width, length, state, dtype, transposed, len(reverse))
+    arguments = {name: tensor for name, tensor in arguments.items() if name not in absent}
+    dy = torch.randn(2, width, length, device=DEVICE).to(dtype)
     exact = {name: tensor.double() for name, tensor in arguments.items()}
-    wanted = outcome(exact, dy, backend="reference", reverse=reverse)
-    first, again = (outcome(arguments, dy, backend="triton", reverse=reverse) for _ in range(2))
+    run = functools.partial(outcome, dy=dy, with_last="dlast" not in absent, reverse=reverse)
+    wanted = run(exact, backend="reference")
+    first, again = (run(arguments, backend="triton") for _ in range(2))
     errors = {
         name: float((first[name].double() - value).norm() / value.norm().clamp_min(1e-30))
         for name, value in wanted.items()
     }
-    worst = max(errors, key=errors.get)
+    worst = max(errors, key=lambda name: errors[name] if errors[name] == errors[name] else float("inf"))
     repeatable = all(torch.equal(first[name], again[name]) for name in first)
-    case = {
-        "length": length,
-        "state": state,
-        "dtype": str(dtype),
-        "reverse": reverse,
-        "transposed": transposed,
-    }
+    found = case(length, state, str(dtype), reverse, transposed, width, absent)
     green = errors[worst] <= BOUND[dtype] and repeatable
-    return case | {"worst": worst, "error": errors[worst], "repeatable": repeatable, "green": green}
+    return found | {"worst": worst, "error": errors[worst], "repeatable": repeatable, "green": green}
 
 
 def milliseconds(calls: dict[str, Callable[[], object]]) -> dict[str, dict[str, float]]:
-    """Return median, least and largest time of every call on the GPU, one of each in turn."""
+    """Return median, least and largest time of a call on the GPU, CALLS of one form after the other in turn."""
     times: dict[str, list[float]] = {name: [] for name in calls}
-    for turn in range(REPEATS + 3):
+    for turn in range(REPEATS + 2):
         for name, call in calls.items():
             begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            torch.cuda._sleep(HEAD_START)
             begin.record()
-            call()
+            for _ in range(CALLS):
+                call()
             end.record()
             end.synchronize()
-            if turn >= 3:
-                times[name].append(begin.elapsed_time(end))
+            if turn >= 2:
+                times[name].append(begin.elapsed_time(end) / CALLS)
     return {n: {"median": statistics.median(t), "least": min(t), "largest": max(t)} for n, t in times.items()}
 
 
@@ -115,7 +177,7 @@ def peer(source: Path | None):
             )
         os.environ["TORCH_CUDA_ARCH_LIST"] = "{}.{}".format(*torch.cuda.get_device_capability())
         files = [str(path) for path in (*folder.glob("*.cpp"), *folder.glob("*.cu"))]
-        flags = ["-O3", "-std=c++17", "--use_fast_math", "--expt-relaxed-constexpr", "--expt-extended-lambda"]
+        flags = ["-O3", "--use_fast_math", "--expt-relaxed-constexpr", "--expt-extended-lambda"]
         flags += [f"-U__CUDA_NO_{kind}_OPERATORS__" for kind in ("HALF", "BFLOAT16", "BFLOAT162", "HALF2")]
         flags += [f"-U__CUDA_NO_{kind}_CONVERSIONS__" for kind in ("HALF", "BFLOAT16", "BFLOAT162")]
         return load("selective_scan_cuda", files, extra_include_paths=[str(folder)], extra_cuda_cflags=flags)
@@ -126,65 +188,171 @@ def peer(source: Path | None):
     return selective_scan_cuda
 
 
-def timed(shape: tuple[int, int, int, int], extension) -> dict:
+def peer_or_reason(source: Path | None):
+    """Return mamba-ssm's extension, or in words why there is none."""
+    try:
+        return peer(source) or "not installed, and no source folder was given"
+    except UserError:
+        raise
+    except Exception as error:  # a compiler's, of any kind
+        return f"could not be built: {' '.join(str(error).split())[-300:]}"
+
+
+def peer_calls(
+    extension, arguments: dict[str, Tensor], dy: Tensor, directions: int
+) -> tuple[Callable, Callable]:
+    """Return mamba-ssm's forward and backward; one call for each direction, each with its part of the channels."""
+    parts = [{name: tensor.chunk(directions, 1 if tensor.dim() == 3 else 0)[d].contiguous()
+              for name, tensor in arguments.items() if name not in ("B", "C")}
+             | {name: arguments[name].chunk(directions, 1)[d].contiguous() for name in ("B", "C")}
+             for d in range(directions)]  # fmt: skip
+    ordered = [[part.get(name) for name in NAMES] for part in parts]
+    given = [part.contiguous() for part in dy.chunk(directions, 1)]
+    states = [extension.fwd(*one, True) for one in ordered]
+
+    def backward():
+        for one, gradient, (out, kept, *_) in zip(ordered, given, states, strict=True):
+            extension.bwd(*one, gradient, kept, out if one[6] is not None else None, None, True, False)
+
+    return lambda: [extension.fwd(*one, True) for one in ordered], backward
+
+
+NAMES = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias")
+
+
+def timed(shape: tuple[int, ...], extension) -> dict:
     """Return forward and backward times of a shape in bfloat16, of mamba-ssm's too where it is there."""
-    names = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias")
+    *sizes, directions = shape
+    reverse, scan = tuple(d % 2 == 1 for d in range(directions)), op._module("triton")
     # mamba-ssm wants channels first; Triton is timed on that and on channels last.
-    both = {layout: inputs(*shape, torch.bfloat16, layout == "channels last") for layout in LAYOUTS}
+    both = {
+        layout: inputs(*sizes, torch.bfloat16, layout == "channels last", directions) for layout in LAYOUTS
+    }
+    if directions > 1:  # a mixer of two directions gates their sum
+        for arguments in both.values():
+            del arguments["z"]
     dy = torch.randn_like(both["channels first"]["u"])
     forwards, backwards = {}, {}
     for layout, arguments in both.items():
-        ordered = [arguments[name] for name in names]
-        forwards[f"triton, {layout}"] = lambda o=ordered: op._module("triton").forward(
-            *o, True, (False,), True
-        )
+        ordered = [arguments.get(name) for name in NAMES]
+        forwards[f"triton, {layout}"] = lambda o=ordered: scan.forward(*o, True, reverse, True)
         saved = forwards[f"triton, {layout}"]()[2]
         given = dy if layout == "channels first" else dy.transpose(1, 2).contiguous().transpose(1, 2)
-        backwards[f"triton, {layout}"] = lambda o=ordered, s=saved, g=given: op._module("triton").backward(
-            g, None, *o, s, True, (False,)
+        backwards[f"triton, {layout}"] = lambda o=ordered, s=saved, g=given: scan.backward(
+            g, None, *o, s, True, reverse
         )
-    if extension is not None:
-        ordered = [both["channels first"][name] for name in names]
-        forwards["mamba-ssm"] = lambda: extension.fwd(*ordered, True)
-        out, states, *_ = extension.fwd(*ordered, True)
-        backwards["mamba-ssm"] = lambda: extension.bwd(*ordered, dy, states, out, None, True, False)
+    if not isinstance(extension, str):
+        pair = peer_calls(extension, both["channels first"], dy, directions)
+        forwards["mamba-ssm"], backwards["mamba-ssm"] = pair
     return {"forward": milliseconds(forwards), "backward": milliseconds(backwards)}
 
 
 def copy_bandwidth() -> float:
     """Return bytes per second, read and written, of copying 1 GiB on the GPU."""
-    source = torch.empty(2**28, device="cuda")
+    source = torch.empty(2**28, device=DEVICE)
     target = torch.empty_like(source)
     return 2 * source.nbytes / (milliseconds({"copy": lambda: target.copy_(source)})["copy"]["median"] / 1e3)
 
 
-def share_of_copy(shape: tuple[int, int, int, int], seconds: float, bandwidth: float) -> float:
+def share_of_copy(shape: tuple[int, ...], seconds: float, bandwidth: float) -> float:
     """Return which share of the copy bandwidth a forward reaches that reads u, delta, z and writes y in bfloat16."""
-    batch, width, length, _ = shape
+    batch, width, length, *_ = shape
     return 4 * 2 * batch * width * length / seconds / bandwidth
 
 
-def measure(out: Path, source: Path | None) -> int:
-    """Check, then time, and write the JSON; return the exit code."""
+def bars(found: dict) -> list[dict]:
+    """Return what was promised of each shape beside what was measured: layout by layout, none left out."""
+    rows = []
+    for shape, wanted in BARS.items():
+        times = found["milliseconds"].get(shape, {})
+        for of, bar in zip(("forward", "backward"), wanted, strict=True):
+            medians = {name: one["median"] for name, one in times.get(of, {}).items()}
+            theirs = medians.pop("mamba-ssm", None)
+            for name, ours in medians.items() if theirs else ():
+                rows.append(
+                    {"bar": f"{shape}, {of}, {name}: times mamba-ssm", "wanted": bar, "found": theirs / ours}
+                )
+    for name, one in found["milliseconds"].get("N = 1", {}).get("forward", {}).items():
+        share = share_of_copy(SHAPES["N = 1"], one["median"] / 1e3, found["copy_bytes_per_second"])
+        if name != "mamba-ssm":
+            rows.append(
+                {"bar": f"N = 1, forward, {name}: share of a copy", "wanted": COPY_BAR, "found": share}
+            )
+    return [row | {"holds": row["found"] >= row["wanted"]} for row in rows]
+
+
+def write(found: dict, path: Path) -> None:
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(json.dumps(found, indent=1, default=str), encoding="utf-8")
+    os.replace(partial, path)
+
+
+def show(found: dict, path: Path) -> None:
+    """Print the checks that are red, the times and the bars."""
+    console, checks = Console(), found["checks"]
+    red = [one for one in checks if not one["green"]]
+    console.print(f"{len(checks) - len(red)} of {len(checks)} checks hold; all figures: {path}", markup=False)
+    for one in red:
+        console.print(f"red: {one}", markup=False)
+    table = Table("shape", "pass", "form", "ms, median", "least", "largest")
+    for shape, passes in found.get("milliseconds", {}).items():
+        for of, forms in passes.items():
+            for name, one in forms.items():
+                table.add_row(shape, of, name, *(f"{one[key]:.3f}" for key in ("median", "least", "largest")))
+    if table.rows:
+        console.print(table)
+    for row in found.get("bars", []):
+        verdict = "holds" if row["holds"] else "missed"
+        console.print(f"{row['bar']}: {row['found']:.2f}, wanted {row['wanted']}: {verdict}", markup=False)
+    if "mamba_ssm" in found:
+        console.print(f"mamba-ssm: {found['mamba_ssm']}", markup=False)
+
+
+def require_gpu() -> None:
+    """Raise UserError where Triton cannot run on a GPU."""
     if not torch.cuda.is_available():
         raise UserError("no GPU is visible to PyTorch: run this on a machine with one")
     reason = op._unavailable("triton")
     if reason:
         raise UserError(f"the Triton scan cannot run here: {reason}")
+
+
+def measure(out: Path, source: Path | None) -> int:
+    """Check, then time, writing the JSON as it goes; return the exit code."""
+    require_gpu()
     out.mkdir(parents=True, exist_ok=True)
-    commit, dirty = git_state(repository_root())
+    path, (commit, dirty) = out / "selective_scan.json", git_state(repository_root())
+    torch.use_deterministic_algorithms(True, warn_only=True)  # fresh memory holds NaN
     found: dict = {"commit": commit, "dirty": dirty, **environment(), "checks": [check(**c) for c in CHECKED]}
-    green = all(case["green"] for case in found["checks"])
+    torch.use_deterministic_algorithms(False)
+    write(found, path)
+    green = all(one["green"] for one in found["checks"])
     if green:
-        extension, bandwidth = peer(source), copy_bandwidth()
-        found |= {"repeats": REPEATS, "copy_bytes_per_second": bandwidth, "mamba_ssm": extension is not None}
-        found["milliseconds"] = {name: timed(shape, extension) for name, shape in SHAPES.items()}
-        one = found["milliseconds"]["N = 1"]["forward"]["triton, channels last"]["median"] / 1e3
-        found["share_of_copy_at_N_1"] = share_of_copy(SHAPES["N = 1"], one, bandwidth)
-    partial = out / "selective_scan.json.partial"
-    partial.write_text(json.dumps(found, indent=1, default=str), encoding="utf-8")
-    os.replace(partial, out / "selective_scan.json")
+        extension = peer_or_reason(source)
+        found |= {
+            "repeats": REPEATS,
+            "calls": CALLS,
+            "copy_bytes_per_second": copy_bandwidth(),
+            "milliseconds": {},
+        }
+        found["mamba_ssm"] = extension if isinstance(extension, str) else "timed"
+        for name, shape in SHAPES.items():
+            found["milliseconds"][name] = timed(shape, extension)
+            found["bars"] = bars(found)
+            write(found, path)
+    show(found, path)
     return 0 if green else 1
+
+
+def train(data_root: Path, workers: int) -> int:
+    """Train the lite rows that are meant for a GPU; the processes share them by locks. Return the exit code."""
+    from shared.run.launch import rows_of
+
+    rows = [row for row in rows_of("globalmamba", "lite") if row.startswith(GPU_ROWS)]
+    command = [sys.executable, "-m", "shared.run", "reproduce", "globalmamba", "--scale", "lite"]
+    command += ["--rows", ",".join(rows), "--data-root", str(data_root)]
+    started = [subprocess.Popen(command, cwd=repository_root()) for _ in range(workers)]
+    return max(process.wait() for process in started)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -196,9 +364,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--mamba-ssm-source", type=Path, help="a checkout of mamba-ssm to compile and time beside"
     )
+    parser.add_argument("--data-root", type=Path, help="train the lite rows meant for a GPU too, from here")
+    parser.add_argument("--workers", type=int, default=4, help="processes that train side by side")
     options = parser.parse_args(arguments)
     try:
-        return measure(options.out, options.mamba_ssm_source)
+        code = measure(options.out, options.mamba_ssm_source)
+        if options.data_root is not None:
+            code = max(code, train(options.data_root, options.workers))
+        return code
     except UserError as error:
         Console(stderr=True, soft_wrap=True).print(f"error: {error}", markup=False)
         return 2

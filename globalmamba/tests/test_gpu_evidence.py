@@ -1,10 +1,18 @@
 """The measuring script of GPUs, as far as a machine without one can tell."""
 
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
 from globalmamba import gpu_evidence
-from globalmamba.kernels.selective_scan import op
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here, it would be measured")
@@ -17,8 +25,7 @@ def test_without_a_gpu_it_says_so_in_one_sentence_and_writes_nothing(tmp_path, c
 
 
 def test_a_red_check_is_reported_and_nothing_is_timed(tmp_path, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(op, "_unavailable", lambda name: "")
+    monkeypatch.setattr(gpu_evidence, "require_gpu", lambda: None)
     monkeypatch.setattr(gpu_evidence, "CHECKED", [{"length": 1}, {"length": 2}])
     monkeypatch.setattr(gpu_evidence, "check", lambda length: {"length": length, "green": length == 1})
     monkeypatch.setattr(gpu_evidence, "timed", lambda *shape: pytest.fail("timed behind a red check"))
@@ -27,7 +34,82 @@ def test_a_red_check_is_reported_and_nothing_is_timed(tmp_path, monkeypatch):
     assert '"green": false' in text and "milliseconds" not in text
 
 
-def test_cases_cover_every_type_direction_and_layout():
-    kinds = {(case["dtype"], case["reverse"], case["transposed"]) for case in gpu_evidence.CHECKED}
-    assert len(kinds) == 6
-    assert {case["length"] for case in gpu_evidence.CHECKED} >= {1, 7, 14, 63, 197, 255, 1023}
+class Peer:
+    """Stands in for mamba-ssm's extension: takes what that takes and looks at the shapes."""
+
+    @staticmethod
+    def fwd(u, delta, A, B, C, D, z, delta_bias, delta_softplus):
+        assert u.shape == delta.shape and u.shape[1] == len(A) == len(D) == len(delta_bias) and delta_softplus
+        assert B.shape == C.shape == (len(u), 1, A.shape[1], u.shape[2]) and (z is None or z.shape == u.shape)
+        assert all(t.is_contiguous() for t in (u, delta, A, B, C, D, delta_bias))
+        return u, "states", z
+
+    @staticmethod
+    def bwd(u, delta, A, B, C, D, z, bias, dout, states, out, dz, delta_softplus, recompute):
+        assert dout.shape == u.shape and states == "states" and (out is None) == (z is None)
+
+
+def rehearse(out: str) -> None:
+    """Run the script with Triton's interpreter in the GPU's place; to be called under TRITON_INTERPRET=1."""
+
+    def called(calls):
+        for call in calls.values():
+            call()
+        return {name: {"median": i + 1.0, "least": 1.0, "largest": 9.0} for i, name in enumerate(calls)}
+
+    # The interpreter cuts off to bfloat16, where a GPU rounds: its error is twice as large.
+    few = [c for c in gpu_evidence.CHECKED if c["length"] in (1, 7) and c["dtype"] is torch.float32]
+    few += [gpu_evidence.case(3, 2, absent=gpu_evidence.OPTIONAL)]
+    changes = {"DEVICE": "cpu", "require_gpu": lambda: None, "milliseconds": called, "CHECKED": few}
+    changes |= {"peer": lambda source: Peer, "copy_bandwidth": lambda: 1e12}
+    changes["SHAPES"] = {
+        name: (2, 64 * directions, 5, state, directions)
+        for name, (_, _, _, state, directions) in gpu_evidence.SHAPES.items()
+    }
+    for name, value in changes.items():
+        setattr(gpu_evidence, name, value)
+    raise SystemExit(gpu_evidence.main(["--out", out]))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton runs on Linux only")
+def test_the_whole_script_runs_in_tritons_interpreter_and_holds_the_bars_against_the_peer(tmp_path):
+    code = f"from globalmamba.tests import test_gpu_evidence as test; test.rehearse({str(tmp_path)!r})"
+    environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    found = json.loads((tmp_path / "selective_scan.json").read_text())
+    assert set(found["milliseconds"]) == set(gpu_evidence.SHAPES) and len(found["checks"]) == 5
+    # The stand-in for a clock gave 1, 2 and 3 ms to the two layouts and the peer.
+    ratios = {row["bar"]: (row["found"], row["holds"]) for row in found["bars"]}
+    assert ratios["Vim-S, forward, triton, channels first: times mamba-ssm"] == (3.0, True)
+    assert ratios["Vim-S, forward, triton, channels last: times mamba-ssm"] == (1.5, False)
+    assert len(ratios) == 2 * 4 + 2
+    assert "checks hold" in done.stdout and "missed" in done.stdout
+
+
+def test_a_peer_that_cannot_be_built_is_a_reason_and_no_failure(monkeypatch):
+    def broken(source):
+        raise RuntimeError("ninja is\nmissing")
+
+    monkeypatch.setattr(gpu_evidence, "peer", broken)
+    assert gpu_evidence.peer_or_reason(None) == "could not be built: ninja is missing"
+
+
+def test_trainings_are_the_lite_rows_for_a_gpu_and_a_failed_one_shows(monkeypatch, tmp_path):
+    commands = []
+
+    class Process:
+        def __init__(self, command, cwd):
+            commands.append(command)
+
+        def wait(self):
+            return len(commands) - 1
+
+    monkeypatch.setattr(subprocess, "Popen", Process)
+    assert gpu_evidence.train(tmp_path, 2) == 1
+    rows = commands[0][commands[0].index("--rows") + 1].split(",")
+    assert {"cifar10-all-vim", "cifar10-all-gm", "tiny32-vim", "tiny32-gm-random"} <= set(rows)
+    assert not {"cifar10-vim", "imagenette-gm"} & set(rows)
