@@ -2,7 +2,8 @@
 
     python -m globalmamba.bench [--threads 2] [--repeat 5] [--lengths 196 784 3136]
 
-Times are medians of interleaved repeats on this machine, float32. Extra memory is the rise of the peak of
+Times are medians of interleaved repeats on this machine's CPU, float32; the backends of a GPU are measured by
+``make gpu-evidence``. Extra memory is the rise of the peak of
 resident memory in a process of its own, in tensors of the size of u. The scan is batch 8, width 384, with
 softplus, D and gate, as Vim-T calls it for one direction.
 """
@@ -19,7 +20,7 @@ from globalmamba.kernels.selective_scan import op, selective_scan
 from globalmamba.measure import interleaved, medians, peak_bytes
 
 BATCH, WIDTH = 8, 384
-BACKENDS = ("reference", "chunked", "cpu")
+BACKENDS = ("reference", "chunked", "cpu", "triton", "mamba_ssm")
 
 
 def scan_arguments(length: int, state: int, batch: int = BATCH, width: int = WIDTH) -> dict:
@@ -53,9 +54,22 @@ def training_call(backend: str, length: int, state: int):
 CALLS = {"forward": forward_call, "forward + backward": training_call}
 
 
+def runs_here(backend: str) -> bool:
+    """Return whether a backend takes tensors on this machine's CPU."""
+    return backend not in ("triton", "mamba_ssm") and not op._unavailable(backend)
+
+
+def extra_tensors(backend: str, length: int, state: int) -> str:
+    """Return the rise of the peak of memory in training, in tensors of u's size; Linux alone tells."""
+    try:
+        return f"{peak_bytes(training_call, backend, length, state) / (BATCH * WIDTH * length * 4):.1f}"
+    except OSError:
+        return "–"
+
+
 def scan_times(length: int, state: int, repeats: int, backends=BACKENDS) -> dict[str, dict[str, float]]:
     """Return for forward, and forward + backward, the median seconds of every backend that runs here."""
-    running = [name for name in backends if not op._unavailable(name)]
+    running = [name for name in backends if runs_here(name)]
     return {
         what: medians(interleaved({name: call(name, length, state) for name in running}, repeats))
         for what, call in CALLS.items()
@@ -76,9 +90,12 @@ def scan_table(lengths: list[int], repeats: int) -> Table:
             for what in CALLS:
                 cells.append(f"{times[what][name] * 1e3:.1f}")
                 cells.append(f"{times[what]['reference'] / times[what][name]:.1f}")
-            extra = peak_bytes(training_call, name, length, state) / (BATCH * WIDTH * length * 4)
-            table.add_row(*cells, f"{extra:.1f}")
+            table.add_row(*cells, extra_tensors(name, length, state))
         table.add_section()
+    for name in BACKENDS:
+        if not runs_here(name):
+            why = op._unavailable(name) or "takes no tensors on a CPU: see make gpu-evidence"
+            table.add_row("", "", name, why.rstrip("."))
     return table
 
 
@@ -110,7 +127,6 @@ def main() -> None:
     capability = torch.backends.cpu.get_cpu_capability()
     console.print(f"{platform.machine()} {capability}, {args.threads} threads, torch {torch.__version__}")
     console.print(scan_table(args.lengths, args.repeat))
-    console.print("The backends triton and mamba_ssm need a GPU: make gpu-evidence.")
     console.print(serialization_table(args.repeat, args.threads))
 
 

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 
 from globalmamba import convert
 from globalmamba.data import EvaluationBatches
+from globalmamba.machine import arithmetic, device_of, require_backend, require_precision, synchronise
 from globalmamba.measure import resident_bytes
 from globalmamba.model import CHANNELS, build_model, parameters_of
 from globalmamba.receptive_field import draw_receptive_field
@@ -25,18 +26,6 @@ TOP = 5
 TIMED = 3  # batches, after one that warms up; the median counts
 PICTURED = 64  # images that the receptive field is averaged over
 PREFIX = "model."  # of the network's tensors among those of the LightningModule
-
-
-def device_of(cfg) -> torch.device:
-    """Return where a network is scored: the accelerator of this machine unless the config says CPU."""
-    if cfg.trainer.accelerator != "cpu" and torch.accelerator.is_available():
-        return torch.accelerator.current_accelerator()
-    return torch.device("cpu")
-
-
-def arithmetic(cfg, device: torch.device):
-    """Return the context in which the network was trained: bfloat16 autocast, or none."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=cfg.optim.precision == "bf16-mixed")
 
 
 @torch.no_grad()
@@ -61,11 +50,6 @@ def score(cfg, network: nn.Module, device: torch.device) -> dict[str, float]:
         "loss": float(torch.cat(losses).double().mean()),
         "n_test": float(len(hits)),
     }
-
-
-def synchronise(device: torch.device) -> None:
-    if device.type != "cpu":
-        torch.accelerator.synchronize()
 
 
 @torch.no_grad()
@@ -134,9 +118,11 @@ def evaluate_checkpoint(cfg, path: Path, folder: Path) -> dict:
     """Return scores, speed and memory of a checkpoint, and draw its receptive field into ``folder``.
 
     A ``.safetensors`` file holds weights alone, such as official ones that ``globalmamba.convert`` has renamed.
-    Raises UserError, before anything is written, for a missing or damaged checkpoint and for one of another row
-    or arrangement.
+    Raises UserError, before anything is written, for a missing or damaged checkpoint, for one of another row or
+    arrangement, and for a precision or a backend that this machine has not.
     """
+    require_precision(cfg)
+    require_backend(cfg)
     network, steps = build_model(cfg), None
     if path.suffix == ".safetensors":
         convert.load_weights(network, path)

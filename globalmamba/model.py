@@ -51,13 +51,18 @@ def build_network(
         ) from error
 
 
-def build_model(cfg: DictConfig) -> nn.Module:
-    """Build the network of a run, untrained: images (B, channels, size, size) float -> logits (B, classes)."""
+def require_task(cfg: DictConfig) -> None:
+    """Raise UserError for a row whose task does not stand here yet."""
     if cfg.data.task != "classification":
         raise UserError(
             f"row {cfg.row} is blocked: detection and segmentation do not stand in this repository yet; "
             "choose a row of classification"
         )
+
+
+def build_model(cfg: DictConfig) -> nn.Module:
+    """Build the network of a run, untrained: images (B, channels, size, size) float -> logits (B, classes)."""
+    require_task(cfg)
     size = cfg.data.image_size
     network = build_network(
         cfg.model,

@@ -32,6 +32,7 @@ from globalmamba.vmamba import SIZES, VMamba
 from shared.errors import UserError
 
 MERGES = {"add": "bilinear", "add-nearest": "nearest", "drop": None}
+KEPT = 64  # sets of constants, a handful for every size of images
 # The paper's table: parameters in millions and FLOPs in billions of VMamba and of GlobalMamba on it.
 CLAIMS = {"tiny": ((30, 4.9), (30, 5.3)), "small": ((50, 8.7), (50, 9.5)), "base": ((89, 15.4), (89, 17.0))}
 
@@ -68,6 +69,7 @@ class GlobalVMamba(VMamba):
             raise UserError(f"separate_stages is {separate_stages}: choose from 1 to {stages} stages")
         self.levels, self.bands, self.order, self.content = levels, bands, order, content
         self.separate_stages, self.merge, self.order_seed = separate_stages, merge, order_seed
+        self._kept: dict[tuple, tuple[Tensor, ...]] = {}
 
     def embed(self, images: Tensor) -> list[Tensor]:
         """Return the stem's grids (B, C, h_k, w_k) of all levels, from low to high."""
@@ -92,7 +94,11 @@ class GlobalVMamba(VMamba):
         if self.content == "resized":
             scales = reversed(range(1, self.levels))
             return [_resized(pixels, (height >> s, width >> s)) for s in scales] + [pixels]
-        low_pass = _low_pass(height, width, self.levels, self.bands, pixels.dtype, pixels.device)
+        parts = _low_pass(height, width, self.levels, self.bands)
+        low_pass = [
+            self._constants((height, width, number), part, pixels.dtype, pixels.device)
+            for number, part in enumerate(parts)
+        ]
         # Tensors without data take the CPU's switch: autocast knows no such device.
         kind = images.device.type if images.device.type != "meta" else "cpu"
         with torch.autocast(kind, enabled=False):
@@ -104,11 +110,31 @@ class GlobalVMamba(VMamba):
         # A nested top level holds the whole spectrum: it is the image.
         return levels if self.bands == "disjoint" else [*levels, pixels]
 
+    def _constants(
+        self, key: tuple, arrays: Sequence[np.ndarray], dtype: torch.dtype, device: torch.device
+    ) -> Sequence[Tensor]:
+        """Return arrays as tensors, rounded once from float64, the same ones again for the same key.
+
+        Images may come in any size, so these are no buffers.
+        """
+        key = (*key, dtype, device)
+        if key in self._kept:
+            return self._kept[key]
+        # What is made in inference mode could not be kept for a later backward.
+        with torch.inference_mode(False):
+            made = tuple(torch.tensor(array, dtype=dtype, device=device) for array in arrays)
+        if all(type(tensor) is Tensor for tensor in made):  # torch.export runs on stand-ins
+            if len(self._kept) >= KEPT:
+                self._kept.clear()
+            self._kept[key] = made
+        return made
+
     def layout(self, grids: Sequence[Tensor]) -> Layout:
         plain = super().layout(grids)
         if len(grids) == 1 or self.order == "low-high":
             return plain
-        return Layout(plain.sizes, *_permutation(plain.sizes, self.order, self.order_seed, grids[0].device))
+        orders = _permutation(plain.sizes, self.order, self.order_seed)
+        return Layout(plain.sizes, *self._constants(plain.sizes, orders, torch.int64, grids[0].device))
 
     def after_blocks(self, stage: int, grids: list[Tensor]) -> list[Tensor]:
         if len(grids) == 1 or stage + 1 < self.separate_stages:
@@ -126,11 +152,8 @@ def _resized(images: Tensor, size: Sequence[int], mode: str = "bilinear") -> Ten
 
 
 @functools.lru_cache(maxsize=16)
-def _low_pass(height: int, width: int, levels: int, bands: str, dtype: torch.dtype, device: torch.device):
-    """Return (D_H, D_W), then what makes each level of the spectrum: left (h, u), mask (u, v), right (w, v).
-
-    Images may come in any size, so these are no buffers; they are rounded once from float64.
-    """
+def _low_pass(height: int, width: int, levels: int, bands: str) -> list[tuple[np.ndarray, ...]]:
+    """Return (D_H, D_W), then what makes each level of the spectrum: left (h, u), mask (u, v), right (w, v)."""
     cosines = dct_matrix(height), dct_matrix(width)
     parts = [cosines]
     for level, mask in enumerate(band_masks(height, width, levels, bands), start=1):
@@ -143,20 +166,14 @@ def _low_pass(height: int, width: int, levels: int, bands: str, dtype: torch.dty
             for matrix, kept in zip(cosines, corner, strict=True)
         )
         parts.append((left, mask[: corner[0], : corner[1]], right))
-    return [_constants(part, dtype, device) for part in parts]
+    return parts
 
 
 @functools.lru_cache(maxsize=64)
-def _permutation(sizes: tuple[tuple[int, int], ...], order: str, seed: int, device: torch.device):
+def _permutation(sizes: tuple[tuple[int, int], ...], order: str, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the order in which a scan visits the tokens and its inverse, (L,) int64."""
     order = token_order(sizes, order, seed)
-    return _constants((order, np.argsort(order)), torch.int64, device)
-
-
-def _constants(arrays: Sequence[np.ndarray], dtype: torch.dtype, device: torch.device) -> tuple[Tensor, ...]:
-    # What is made in inference mode could not be kept for a later backward.
-    with torch.inference_mode(False):
-        return tuple(torch.tensor(array, dtype=dtype, device=device) for array in arrays)
+    return order, np.argsort(order)
 
 
 def readings_table(image_size: int = 224) -> list[dict]:

@@ -16,52 +16,23 @@ import torch
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
 
 from globalmamba.data import EvaluationBatches, training_data
-from globalmamba.evaluate import arithmetic, device_of, score, speed
-from globalmamba.kernels.selective_scan.op import BACKENDS, selective_scan
-from globalmamba.model import build_model, parameters_of
+from globalmamba.evaluate import score, speed
+from globalmamba.machine import (
+    arithmetic,
+    device_of,
+    require_backend,
+    require_device,
+    require_precision,
+    synchronise,
+)
+from globalmamba.model import build_model, parameters_of, require_task
 from globalmamba.module import ClassificationModule, TrainingData
-from shared.errors import UserError
 from shared.run.callbacks import AtomicCheckpointIO, Resumption
-
-PRECISIONS = ("32-true", "64-true", "bf16-mixed")
-
-
-def require_device(cfg) -> None:
-    """Raise UserError where the config asks for an accelerator that is not here."""
-    if cfg.trainer.accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
-        raise UserError(
-            f"trainer.accelerator={cfg.trainer.accelerator}, but PyTorch sees no GPU here: set trainer.accelerator=auto"
-        )
-
-
-def require_precision(cfg) -> None:
-    """Raise UserError for a precision that this device has no arithmetic for."""
-    precision = cfg.optim.precision
-    if precision not in PRECISIONS:
-        raise UserError(
-            f"optim.precision={precision} is not known here: choose one of {', '.join(PRECISIONS)} "
-            "(float16 needs a gradient scaler, which does not go with skipping steps that are not finite)"
-        )
-    if precision == "bf16-mixed" and device_of(cfg).type == "cpu":
-        if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
-            raise UserError(
-                "this CPU has no bfloat16 arithmetic: set optim.precision=32-true, or train on a GPU"
-            )
-
-
-def require_backend(cfg) -> None:
-    """Raise UserError where ``trainer.backend`` is unknown or cannot run on this device."""
-    backend, one = cfg.trainer.backend, torch.zeros(1, 1, 1, device=device_of(cfg))
-    if backend not in BACKENDS:
-        raise UserError(f"trainer.backend={backend} is not known here: choose one of {', '.join(BACKENDS)}")
-    try:
-        selective_scan(one, one, one[0], one, one, backend=backend)
-    except RuntimeError as error:
-        raise UserError(f"{' '.join(str(error).split())}: set trainer.backend=auto") from error
 
 
 def prepare(cfg) -> tuple[ClassificationModule, TrainingData]:
     """Return all that a run trains with, as a function of the config alone; raises UserError for bad input."""
+    require_task(cfg)
     require_device(cfg)
     require_precision(cfg)
     require_backend(cfg)
@@ -136,18 +107,20 @@ def run(cfg, folder: Path) -> dict | None:
 def seconds_of_run(cfg) -> float:
     """Estimate the seconds of a whole run from three timed steps and one timed batch of scoring.
 
-    Of a batch that several devices share, one device's part is timed.
+    Of a batch that several devices share, one device's part is loaded and timed.
     """
     module, data = prepare(cfg)
+    data.sampler.world_size = max(cfg.trainer.devices, 1)
     optimizer, device = module.configure_optimizers()["optimizer"], device_of(cfg)
     module.to(device)
-    times, share = [], max(cfg.optim.batch_size // cfg.trainer.devices, 1)
+    times = []
     for batch in islice(cycle(data.train_dataloader()), 4):  # the first one warms up
         begin = time.perf_counter()
         with arithmetic(cfg, device):
-            loss = module.loss({name: value[:share].to(device) for name, value in batch.items()}, 0)
+            loss = module.loss({name: value.to(device) for name, value in batch.items()}, 0)
         loss.backward()
         optimizer.step()
+        synchronise(device)
         times.append(time.perf_counter() - begin)
     rate = speed(cfg, module.model, device)["images_per_second"]
     return data.sampler.steps * float(np.median(times[1:])) + EvaluationBatches(cfg).images / rate

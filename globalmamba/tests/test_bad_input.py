@@ -108,6 +108,25 @@ def test_half_precision_on_a_cpu_without_it_is_one_line(reproduce, capsys, monke
     assert "no bfloat16 arithmetic: set optim.precision=32-true" in err and err.count("\n") == 1
 
 
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="a GPU is here")
+def test_more_devices_than_are_here_is_said_before_anything_is_started(tmp_path, capsys):
+    arguments = ["reproduce", "globalmamba", "--rows", ROW, "--results", str(tmp_path), "trainer.devices=8"]
+    assert command_line.main(arguments) == 2
+    err = capsys.readouterr().err
+    assert "trainer.devices=8, but PyTorch sees no GPU here: set trainer.devices=1" in err
+    assert err.count("\n") == 1 and not list(tmp_path.rglob("*"))
+
+
+def test_evaluation_on_what_is_not_here_is_one_line(tmp_path, capsys, monkeypatch):
+    (tmp_path / "some.ckpt").write_bytes(b"")
+    arguments = ["evaluate", "globalmamba", "--row", ROW, "--ckpt", str(tmp_path / "some.ckpt")]
+    assert command_line.main([*arguments, "trainer.backend=fast"]) == 2
+    assert "trainer.backend=fast is not known here: choose one of auto" in capsys.readouterr().err
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+    assert command_line.main([*arguments, "optim.precision=bf16-mixed", "trainer.accelerator=cpu"]) == 2
+    assert "this CPU has no bfloat16 arithmetic" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "arguments, words",
     [

@@ -33,8 +33,8 @@ def test_baseline_has_the_printed_parameters_and_flops(row):
         assert abs(found["flops"] - flops * 1e9) <= ROUND["flops"]
 
 
-def test_vim_scan_counted_once_gives_the_printed_flops():
-    # 1.5 G and 5.1 G are printed for Vim-T and Vim-S; the rule counts both directions, so it says more.
+def test_the_scan_counted_once_gives_vim_t_its_printed_flops_and_vim_s_none_of_the_rules():
+    # 1.5 G and 5.1 G are printed; the rule counts both directions, so it says more.
     tiny, small = (count(f"experiment/in1k-vim-{size}.yaml") for size in "ts")
     assert tiny["flops_scan_once"] == pytest.approx(1.5e9, abs=ROUND["flops"])
     assert small["flops_without_scan"] < 5.1e9 < small["flops_scan_once"] < small["flops"]
@@ -66,11 +66,15 @@ def test_second_direction_is_counted_and_scan_once_leaves_it_out():
 OWN = load_ledger(repository_root(), "globalmamba")
 
 
+def one_direction(row: str) -> bool:
+    return "causal" in row or "released" in row
+
+
 @pytest.mark.parametrize(
     "row, baseline", [(row.Row, other) for row in (*OWN.Lite, *OWN.Demo) for other in row.Baseline]
 )
 def test_row_has_the_parameters_of_its_baseline_within_two_percent(row, baseline):
-    if "causal" in row or "released" in row:
+    if one_direction(row) != one_direction(baseline):
         pytest.skip("a mixer of one direction has fewer parameters by design")
     ours, theirs = (count(f"experiment/{name}.yaml")["parameters"] for name in (row, baseline))
     assert abs(ours - theirs) <= BUDGET * theirs

@@ -244,8 +244,14 @@ def test_the_default_is_the_reading_nearest_to_the_printed_flops():
         if row["separate_stages"]:
             distance[row["separate_stages"]] += abs(row["flops"] / row["claim_flops"] - 1)
     assert min(distance, key=distance.get) == small().separate_stages
-    baselines = [row for row in rows if row["separate_stages"] == 0]
-    # One unit of the last printed digit, after rounding to it.
-    assert (
-        all(abs(round(r["flops"], -8) - r["claim_flops"]) <= 10**8 for r in baselines) and len(baselines) == 3
-    )
+    # VMamba itself is held to its paper's figures in test_model.py.
+    assert sum(row["separate_stages"] == 0 for row in rows) == 3
+
+
+@torch.no_grad()
+def test_it_can_be_exported_before_it_has_run_and_runs_afterwards():
+    network, images = small(order="random").eval(), noise(2, 3, 16, 16)
+    exported = torch.export.export(network, (images,))
+    expected = network(images)
+    assert relative_error(exported.module()(images), expected) < EXACT
+    assert relative_error(small(order="random").eval()(images), expected) < EXACT

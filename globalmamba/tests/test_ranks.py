@@ -4,6 +4,9 @@ Tolerance 1e-10 relative, in float64: the ranks add the same numbers in another 
 rank draws for itself.
 """
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch.nn.parallel import DistributedDataParallel
@@ -11,6 +14,8 @@ from torch.nn.parallel import DistributedDataParallel
 from globalmamba.tests.small import small_config
 from globalmamba.train import prepare
 from shared.errors import UserError
+from shared.metrics.record import read_record
+from shared.run.config import repository_root
 from shared.run.tests.gloo import on_ranks
 
 CLOSE = {"rtol": 1e-10, "atol": 1e-12}
@@ -86,6 +91,52 @@ def test_batch_that_ranks_cannot_mix_alike_is_refused(tmp_path):
         data.require_equal_pairs(2)
 
 
-def test_gathering_is_not_needed_where_nothing_is_mixed(tmp_path):
-    _, data = prepare(small_config(tmp_path, *UNEQUAL))
-    data.require_equal_pairs(2)
+def test_any_batch_may_be_shared_where_nothing_is_mixed(tmp_path):
+    _, data = prepare(small_config(tmp_path, "augment.mixup_alpha=0.0", "augment.cutmix_alpha=0.0", *UNEQUAL))
+    for ranks in (2, 3, 4):
+        data.require_equal_pairs(ranks)  # raises where a batch must not be shared so
+
+
+def reproduce(folder, *overrides) -> subprocess.CompletedProcess:
+    """Run the digits through the command line, in float64 on the CPU."""
+    command = [
+        sys.executable,
+        "-m",
+        "shared.run",
+        "reproduce",
+        "globalmamba",
+        "--rows",
+        "digits-gm",
+        "--seeds",
+        "0",
+    ]
+    command += [
+        "--results",
+        str(folder),
+        "trainer.accelerator=cpu",
+        "scale.epochs=0.2",
+        "optim.precision=64-true",
+    ]
+    return subprocess.run([*command, *overrides], cwd=repository_root(), capture_output=True, text=True)
+
+
+@pytest.mark.slow
+def test_two_devices_on_the_command_line_give_the_record_of_one(tmp_path):
+    found = []
+    for devices, strategy in (("1", "auto"), ("2", "ddp")):
+        done = reproduce(tmp_path / devices, f"trainer.devices={devices}", f"trainer.strategy={strategy}")
+        assert done.returncode == 0, done.stderr[-2000:]
+        found.append(read_record(tmp_path / devices / "globalmamba/demo/digits-gm/seed0.json"))
+    one, two = found
+    assert two.config_sha256 == one.config_sha256
+    for name in ("top1", "top5", "loss", "train_images", "parameters"):
+        assert two.metrics[name] == pytest.approx(one.metrics[name], rel=1e-9), name
+
+
+@pytest.mark.slow
+def test_bad_input_in_one_of_two_devices_is_one_sentence_and_code_2(tmp_path):
+    mixed = ("augment.mixup_alpha=0.8", "optim.batch_size=30", "trainer.devices=2", "trainer.strategy=ddp")
+    done = reproduce(tmp_path, *mixed)
+    assert done.returncode == 2, done.stderr[-2000:]
+    assert "set optim.batch_size to a multiple of 4" in done.stderr and "Traceback" not in done.stderr
+    assert not list(tmp_path.glob("globalmamba/demo/**/*.json"))

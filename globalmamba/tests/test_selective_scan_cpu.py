@@ -26,7 +26,7 @@ GRADIENT = {torch.float32: 1e-6, torch.bfloat16: 3e-3, torch.float16: 4e-4, torc
 SLOW_DECAY = 2e-6
 # Times the plain loop, forward and forward + backward, on AVX-512; AVX2 has half. Tests ask for half of these, so
 # that a busy machine does not fail them.
-SPEED = {(784, 16): (40, 45), (196, 16): (30, 30), (784, 1): (10, 10)}
+SPEED = {(784, 16): (40, 45), (196, 16): (30, 30), (3136, 16): (45, 45), (784, 1): (10, 10)}
 MEMORY = 4.0  # tensors of (batch, width, L) beside inputs, output and its gradient
 
 LEVELS = build.supported() if not cpu.unavailable() else []

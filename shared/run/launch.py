@@ -33,14 +33,15 @@ log = logging.getLogger(__name__)
 
 
 def rows_of(paper: str, scale: str) -> list[str]:
-    """Return the rows of a scale in the ledger's order; for full the claims come first."""
+    """Return the rows of a scale in the ledger's order; for full the claims come first, those blocked left out."""
     if scale not in SCALES:
         raise UserError(f"there is no scale {scale!r}: choose one of {', '.join(SCALES)}")
     ledger = load_ledger(repository_root(), paper)
     own = [row.Row for row in getattr(ledger, scale.capitalize())]
     if scale != "full":
         return own
-    return [Path(config).stem for model in ledger.Models for config in model.configs] + own
+    claims = [model for model in ledger.Models if model.Claim.Status != "blocked"]
+    return [Path(config).stem for model in claims for config in model.configs] + own
 
 
 def plan(

@@ -28,6 +28,7 @@ def run_in_processes(cfg: DictConfig, folder: Path) -> tuple[dict, int]:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+    importlib.import_module(f"{cfg.paper}.train").prepare(cfg)  # bad input is said before anything is started
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # it repeats what is said here
     for name in (OUTCOME, REFUSED):
         (folder / name).unlink(missing_ok=True)
