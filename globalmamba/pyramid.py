@@ -32,6 +32,7 @@ from globalmamba.vmamba import SIZES, VMamba
 from shared.errors import UserError
 
 MERGES = {"add": "bilinear", "add-nearest": "nearest", "drop": None}
+SHRINKING = {"resized": "bilinear", "averaged": "area"}  # of controls without a low-pass
 KEPT = 64  # sets of constants, a handful for every size of images
 # The paper's table: parameters in millions and FLOPs in billions of VMamba and of GlobalMamba on it.
 CLAIMS = {"tiny": ((30, 4.9), (30, 5.3)), "small": ((50, 8.7), (50, 9.5)), "base": ((89, 15.4), (89, 17.0))}
@@ -91,9 +92,9 @@ class GlobalVMamba(VMamba):
         """Images (B, C, H, W) -> x'_k, (B, C, H / 2^(K-k), W / 2^(K-k)), from low to high."""
         pixels = images.to(torch.promote_types(images.dtype, torch.float32))
         height, width = images.shape[2:]
-        if self.content == "resized":
-            scales = reversed(range(1, self.levels))
-            return [_resized(pixels, (height >> s, width >> s)) for s in scales] + [pixels]
+        if self.content in SHRINKING:
+            mode, scales = SHRINKING[self.content], reversed(range(1, self.levels))
+            return [_resized(pixels, (height >> s, width >> s), mode) for s in scales] + [pixels]
         parts = _low_pass(height, width, self.levels, self.bands)
         low_pass = [
             self._constants((height, width, number), part, pixels.dtype, pixels.device)

@@ -21,7 +21,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from globalmamba.spectrum import band_masks, dct_matrix, nearest_patches, shrink_matrix
+from globalmamba.spectrum import (
+    area_matrix,
+    band_masks,
+    bilinear_matrix,
+    dct_matrix,
+    nearest_patches,
+    shrink_matrix,
+)
 from shared.data.keyed import keyed_permutation
 from shared.errors import UserError
 
@@ -29,7 +36,7 @@ CHOICES = {
     "variant": ("as_written", "as_released"),
     "bands": ("nested", "disjoint"),
     "order": ("low-high", "high-low", "random"),
-    "content": ("frequency", "replicated", "resized"),
+    "content": ("frequency", "replicated", "resized", "averaged"),
 }
 LEVELS = range(2, 7)
 
@@ -72,8 +79,9 @@ class FrequencySerialization(nn.Module):
 
     ``bands``: nested, each level holds the ones below (the paper's formula), or disjoint, only what it adds.
     ``order``: low-high, high-low (levels reversed, raster kept) or random, one permutation keyed by ``order_seed``.
-    ``content``: frequency; resized: the same shrinking without the low-pass; replicated: the image's own patches,
-    every lower level repeating the ones under the centres of its cells. The last two are controls.
+    ``content``: frequency; resized: the same shrinking without the low-pass; averaged: shrunk without the low-pass by
+    the mean over each pixel's area; replicated: the image's own patches, every lower level repeating the ones under
+    the centres of its cells. The last three are controls.
 
     Transform and shrinking run in float32 even under autocast (float64 in a float64 module): products in bfloat16
     err 2 to 17 times as much as rounding their results does. Raises UserError for sizes that do not fit.
@@ -191,8 +199,9 @@ class FrequencySerialization(nn.Module):
                 constants[f"rows_{level}"] = nearest_patches(rows, top_rows, patch)
                 constants[f"columns_{level}"] = nearest_patches(columns, top_columns, patch)
                 continue
-            left = shrink_matrix(rows, top_rows, patch, self.variant)
-            right = shrink_matrix(columns, top_columns, patch, self.variant)
+            shrinking = area_matrix if self.content == "averaged" else bilinear_matrix
+            left = shrink_matrix(rows, top_rows, patch, self.variant, shrinking)
+            right = shrink_matrix(columns, top_columns, patch, self.variant, shrinking)
             if self.content == "frequency":
                 mask = masks[level - 1]
                 mask = mask[: mask.any(1).nonzero()[0][-1] + 1, : mask.any(0).nonzero()[0][-1] + 1]

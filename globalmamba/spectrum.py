@@ -27,15 +27,26 @@ def bilinear_matrix(target: int, source: int) -> np.ndarray:
     return matrix
 
 
-def shrink_matrix(target_grid: int, grid: int, patch_size: int, variant: str) -> np.ndarray:
+def area_matrix(target: int, source: int) -> np.ndarray:
+    """Return the mean over each target pixel's area along one axis, (target, source): shrinking without aliasing."""
+    edges = np.arange(target + 1) * source / target
+    begin, end = edges[:-1, None], edges[1:, None]
+    places = np.arange(source)[None, :]
+    return np.clip(np.minimum(end, places + 1) - np.maximum(begin, places), 0, None) * target / source
+
+
+def shrink_matrix(
+    target_grid: int, grid: int, patch_size: int, variant: str, shrinking=bilinear_matrix
+) -> np.ndarray:
     """Return what shrinks one axis of an image to ``target_grid`` patches, (target_grid p, grid p).
 
     ``as_written`` interpolates pixels. ``as_released`` interpolates the tokens, after the convolution; the
     convolution is linear, so this is the same interpolation between pixels at equal places of their patches.
+    ``shrinking``: bilinear_matrix or area_matrix.
     """
     if variant == "as_written":
-        return bilinear_matrix(target_grid * patch_size, grid * patch_size)
-    return np.kron(bilinear_matrix(target_grid, grid), np.eye(patch_size))
+        return shrinking(target_grid * patch_size, grid * patch_size)
+    return np.kron(shrinking(target_grid, grid), np.eye(patch_size))
 
 
 def nearest_patches(target_grid: int, grid: int, patch_size: int) -> np.ndarray:

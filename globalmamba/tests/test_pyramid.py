@@ -119,7 +119,7 @@ def test_levels_merge_into_the_top_grid_behind_the_separate_stages(merge):
 
 @pytest.mark.parametrize("size", [(32, 32), (32, 64)])
 @pytest.mark.parametrize("bands", ["nested", "disjoint"])
-@pytest.mark.parametrize("content", ["frequency", "resized"])
+@pytest.mark.parametrize("content", ["frequency", "resized", "averaged"])
 def test_level_images_are_those_of_the_serialization(size, bands, content):
     options = {"levels": 4, "bands": bands, "content": content}
     serialization = FrequencySerialization(image_size=size, patch_size=4, embed_dim=1, **options).double()
@@ -136,7 +136,9 @@ def test_replicated_levels_hold_the_tokens_of_the_image_alone():
 
 
 READINGS = [{"separate_stages": s, "merge": m} for s in (1, 2, 3, 4) for m in ("add", "drop")]
-CONTENTS = [{"order": o, "content": c} for o in ("high-low", "random") for c in ("replicated", "resized")]
+CONTENTS = [
+    {"order": o, "content": c} for o in ("high-low", "random") for c in ("replicated", "resized", "averaged")
+]
 OTHERS = [{"bands": "disjoint"}, {"merge": "add-nearest"}, {"features_only": True, "out_indices": (0, 2)}]
 
 

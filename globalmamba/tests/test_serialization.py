@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from globalmamba.serialization import FrequencySerialization, token_grids
-from globalmamba.spectrum import band_masks
+from globalmamba.spectrum import area_matrix, band_masks
 from shared.errors import UserError
 
 GOLDEN = Path(__file__).parent / "golden" / "globalmamba_tokens_as_released.npz"
@@ -20,7 +20,7 @@ EXACT = 1e-12  # float64, the same sums in another order
 HALF_OUTPUT = 2**-7  # bfloat16 keeps 8 bits; twice its rounding
 VARIANTS = ("as_written", "as_released")
 BANDS = ("nested", "disjoint")
-CONTENTS = ("frequency", "replicated", "resized")
+CONTENTS = ("frequency", "replicated", "resized", "averaged")
 
 
 def build(size=(16, 24), patch=2, levels=3, width=5, **readings) -> FrequencySerialization:
@@ -191,6 +191,23 @@ def test_resized_content_is_the_shrunk_image_without_a_low_pass():
         small = F.interpolate(images, size=(2 * h, 2 * w), mode="bilinear", align_corners=False)
         assert relative(level, module.proj(small)) < EXACT
     assert relative(module(images), build().double()(images)) > 0.1
+
+
+def test_averaged_content_is_shrunk_by_the_mean_over_each_pixels_area():
+    images, module = picture(), build(content="averaged").double()
+    for level, image, (h, w) in zip(
+        module.level_tokens(images), module.shrunk_images(images), module.grids, strict=True
+    ):
+        # Nothing is lost, whatever the ratio: the mean of the image stays.
+        assert relative(image.mean((2, 3)), images.mean((2, 3))) < EXACT
+        rows, columns = images.shape[2] / (2 * h), images.shape[3] / (2 * w)
+        if rows == columns == int(rows):
+            assert relative(level, module.proj(F.avg_pool2d(images, int(rows)))) < EXACT
+
+
+def test_area_means_of_parts_of_pixels():
+    assert np.allclose(area_matrix(2, 3), [[2 / 3, 1 / 3, 0], [0, 1 / 3, 2 / 3]], atol=EXACT)
+    assert np.allclose(area_matrix(3, 14).sum(1), 1, atol=EXACT)
 
 
 @pytest.mark.parametrize("content", CONTENTS)
