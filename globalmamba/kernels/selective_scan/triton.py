@@ -129,10 +129,10 @@ class Launch:
         A step's row is then contiguous and needs no conversion: every program of a sequence reads it.
         """
         if matrix.dim() == 2:
-            rows = matrix.to(dtype).view(self.groups, self.group_width, self.state)
+            rows = matrix.to(dtype).reshape(self.groups, self.group_width, self.state)
             short = self.blocks * self.channels - self.group_width
             rows = F.pad(rows, (0, self.padded - self.state, 0, short))
-            return rows.view(-1, self.channels, self.padded).transpose(1, 2).contiguous()
+            return rows.reshape(-1, self.channels, self.padded).transpose(1, 2).contiguous()
         batch, groups, state, length = matrix.shape
         rows = matrix.new_zeros(batch, groups, length, self.padded, dtype=dtype)
         for own, back in self.shares(groups):
