@@ -7,6 +7,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
 from shared.data.augment import AugmentationConfig
+from shared.run.schema import LauncherConfig, LoggingConfig, PathsConfig, TrainerConfig
 
 
 @dataclass
@@ -55,26 +56,8 @@ class ScaleConfig:
 
 
 @dataclass
-class PathsConfig:
-    data_root: str | None = MISSING
-    results: str = MISSING
-    runs: str = MISSING
-
-
-@dataclass
-class TrainerConfig:
-    accelerator: str = MISSING
-    devices: int = MISSING
-    strategy: str = MISSING
-    workers: int = MISSING
+class ScanTrainerConfig(TrainerConfig):
     backend: str = MISSING
-
-
-@dataclass
-class LoggingConfig:
-    csv: bool = MISSING
-    tensorboard: bool = MISSING
-    wandb: bool = MISSING
 
 
 @dataclass
@@ -82,11 +65,6 @@ class OutputConfig:
     pictures: bool = MISSING
     batch_size: int = MISSING
     checkpoint_every: int = MISSING
-
-
-@dataclass
-class LauncherConfig:
-    seeds: list[int] = MISSING
 
 
 @dataclass
@@ -102,7 +80,7 @@ class GlobalMambaConfig:
     optim: OptimConfig = MISSING
     scale: ScaleConfig = MISSING
     paths: PathsConfig = MISSING
-    trainer: TrainerConfig = MISSING
+    trainer: ScanTrainerConfig = MISSING
     logging: LoggingConfig = MISSING
     output: OutputConfig = MISSING
     launcher: LauncherConfig = MISSING

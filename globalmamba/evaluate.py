@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
@@ -19,13 +19,12 @@ from globalmamba.machine import arithmetic, device_of, require_backend, require_
 from globalmamba.measure import resident_bytes
 from globalmamba.model import CHANNELS, build_model, parameters_of
 from globalmamba.receptive_field import draw_receptive_field
-from shared.errors import UserError
 from shared.metrics.record import forget_peak
+from shared.run.checkpoints import load_weights, read_checkpoint
 
 TOP = 5
 TIMED = 3  # batches, after one that warms up; the median counts
 PICTURED = 64  # images that the receptive field is averaged over
-PREFIX = "model."  # of the network's tensors among those of the LightningModule
 
 
 @torch.no_grad()
@@ -80,38 +79,6 @@ def speed(cfg, network: nn.Module, device: torch.device) -> dict[str, float]:
     elif forgotten:
         found["inference_memory"] = float(resident_bytes("VmHWM"))
     return found
-
-
-def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], int]:
-    """Return the network's tensors by name and the optimiser steps taken; UserError for a damaged file."""
-    remedy = "give the last.ckpt of a run, or train it again"
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise UserError(f"{path} is missing: {remedy}") from error
-    except Exception as error:  # the reader raises almost anything on damaged bytes
-        raise UserError(f"{path} is damaged or no checkpoint ({type(error).__name__}): {remedy}") from error
-    state = content.get("state_dict") if isinstance(content, dict) else None
-    if not isinstance(state, dict) or "global_step" not in content:
-        raise UserError(f"{path} is no checkpoint of a run (it has no state_dict and global_step): {remedy}")
-    named = {name.removeprefix(PREFIX): value for name, value in state.items() if name.startswith(PREFIX)}
-    return named, int(content["global_step"])
-
-
-def load_weights(network: nn.Module, state: dict[str, Tensor], row: str, path: Path) -> None:
-    """Put the tensors into the network; UserError where they are not those of this very arrangement."""
-    own = network.state_dict()
-    unfit = sorted(
-        name
-        for name in own.keys() | state.keys()
-        if name not in own or name not in state or own[name].shape != state[name].shape
-    )
-    if unfit:
-        raise UserError(
-            f"{path} does not fit row {row}: {len(unfit)} tensors are missing, unknown or of another shape, such "
-            f"as {unfit[0]}; give the row and the overrides that it was trained with"
-        )
-    network.load_state_dict(state)
 
 
 def evaluate_checkpoint(cfg, path: Path, folder: Path) -> dict:

@@ -13,7 +13,6 @@ from pathlib import Path
 import lightning.pytorch as pl
 import numpy as np
 import torch
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
 
 from globalmamba.data import EvaluationBatches, training_data
 from globalmamba.evaluate import score, speed
@@ -28,6 +27,7 @@ from globalmamba.machine import (
 from globalmamba.model import build_model, parameters_of, require_task
 from globalmamba.module import ClassificationModule, TrainingData
 from shared.run.callbacks import AtomicCheckpointIO, Resumption
+from shared.run.loggers import loggers
 
 
 def prepare(cfg) -> tuple[ClassificationModule, TrainingData]:
@@ -40,24 +40,6 @@ def prepare(cfg) -> tuple[ClassificationModule, TrainingData]:
     network = build_model(cfg)
     data = training_data(cfg)
     return ClassificationModule(network, cfg, data.sampler.steps), data
-
-
-def loggers(cfg, folder: Path) -> list:
-    """Return the loggers that the config switches on; the CSV one gets a new folder at every start.
-
-    It empties the folder it is given, and a resumed run must keep the curve of its first part.
-    """
-    found = []
-    if cfg.logging.csv:
-        starts = len(list(folder.glob("curves/*")))
-        found.append(CSVLogger(folder, name="curves", version=f"start{starts}"))
-    if cfg.logging.tensorboard:
-        found.append(TensorBoardLogger(folder, name="", version="tensorboard"))
-    if cfg.logging.wandb:
-        offline = os.environ.get("WANDB_MODE", "offline") != "online"
-        name = f"{cfg.row}-seed{cfg.seed}"
-        found.append(WandbLogger(project="globalmamba", name=name, save_dir=folder, offline=offline))
-    return found
 
 
 def fit(cfg, module: ClassificationModule, data: TrainingData, folder: Path, callbacks=None) -> pl.Trainer:

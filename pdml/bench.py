@@ -24,7 +24,6 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from pdml.evaluate import load_weights, read_checkpoint
 from pdml.inference import ScenePrediction, predict_scene, predict_scene_convolutional
 from pdml.materialised import predict_scene_materialised
 from pdml.model import build_model
@@ -32,6 +31,7 @@ from pdml.patches import PatchSource
 from pdml.scenes import load_scene
 from shared.data.keyed import keyed_uniform
 from shared.errors import UserError
+from shared.run.checkpoints import load_weights, read_checkpoint
 from shared.run.config import compose, row_config
 
 CLASSES = 9

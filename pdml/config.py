@@ -6,6 +6,8 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
+from shared.run.schema import LauncherConfig, LoggingConfig, PathsConfig, TrainerConfig
+
 
 @dataclass
 class SplitConfig:
@@ -93,38 +95,11 @@ class ScaleConfig:
 
 
 @dataclass
-class PathsConfig:
-    data_root: str | None = MISSING
-    results: str = MISSING
-    runs: str = MISSING
-
-
-@dataclass
-class TrainerConfig:
-    accelerator: str = MISSING
-    devices: int = MISSING
-    strategy: str = MISSING
-    workers: int = MISSING
-
-
-@dataclass
-class LoggingConfig:
-    csv: bool = MISSING
-    tensorboard: bool = MISSING
-    wandb: bool = MISSING
-
-
-@dataclass
 class OutputConfig:
     maps: bool = MISSING
     region: str = MISSING
     batch_size: int = MISSING
     checkpoint_every: int = MISSING
-
-
-@dataclass
-class LauncherConfig:
-    seeds: list[int] = MISSING
 
 
 @dataclass

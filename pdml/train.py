@@ -14,7 +14,6 @@ from pathlib import Path
 import lightning.pytorch as pl
 import numpy as np
 import torch
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
 from scipy.special import entr
 from scipy.stats import spearmanr
 from tqdm import tqdm
@@ -27,6 +26,7 @@ from pdml.scenes import Scene, Split, load_scene
 from pdml.svm import predict_svm
 from shared.metrics.scores import classification_scores
 from shared.run.callbacks import AtomicCheckpointIO, Resumption
+from shared.run.loggers import loggers
 from shared.run.ranks import with_global_batchnorm
 
 log = logging.getLogger(__name__)
@@ -41,25 +41,6 @@ def prepare(cfg) -> tuple[Scene, Split, PDMLModule, PatchData]:
     batches = PatchBatches(scene, split, cfg.patch_size, cfg.seed)
     data = PatchData(batches, cfg.optim.batch_size, cfg.scale.steps, cfg.trainer.workers)
     return scene, split, PDMLModule(model, cfg.optim, cfg.scale.steps), data
-
-
-def loggers(cfg, folder: Path) -> list:
-    """Return the loggers that the config switches on; the CSV one gets a new folder at every start.
-
-    It empties the folder it is given, and a resumed run must keep the curve of its first part.
-    """
-    found = []
-    if cfg.logging.csv:
-        starts = len(list(folder.glob("curves/*")))
-        found.append(CSVLogger(folder, name="curves", version=f"start{starts}"))
-    if cfg.logging.tensorboard:
-        found.append(TensorBoardLogger(folder, name="", version="tensorboard"))
-    if cfg.logging.wandb:
-        offline = os.environ.get("WANDB_MODE", "offline") != "online"
-        found.append(
-            WandbLogger(project="pdml", name=f"{cfg.row}-seed{cfg.seed}", save_dir=folder, offline=offline)
-        )
-    return found
 
 
 def fit(cfg, module: PDMLModule, data: PatchData, folder: Path, callbacks: list | None = None) -> pl.Trainer:

@@ -1,0 +1,42 @@
+"""Reading a run's checkpoint back into the network that it was trained as, with ``weights_only=True``."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from shared.errors import UserError
+
+PREFIX = "model."  # of the network's tensors among those of the LightningModule
+
+
+def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], int]:
+    """Return the network's tensors by name and the optimiser steps taken; UserError for a damaged file."""
+    remedy = "give the last.ckpt of a run, or train it again"
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise UserError(f"{path} is missing: {remedy}") from error
+    except Exception as error:  # the reader raises almost anything on damaged bytes
+        raise UserError(f"{path} is damaged or no checkpoint ({type(error).__name__}): {remedy}") from error
+    state = content.get("state_dict") if isinstance(content, dict) else None
+    if not isinstance(state, dict) or "global_step" not in content:
+        raise UserError(f"{path} is no checkpoint of a run (it has no state_dict and global_step): {remedy}")
+    named = {name.removeprefix(PREFIX): value for name, value in state.items() if name.startswith(PREFIX)}
+    return named, int(content["global_step"])
+
+
+def load_weights(network: nn.Module, state: dict[str, Tensor], row: str, path: Path) -> None:
+    """Put the tensors into the network; UserError where they are not those of this very arrangement."""
+    own = network.state_dict()
+    unfit = sorted(
+        name
+        for name in own.keys() | state.keys()
+        if name not in own or name not in state or own[name].shape != state[name].shape
+    )
+    if unfit:
+        raise UserError(
+            f"{path} does not fit row {row}: {len(unfit)} tensors are missing, unknown or of another shape, such "
+            f"as {unfit[0]}; give the row and the overrides that it was trained with"
+        )
+    network.load_state_dict(state)
