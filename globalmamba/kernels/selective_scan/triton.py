@@ -155,9 +155,8 @@ class Launch:
         """Partial gradients to B or C -> the gradient, shaped as it is."""
         if like.dim() == 2:
             return torch.empty_like(like).copy_(self.unpacked(rows.sum(0)))
-        whole = rows.view(self.batch, like.shape[1], -1, self.length, self.padded).sum(
-            2
-        )  # (batch, G, L, padded)
+        blocks = rows.view(self.batch, like.shape[1], -1, self.length, self.padded)
+        whole = blocks.sum(2)  # (batch, G, L, padded)
         gradient = torch.empty_like(like)
         for own, back in self.shares(like.shape[1]):
             steps = whole[:, own].flip(2) if back else whole[:, own]
