@@ -10,6 +10,7 @@ softplus, D and gate, as Vim-T calls it for one direction.
 
 import argparse
 import platform
+import sys
 
 import torch
 from rich.console import Console
@@ -94,8 +95,7 @@ def scan_table(lengths: list[int], repeats: int) -> Table:
         table.add_section()
     for name in BACKENDS:
         if not runs_here(name):
-            why = op._unavailable(name) or "takes no tensors on a CPU: see make gpu-evidence"
-            table.add_row("", "", name, why.rstrip("."))
+            table.add_row("", "", name, "not here")
     return table
 
 
@@ -123,10 +123,14 @@ def main() -> None:
     parser.add_argument("--lengths", type=int, nargs="+", default=[196, 784, 3136])
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else 120)  # a pipe has no width
     capability = torch.backends.cpu.get_cpu_capability()
     console.print(f"{platform.machine()} {capability}, {args.threads} threads, torch {torch.__version__}")
     console.print(scan_table(args.lengths, args.repeat))
+    for name in BACKENDS:
+        if not runs_here(name):
+            why = op._unavailable(name) or "takes no tensors on a CPU"
+            console.print(f"{name}: {why.rstrip('.')}; make gpu-evidence measures it.", markup=False)
     console.print(serialization_table(args.repeat, args.threads))
 
 
