@@ -4,6 +4,7 @@ Lightning would start the whole command again on every device, and each of those
 lock the work anew. Here they get the composed configuration and do nothing but train.
 """
 
+import gc
 import importlib
 import json
 import logging
@@ -11,6 +12,7 @@ import sys
 import uuid
 from pathlib import Path
 
+import torch
 from omegaconf import DictConfig, OmegaConf
 
 from shared.errors import UserError
@@ -29,6 +31,8 @@ def run_in_processes(cfg: DictConfig, folder: Path) -> tuple[dict, int]:
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     importlib.import_module(f"{cfg.paper}.train").prepare(cfg)  # bad input is said before anything is started
+    gc.collect()
+    torch.cuda.empty_cache()  # what this process took on the first device, to time its steps, is needed there
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # it repeats what is said here
     for name in (OUTCOME, REFUSED):
         (folder / name).unlink(missing_ok=True)
