@@ -51,7 +51,19 @@ def unavailable() -> str:
 
 def saved_shape(u: Tensor, A: Tensor, B, C, directions: tuple[str, ...]) -> tuple[int]:
     """Return the shape of the states before the second and every later tile of steps, flat, axis after axis."""
-    return (sum(_saved_numbers(u, A, axis, groups) for axis, groups, _ in by_axis(directions)),)
+    return (sum(_saved_numbers(u, A, axis, groups) for axis, groups, _ in _calls(directions)),)
+
+
+def _calls(directions: tuple[str, ...]) -> list[tuple[int, list[int], list[bool]]]:
+    """Return ``by_axis``, its groups at even distances, as strides reach them; one by one where they are not."""
+    found = []
+    for axis, groups, back in by_axis(directions):
+        gaps = {after - before for before, after in zip(groups, groups[1:], strict=False)}
+        if len(gaps) > 1:
+            found += [(axis, [group], [one]) for group, one in zip(groups, back, strict=True)]
+        else:
+            found.append((axis, groups, back))
+    return found
 
 
 def _saved_numbers(u: Tensor, A: Tensor, axis: int, groups: list[int]) -> int:
@@ -68,7 +80,7 @@ def forward(u, delta, A, B, C, delta_bias, delta_softplus: bool, directions: tup
     y = empty_grid(u)
     saved = A.new_empty(saved_shape(u, A, B, C, directions) if keep else (0,))
     place = 0
-    for axis, groups, back in by_axis(directions):
+    for axis, groups, back in _calls(directions):
         call = _Call(u, delta, A, B, C, delta_bias, delta_softplus, axis, groups, back)
         size = _saved_numbers(u, A, axis, groups) if keep else 0
         call.run("forward", y=call.lined(y), saved=saved[place : place + size] if size else None)
@@ -84,7 +96,7 @@ def backward(dy, u, delta, A, B, C, delta_bias, saved, delta_softplus: bool, dir
     du, ddelta = empty_grid(u), empty_grid(u)
     dA, dB, dC, dbias = (None if t is None else t.new_empty(t.shape) for t in (A, B, C, delta_bias))
     place = 0
-    for axis, groups, back in by_axis(directions):
+    for axis, groups, back in _calls(directions):
         call = _Call(u, delta, A, B, C, delta_bias, delta_softplus, axis, groups, back)
         size = _saved_numbers(u, A, axis, groups)
         part = saved[place : place + size] if size else None
@@ -104,7 +116,9 @@ def _ordered_sum(parts: Tensor, axis: int) -> Tensor:
 class _Call:
     """The scan of the groups of one axis, and how its channels are split into tasks."""
 
-    def __init__(self, u, delta, A, B, C, delta_bias, delta_softplus: bool, axis: int, groups: list[int], back):
+    def __init__(
+        self, u, delta, A, B, C, delta_bias, delta_softplus: bool, axis: int, groups: list[int], back
+    ):
         self.library = _library()
         self.axis, self.groups = axis, groups
         self.double = A.dtype == torch.float64
@@ -124,12 +138,10 @@ class _Call:
         return self._of_groups(tensor, 1).transpose(self.axis, -1)
 
     def _of_groups(self, tensor: Tensor, axis: int) -> Tensor:
-        """Return the groups of this call as a view: they stand at even distances, or are copied."""
-        first, count = self.groups[0], len(self.groups)
-        distance = self.groups[1] - first if count > 1 else 1
-        if self.groups == list(range(first, first + count * distance, distance)):
-            return tensor[(slice(None),) * axis + (slice(first, first + (count - 1) * distance + 1, distance),)]
-        raise ValueError(f"the groups of one axis stand at even distances, got {self.groups}")
+        """Return the groups of this call as a view."""
+        first, last = self.groups[0], self.groups[-1]
+        distance = self.groups[1] - first if last > first else 1
+        return tensor[(slice(None),) * axis + (slice(first, last + 1, distance),)]
 
     def run(self, direction: str, **results: Tensor | None) -> None:
         """Run forward or backward on the memory given."""

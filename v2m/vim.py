@@ -1,0 +1,251 @@
+"""Vim: a plain, isotropic network of Mamba blocks, and V2M's, which is the same network with another mixer.
+
+Vision Mamba, arXiv 2401.09417, section 3 and table 1 (https://github.com/hustvl/Vim): patches of 16 x 16, depth 24,
+width 192 (tiny) or 384 (small), a class token in the middle of the sequence, learned absolute positions, and per
+block ``stream + Mixer(RMSNorm(stream))`` with the stream in float32. V2M, arXiv 2410.10382, puts its mixer of the
+plane (mixer.py) in the place of Vim's and takes the mean over the tokens; its figure has an MLP behind the mixer
+(``mlp_ratio``), its release has none.
+
+Tokens travel as a grid (B, H, W, E). Names of parameters are those of the official checkpoints.
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+from timm.layers import DropPath, Mlp, lecun_normal_, trunc_normal_
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from shared.errors import UserError
+from v2m.mixer import require_choice
+from v2m.passes import ScanMixer
+
+# none and the mean over the tokens; a token in the sequence of all tokens; a row of tokens in the grid
+CLASS_TOKENS = ("mean", "middle", "edge", "middle_row", "edge_row")
+EMBEDDING_STD = 0.02
+NO_DECAY = ("A_log", "A_b_log", "A_2_log", "D", "D_b", "D_2", "bias", "pos_embed", "cls_token")
+
+
+class VimMixer(ScanMixer):
+    """(B, H, W, E) -> (B, H, W, E): the raster sequence scanned in both directions (v2), any H and W.
+
+    The directions share the projections in and out and the gate; each has its own short convolution, time step, B, C,
+    A and D. Their sum is halved.
+    """
+
+    def __init__(
+        self,
+        embed_dim: int,
+        layer: int = 0,
+        *,
+        state_dim: int = 16,
+        expand: int = 2,
+        conv_kernel: int = 4,
+        backend: str = "auto",
+    ):
+        super().__init__(embed_dim, state_dim, expand, conv_kernel, backend)
+        for suffix in ("", "_b"):
+            self.add_pass(suffix)
+
+    def forward(self, grid: Tensor) -> Tensor:
+        x, gate = self.project_in(grid.flatten(1, 2)[:, None])  # one row
+        mixed = self.run_pass(x, ("right", "left"), ("", "_b")).sum(1)
+        # Halving a weight is exact, so it is done there rather than on every token.
+        return F.linear(mixed * gate[:, 0], self.out_proj.weight / 2).view(grid.shape)
+
+
+class PatchEmbed(nn.Module):
+    """(B, C, height, width) -> (B, H, W, E): one linear map of every patch."""
+
+    def __init__(self, patch_size: int, embed_dim: int, in_channels: int):
+        super().__init__()
+        self.patch_size, self.in_channels = patch_size, in_channels
+        self.proj = nn.Conv2d(in_channels, embed_dim, patch_size, patch_size)
+
+    def grid(self, image_size: tuple[int, int]) -> tuple[int, int]:
+        """Return H and W of the tokens; UserError where the patches do not tile the image."""
+        patch = self.patch_size
+        if patch < 1 or any(side < patch or side % patch for side in image_size):
+            raise UserError(
+                f"patches of {patch} do not tile an image of {image_size[0]} x {image_size[1]}: choose sides that are "
+                "multiples of patch_size"
+            )
+        return image_size[0] // patch, image_size[1] // patch
+
+    def forward(self, images: Tensor) -> Tensor:
+        if images.dim() != 4 or images.shape[1] != self.in_channels:
+            raise UserError(
+                f"the network takes images (B, {self.in_channels}, height, width), got {tuple(images.shape)}: build "
+                "it with their number of channels"
+            )
+        self.grid(tuple(images.shape[2:]))
+        return self.proj(images).permute(0, 2, 3, 1)
+
+
+class RMSNorm(nn.RMSNorm):
+    """RMSNorm computed in the dtype of the stream and handed on in the dtype of the weights."""
+
+    def forward(self, stream: Tensor) -> Tensor:
+        weight = self.weight.to(stream.dtype)
+        return F.rms_norm(stream, self.normalized_shape, weight, self.eps).to(self.weight.dtype)
+
+
+class Block(nn.Module):
+    """(B, H, W, E) -> (B, H, W, E): ``t = z + Mixer(Norm(z))`` and, with an MLP, ``t + MLP(Norm(t))``."""
+
+    def __init__(self, mixer: nn.Module, embed_dim: int, norm_eps: float, drop_path: float, mlp_ratio: float):
+        super().__init__()
+        self.norm, self.mixer = RMSNorm(embed_dim, norm_eps), mixer
+        self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
+        self.mlp = None
+        if mlp_ratio:
+            self.norm_mlp = RMSNorm(embed_dim, norm_eps)
+            self.mlp = Mlp(embed_dim, int(mlp_ratio * embed_dim))
+
+    def forward(self, stream: Tensor) -> Tensor:
+        stream = stream + self.drop_path(self.mixer(self.norm(stream)))
+        if self.mlp is not None:
+            stream = stream + self.drop_path(self.mlp(self.norm_mlp(stream)))
+        return stream
+
+
+class Vim(nn.Module):
+    """Images (B, C, height, width) -> logits (B, num_classes), or features where num_classes is 0.
+
+    image_size: side, or (height, width), that the position embedding is made for; it is resized for other sizes.
+    mixer: ``mixer(embed_dim, layer=i, backend=...)`` gives the module (B, H, W, E) -> (B, H, W, E) of block i.
+    class_token: "mean" (none, the head reads the mean over the tokens), "middle" and "edge" (one token, in the middle
+    or at the end of the raster sequence, which then is a grid of one row: for mixers of sequences), "middle_row" and
+    "edge_row" (a row of class tokens in the middle or at the lower edge of the grid, the head reads their mean: our
+    reading of V2M's two class tokens, since the plane has no place for a single one). ``drop_path`` grows linearly
+    from 0 at the first block. Raises UserError for an unknown choice and for patches that do not tile.
+    """
+
+    def __init__(
+        self,
+        *,
+        image_size: int | tuple[int, int],
+        patch_size: int,
+        embed_dim: int,
+        depth: int,
+        num_classes: int,
+        mixer: Callable[..., nn.Module],
+        in_channels: int = 3,
+        class_token: str = "mean",
+        drop_path: float = 0.0,
+        drop_rate: float = 0.0,
+        norm_eps: float = 1e-5,
+        mlp_ratio: float = 0.0,
+        backend: str = "auto",
+    ):
+        super().__init__()
+        require_choice("class_token", class_token, CLASS_TOKENS)
+        self.num_features, self.num_classes, self.class_token = embed_dim, num_classes, class_token
+        self.patch_embed = PatchEmbed(patch_size, embed_dim, in_channels)
+        size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+        self.grid_size = self.patch_embed.grid(size)
+        self.cls_token = None
+        extra = 0
+        if class_token != "mean":
+            self.cls_token = nn.Parameter(trunc_normal_(torch.empty(1, 1, embed_dim), std=EMBEDDING_STD))
+            extra = self.grid_size[1] if class_token.endswith("row") else 1
+        length = math.prod(self.grid_size) + extra
+        self.pos_embed = nn.Parameter(trunc_normal_(torch.empty(1, length, embed_dim), std=EMBEDDING_STD))
+        self.pos_drop = nn.Dropout(drop_rate)
+        self.layers = nn.ModuleList(
+            Block(
+                mixer(embed_dim, layer=i, backend=backend),
+                embed_dim,
+                norm_eps,
+                drop_path * i / max(depth - 1, 1),
+                mlp_ratio,
+            )
+            for i in range(depth)
+        )
+        self.norm_f = RMSNorm(embed_dim, norm_eps)
+        self.head = nn.Linear(embed_dim, num_classes) if num_classes else nn.Identity()
+        self._reset_parameters()
+
+    @torch.no_grad()
+    def _reset_parameters(self) -> None:
+        """As released: biases 0, the last map of every residual branch shrunk by the root of their number."""
+        lecun_normal_(self.patch_embed.proj.weight)
+        nn.init.zeros_(self.patch_embed.proj.bias)
+        if self.num_classes:
+            trunc_normal_(self.head.weight, std=EMBEDDING_STD)
+            nn.init.zeros_(self.head.bias)
+        branches = sum(1 if layer.mlp is None else 2 for layer in self.layers)
+        for layer in self.layers:
+            layer.mixer.out_proj.weight /= math.sqrt(branches)
+            if layer.mlp is not None:
+                layer.mlp.fc2.weight /= math.sqrt(branches)
+                nn.init.zeros_(layer.mlp.fc1.bias)
+                nn.init.zeros_(layer.mlp.fc2.bias)
+
+    def no_weight_decay(self) -> set[str]:
+        """Return the names of the parameters that weight decay leaves alone, as timm's optimisers ask for them."""
+        return {name for name, _ in self.named_parameters() if name.rpartition(".")[2] in NO_DECAY}
+
+    def _place(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Return where the class tokens begin in the raster sequence of a grid, and how many they are."""
+        height, width = size
+        places = {
+            "mean": (0, 0),
+            "middle": (height * width // 2, 1),
+            "edge": (height * width, 1),
+            "middle_row": (height // 2 * width, width),
+            "edge_row": (height * width, width),
+        }
+        return places[self.class_token]
+
+    def _positions(self, size: tuple[int, int]) -> Tensor:
+        """Return the position embedding of a grid with its class tokens, (1, tokens, E)."""
+        if size == self.grid_size:
+            return self.pos_embed
+        place, count = self._place(self.grid_size)
+        before, own, behind = self.pos_embed.split(
+            [place, count, self.pos_embed.shape[1] - place - count], dim=1
+        )
+        grid = torch.cat([before, behind], 1).unflatten(1, self.grid_size).permute(0, 3, 1, 2)
+        grid = F.interpolate(grid.float(), size, mode="bicubic", antialias=True).to(own.dtype)
+        grid = grid.flatten(2).transpose(1, 2)
+        if count > 1:
+            own = (
+                F.interpolate(own.float().transpose(1, 2), size[1], mode="linear")
+                .to(own.dtype)
+                .transpose(1, 2)
+            )
+        place, _ = self._place(size)
+        return torch.cat([grid[:, :place], own, grid[:, place:]], 1)
+
+    def _encode(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the patch tokens (B, H, W, E) and the class tokens (B, 0 or more, E) behind the last norm."""
+        grid = self.patch_embed(images)
+        size = tuple(grid.shape[1:3])
+        place, count = self._place(size)
+        stream = grid.flatten(1, 2)
+        if count:
+            token = self.cls_token.expand(len(stream), count, -1)
+            stream = torch.cat([stream[:, :place], token, stream[:, place:]], 1)
+        stream = self.pos_drop(stream + self._positions(size))
+        # Sums of many blocks: at least float32, whatever the blocks compute in.
+        stream = stream.to(torch.promote_types(stream.dtype, torch.float32))
+        # One token does not fill a row of the grid: the sequence is one row then.
+        stream = (
+            stream[:, None] if self.class_token in ("middle", "edge") else stream.unflatten(1, (-1, size[1]))
+        )
+        for layer in self.layers:
+            stream = layer(stream)
+        stream = self.norm_f(stream).flatten(1, 2)
+        patches = torch.cat([stream[:, :place], stream[:, place + count :]], 1) if count else stream
+        return patches.unflatten(1, size), stream[:, place : place + count]
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        """(B, C, height, width) -> the patch tokens (B, H, W, E) behind the last norm, at any size patches tile."""
+        return self._encode(images)[0]
+
+    def forward(self, images: Tensor) -> Tensor:
+        patches, class_tokens = self._encode(images)
+        read = patches.flatten(1, 2) if self.cls_token is None else class_tokens
+        return self.head(read.mean(1))
