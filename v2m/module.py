@@ -1,0 +1,144 @@
+"""The training step of every network here, and the batches that feed it.
+
+Recipe: that of Vim and DeiT (the release's scripts), or VMamba's for its networks; ``configs/optim`` and
+``configs/augment`` hold them. Every random choice is keyed by (seed, epoch, image), so that neither workers nor
+ranks nor an interruption change it.
+"""
+
+import copy
+import math
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
+
+from shared.data.augment import mix
+from shared.data.keyed import keyed_bits
+from shared.data.sampler import KeyedBatchSampler
+from shared.errors import UserError
+from shared.run.module import GuardedModule
+from shared.run.ranks import world_size
+
+MIXING, DROPPING = 31, 32  # first part of a key: what is drawn
+
+
+def parameter_groups(network: nn.Module, weight_decay: float) -> list[dict]:
+    """Return the optimiser's groups: no decay on vectors (biases, norms) and on what the network excepts."""
+    excepted = set(network.no_weight_decay())
+    decayed, free = [], []
+    for name, parameter in network.named_parameters():
+        (free if parameter.dim() < 2 or name in excepted else decayed).append(parameter)
+    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": free, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
+
+
+def learning_rate(step: int, steps: int, warmup: int, lr: float, warmup_lr: float, min_lr: float) -> float:
+    """Return the rate of a step: a line from ``warmup_lr`` to ``lr``, then half a cosine down to ``min_lr``."""
+    if step < warmup:
+        return warmup_lr + (lr - warmup_lr) * step / warmup
+    done = (step - warmup) / max(steps - warmup, 1)
+    return min_lr + (lr - min_lr) * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
+
+
+class ClassificationModule(GuardedModule):
+    """Trains a network on soft targets; keeps a moving average of its weights where ``ema_decay`` says so."""
+
+    def __init__(self, network: nn.Module, cfg, steps: int):
+        super().__init__()
+        self.model = network
+        self.optim, self.augment, self.classes, self.seed = cfg.optim, cfg.augment, cfg.data.classes, cfg.seed
+        self.steps = steps
+        self.warmup = round(steps * cfg.optim.warmup_epochs / cfg.scale.epochs)
+        # Among the module's tensors, so every checkpoint holds it.
+        self.average = None
+        if cfg.optim.ema_decay is not None:
+            self.average = copy.deepcopy(network).requires_grad_(False)
+
+    def on_train_batch_start(self, batch, batch_idx: int) -> None:
+        super().on_train_batch_start(batch, batch_idx)
+        # Stochastic depth draws from torch's generator: every rank for itself, every step as if never interrupted.
+        torch.manual_seed(int(keyed_bits(DROPPING, self.seed, batch_idx, self.global_rank)) >> 1)
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        self.last_loss = loss = self.loss(batch, batch_idx)
+        self.log_dict({"loss": loss.detach(), "lr": self.optimizers().param_groups[0]["lr"]}, prog_bar=True)
+        return loss
+
+    def loss(self, batch: dict[str, Tensor], step: int) -> Tensor:
+        """Return the loss, 0-d, of this rank's part of a batch: images (B, C, H, W), labels (B,) int64."""
+        images, targets = mix(
+            batch["images"],
+            batch["labels"],
+            # The same key on every rank: one draw for the whole batch.
+            key=(MIXING, self.seed, step),
+            mixup_alpha=self.augment.mixup_alpha,
+            cutmix_alpha=self.augment.cutmix_alpha,
+            switch_probability=self.augment.switch_probability,
+            smoothing=self.augment.smoothing,
+            classes=self.classes,
+        )
+        logits = self.model(images)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        losses = F.cross_entropy(logits, targets.to(logits.dtype), reduction="none")  # (B,)
+        # The sum over all ranks by their common count; DistributedDataParallel averages, which is undone here.
+        return losses.sum() * world_size() / self.optim.batch_size
+
+    def optimizer_step(self, epoch, batch_idx, optimizer, optimizer_closure=None) -> None:
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        # Here and not at the batch's end, where a checkpoint may have been written already.
+        if self.average is not None and not self.step_was_skipped:
+            self.update_average()
+
+    @torch.no_grad()
+    def update_average(self) -> None:
+        """Move the average to the present weights by 1 - ``ema_decay``; buffers are constants and are copied."""
+        averaged, present = list(self.average.parameters()), list(self.model.parameters())
+        torch._foreach_lerp_(averaged, present, 1 - self.optim.ema_decay)
+        for kept, buffer in zip(self.average.buffers(), self.model.buffers(), strict=True):
+            kept.copy_(buffer)
+
+    def configure_optimizers(self):
+        optim = self.optim
+        optimizer = torch.optim.AdamW(
+            parameter_groups(self.model, optim.weight_decay), lr=optim.lr, foreach=True
+        )
+
+        def factor(step: int) -> float:
+            rate = learning_rate(step, self.steps, self.warmup, optim.lr, optim.warmup_lr, optim.min_lr)
+            return rate / optim.lr
+
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+class TrainingData(pl.LightningDataModule):
+    """The training batches; one sampler that resumption can move."""
+
+    def __init__(self, batches, sampler: KeyedBatchSampler, mixes: bool, workers: int = 0):
+        super().__init__()
+        self.batches, self.sampler, self.mixes, self.workers = batches, sampler, mixes, workers
+
+    def require_equal_pairs(self, ranks: int) -> None:
+        """Raise UserError where ``ranks`` would mix other pairs of images than one process does."""
+        size = self.sampler.batch_size
+        if self.mixes and ranks > 1 and size % (2 * ranks):
+            raise UserError(
+                f"a batch of {size} mixed images cannot be shared by {ranks} ranks: set optim.batch_size to a "
+                f"multiple of {2 * ranks}"
+            )
+
+    def setup(self, stage: str) -> None:
+        self.require_equal_pairs(self.trainer.world_size)
+        self.sampler.rank, self.sampler.world_size = self.trainer.global_rank, self.trainer.world_size
+
+    def train_dataloader(self) -> DataLoader:
+        # A generator of its own: a loader otherwise draws from torch's global one at every epoch.
+        return DataLoader(
+            self.batches,
+            sampler=self.sampler,
+            batch_size=None,
+            num_workers=self.workers,
+            generator=torch.Generator().manual_seed(0),
+        )
