@@ -17,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from shared.errors import UserError
 from shared.run.config import row_config
+from v2m.kernels.roesser import op as roesser
 from v2m.kernels.scan2d.op import FLOPS_PER_STATE
 
 CHANNELS = 3  # images are RGB, grey ones repeated
@@ -84,8 +85,15 @@ def count_network(network: nn.Module, image_size: int, channels: int) -> dict[st
         scans["once"] += flops
         return groups * flops
 
+    def general(*shapes, **options) -> int:
+        flops = roesser._flops(*shapes, **options)
+        scans["all"] += flops
+        scans["once"] += flops
+        return flops
+
     network = network.to("meta").eval()
-    counter = FlopCounterMode(display=False, custom_mapping={torch.ops.v2m.scan2d: scan})
+    mapping = {torch.ops.v2m.scan2d: scan, torch.ops.v2m.roesser: general}
+    counter = FlopCounterMode(display=False, custom_mapping=mapping)
     with counter, torch.no_grad():
         network(torch.empty(1, channels, image_size, image_size, device="meta"))
     # The counter gives 2 for a multiply-add.

@@ -24,7 +24,10 @@ from v2m.passes import ScanMixer
 # none and the mean over the tokens; a token in the sequence of all tokens; a row of tokens in the grid
 CLASS_TOKENS = ("mean", "middle", "edge", "middle_row", "edge_row")
 EMBEDDING_STD = 0.02
-NO_DECAY = ("A_log", "A_b_log", "A_2_log", "D", "D_b", "D_2", "bias", "pos_embed", "cls_token")
+NO_DECAY = (
+    *("A_log", "A_b_log", "A_2_log", "D", "D_b", "D_2", "bias", "pos_embed", "cls_token"),
+    *("p2", "q2", "p3", "q3", "B2", "C1"),  # of the general recurrence
+)
 
 
 class VimMixer(ScanMixer):

@@ -7,6 +7,7 @@ from torch.nn import functional as F
 from shared.errors import UserError
 from v2m.kernels.scan2d import scan2d
 from v2m.mixer import ReleasedMixer, V2MMixer
+from v2m.roesser_mixer import RoesserMixer
 from v2m.tests.golden_files import golden, relative_error
 from v2m.vim import VimMixer
 from v2m.windows import from_windows, to_windows
@@ -237,3 +238,44 @@ def test_the_kernels_are_given_the_whole_grid_at_once(monkeypatch):
         ((2, 2, 2 * E, 3, 5), ("right", "left")),
         ((2, 4, 2 * E, 3, 5), ("down", "up", "down", "up")),
     ]
+
+
+def test_the_general_recurrence_begins_at_a_row_pass_and_a_column_pass_without_anything_between():
+    mixer, tokens = build(RoesserMixer), grid(3, 4)
+    x = mixer.project_in(tokens)[0][:, 0]
+    u = mixer._convolved(x[:, None], [mixer.conv1d], ("right",))
+    u = mixer._convolved(u, [mixer.conv1d_2], ("down",))
+    first, second = mixer.x_proj(u), mixer.x_proj_2(u)
+
+    def scanned(source, selected, suffix, direction, name):
+        delta = F.linear(selected[..., : mixer.rank], getattr(mixer, f"dt_proj{suffix}").weight)
+        matrix = selected[..., mixer.rank :].permute(0, 1, 4, 2, 3)
+        y = scan2d(
+            source.permute(0, 1, 4, 2, 3),
+            delta.permute(0, 1, 4, 2, 3),
+            -getattr(mixer, f"A{suffix}_log").exp()[None],
+            **{name: matrix},
+            directions=(direction,),
+            delta_bias=getattr(mixer, f"dt_proj{suffix}").bias[None],
+            delta_softplus=True,
+            backend="reference",
+        )
+        return y.permute(0, 1, 3, 4, 2)
+
+    rows = scanned(u, first, "", "right", "B")
+    expected = scanned(rows, second, "_2", "down", "C") + mixer.D * u
+    same(mixer.recurrence(x), expected[:, 0])
+
+
+@pytest.mark.parametrize("corners", [1, 2, 4])
+def test_the_general_recurrence_takes_any_grid_and_gives_gradients_to_every_parameter(corners):
+    for size in ((1, 1), (1, 5), (4, 1), (3, 5)):
+        mixer, tokens = build(RoesserMixer, corners=corners), grid(*size)
+        y = mixer(tokens)
+        y.square().sum().backward()
+        assert y.shape == tokens.shape and y.isfinite().all()
+        assert all(p.grad is not None and p.grad.isfinite().all() for p in mixer.parameters())
+    tokens = grid(3, 4)
+    if corners == 4:
+        same(mixer(tokens.flip(1)), mixer(tokens).flip(1))
+    assert influence(mixer, tokens).all() == (corners == 4)

@@ -49,7 +49,7 @@ def roesser_scan(
     (batch, N, H, W); zeros take a term out. For another corner the caller flips inputs and result. Types: float16,
     bfloat16, float32 or float64; all is computed in the widest of the inputs' types, float32 at least.
 
-    Returns y (batch, D, H, W) in x's dtype, channels last in memory. ``backend``: "reference", token by token,
+    Returns y (batch, D, H, W) in x's dtype. ``backend``: "reference", token by token,
     differentiable any number of times; "wavefront", by anti-diagonals, differentiable once; "auto" is the latter.
     Raises ValueError for shapes, types and names that do not fit.
     """
