@@ -18,8 +18,8 @@ FLOOR = 1e-3  # of the largest value: what is darker is drawn black
 
 def central_feature(network: nn.Module, images: Tensor) -> Tensor:
     """Return the feature (B, E) that the receptive field is asked of."""
-    features = network.forward_features(images)  # (B, H, W, E)
-    return features[:, features.shape[1] // 2, features.shape[2] // 2]
+    features = network.forward_features(images)  # (B, E, H, W)
+    return features[:, :, features.shape[2] // 2, features.shape[3] // 2]
 
 
 def receptive_field(network: nn.Module, images: Tensor) -> Tensor:

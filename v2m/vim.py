@@ -245,8 +245,8 @@ class Vim(nn.Module):
         return patches.unflatten(1, size), stream[:, place : place + count]
 
     def forward_features(self, images: Tensor) -> Tensor:
-        """(B, C, height, width) -> the patch tokens (B, H, W, E) behind the last norm, at any size patches tile."""
-        return self._encode(images)[0]
+        """(B, C, height, width) -> the patch tokens (B, E, H, W) behind the last norm, at any size patches tile."""
+        return self._encode(images)[0].permute(0, 3, 1, 2)
 
     def forward(self, images: Tensor) -> Tensor:
         patches, class_tokens = self._encode(images)

@@ -1,0 +1,193 @@
+"""Vim and V2M's network: sizes, class tokens, positions, what dense tasks ask for, for either mixer."""
+
+import functools
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from shared.errors import UserError
+from v2m.mixer import ReleasedMixer, V2MMixer
+from v2m.vim import CLASS_TOKENS, Vim, VimMixer
+
+# float32, the same operators in the same order up to their fusion
+SAME = 1e-6
+# bfloat16 keeps 8 bits: a few roundings of features of order one
+COARSE = 5e-2
+# Parameters with 1,000 classes, in millions: of the official Vim (hustvl/Vim) and of V2M's release, by their code.
+OFFICIAL = {"vim": {192: 7.15, 384: 25.80}, "v2m": {192: 6.85, 384: 25.21}}
+
+MIXERS = {"vim": VimMixer, "v2m": V2MMixer}
+
+
+def build(mixer="v2m", image_size=(8, 12), depth=2, classes=3, **choices) -> Vim:
+    torch.manual_seed(0)
+    part = functools.partial(MIXERS.get(mixer, mixer), state_dim=4)
+    return Vim(
+        image_size=image_size,
+        patch_size=2,
+        embed_dim=16,
+        depth=depth,
+        num_classes=classes,
+        mixer=part,
+        **choices,
+    )
+
+
+def images(*size, batch=2, **options) -> torch.Tensor:
+    return torch.randn(batch, 3, *size, generator=torch.Generator().manual_seed(1), **options)
+
+
+@pytest.mark.parametrize("width", [192, 384])
+@pytest.mark.parametrize("name", MIXERS)
+def test_networks_have_the_parameters_of_the_official_ones(name, width):
+    with torch.device("meta"):
+        network = Vim(
+            image_size=224,
+            patch_size=16,
+            embed_dim=width,
+            depth=24,
+            num_classes=1000,
+            mixer=MIXERS[name],
+            class_token="middle" if name == "vim" else "mean",
+        )
+    assert round(sum(p.numel() for p in network.parameters()) / 1e6, 2) == OFFICIAL[name][width]
+
+
+@pytest.mark.parametrize("size", [(8, 12), (2, 12), (8, 2), (2, 2), (6, 14)])
+@pytest.mark.parametrize("class_token", CLASS_TOKENS)
+@pytest.mark.parametrize("mixer", MIXERS)
+def test_any_size_gives_logits_and_a_map_of_features(mixer, class_token, size):
+    network = build(mixer, class_token=class_token).eval()
+    with torch.no_grad():
+        assert network(images(*size)).shape == (2, 3)
+        features = network.forward_features(images(*size))
+    assert features.shape == (2, 16, size[0] // 2, size[1] // 2) and features.isfinite().all()
+
+
+@pytest.mark.parametrize("class_token", CLASS_TOKENS)
+@pytest.mark.parametrize("mixer", MIXERS)
+def test_every_parameter_gets_a_gradient(mixer, class_token):
+    network = build(mixer, class_token=class_token, mlp_ratio=2.0)
+    network(images(8, 12)).square().sum().backward()
+    without = [name for name, p in network.named_parameters() if p.grad is None or not p.grad.any()]
+    # Behind the last block the head reads the class token alone; where it ends the sequence, the way back starts at
+    # it and has no past there.
+    alone = ["layers.1.mixer.A_b_log"] if (mixer, class_token) == ("vim", "edge") else []
+    assert without == alone
+
+
+@pytest.mark.parametrize("class_token", CLASS_TOKENS)
+def test_positions_are_unchanged_at_the_own_size_and_smooth_at_another(class_token):
+    network = build(class_token=class_token, image_size=8)
+    assert network._positions((4, 4)) is network.pos_embed
+    with torch.no_grad():
+        network.pos_embed.fill_(3)
+        place, count = network._place((5, 7))
+        positions = network._positions((5, 7))
+        assert positions.shape == (1, 35 + count, 16)
+        torch.testing.assert_close(positions, torch.full_like(positions, 3))
+        network.pos_embed[
+            :, slice(*[network._place((4, 4))[0] + i for i in (0, network._place((4, 4))[1])])
+        ] = 5
+        own = network._positions((5, 7))[:, place : place + count]
+    assert bool((own == 5).all())
+
+
+def test_class_tokens_stand_where_their_names_say():
+    expected = {
+        "mean": (0, 0),
+        "middle": (12, 1),
+        "edge": (24, 1),
+        "middle_row": (12, 6),
+        "edge_row": (24, 6),
+    }
+    assert {name: build(class_token=name)._place((4, 6)) for name in CLASS_TOKENS} == expected
+
+
+def test_a_class_token_of_one_makes_the_grid_one_row_and_a_row_of_them_keeps_it_a_grid():
+    seen = []
+
+    class Watch(nn.Module):
+        def __init__(self, embed_dim, layer, backend, state_dim):
+            super().__init__()
+            self.out_proj = nn.Linear(embed_dim, embed_dim)
+
+        def forward(self, grid):
+            seen.append(tuple(grid.shape[1:3]))
+            return self.out_proj(grid)
+
+    for name in CLASS_TOKENS:
+        build(Watch, class_token=name, depth=1)(images(8, 12))
+    assert seen == [(4, 6), (1, 25), (1, 25), (5, 6), (5, 6)]
+
+
+def test_the_stream_is_float32_whatever_the_blocks_compute_in():
+    network = build().to(torch.bfloat16)
+    kinds = []
+    for layer in network.layers:
+        layer.register_forward_hook(lambda *a: kinds.append(a[-1].dtype))
+    with torch.no_grad():
+        features = network.forward_features(images(8, 12, dtype=torch.bfloat16))
+        expected = build().forward_features(images(8, 12))
+    assert kinds == [torch.float32] * 2
+    assert (features.float() - expected).norm() < COARSE * expected.norm()
+
+
+def test_compiled_by_torch_it_gives_the_same():
+    network = build(backend="chunked").eval()
+    compiled = torch.compile(network, backend="aot_eager", fullgraph=True)
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(images(8, 12)), network(images(8, 12)), rtol=SAME, atol=SAME)
+
+
+def test_an_image_scores_the_same_alone_and_in_a_batch():
+    network = build().eval()
+    with torch.no_grad():
+        together = network(images(8, 12, batch=3))
+        alone = torch.cat([network(one[None]) for one in images(8, 12, batch=3)])
+    torch.testing.assert_close(alone, together, rtol=1e-5, atol=1e-5)
+
+
+def test_one_projection_serves_four_corners_and_the_release_takes_four():
+    def products(mixer) -> int:
+        """Multiply-adds of in_proj on a grid of 4 x 4, from a network without anything else in it."""
+        part = mixer(16, state_dim=4, backend="chunked")
+        with FlopCounterMode(display=False, depth=3) as counter, torch.no_grad():
+            part.project_in(torch.zeros(1, 4, 4, 16)) if mixer is V2MMixer else part(torch.zeros(1, 4, 4, 16))
+        return counter.get_flop_counts()["Global"][torch.ops.aten.mm] // 2
+
+    own = products(V2MMixer)
+    assert own == 16 * 16 * 64
+    released = ReleasedMixer(16, state_dim=4, backend="chunked")
+    weights = [
+        w for n, w in released.named_parameters() if n.endswith("proj.weight") or n.endswith("proj_2.weight")
+    ]
+    tokens = [16 if w is released.out_proj.weight else 4 * 16 for w in weights]
+    assert products(ReleasedMixer) == sum(n * w.numel() for n, w in zip(tokens, weights, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("choices", "words"),
+    [
+        ({"class_token": "first"}, "class_token 'first' is unknown"),
+        ({"image_size": 9}, "patches of 2 do not tile an image of 9 x 9"),
+        ({"image_size": (8, 0)}, "do not tile an image of 8 x 0"),
+    ],
+)
+def test_wrong_choices_are_refused_in_one_sentence(choices, words):
+    with pytest.raises(UserError, match=words):
+        build(**choices)
+
+
+@pytest.mark.parametrize(
+    ("shape", "words"),
+    [
+        ((2, 1, 8, 12), r"takes images \(B, 3, height, width\)"),
+        ((2, 3, 8, 11), "do not tile an image of 8 x 11"),
+    ],
+)
+def test_images_that_do_not_fit_are_refused_in_one_sentence(shape, words):
+    with pytest.raises(UserError, match=words):
+        build()(torch.zeros(shape))
