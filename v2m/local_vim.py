@@ -26,9 +26,8 @@ from v2m.windows import from_windows, to_windows
 
 DIRECTION = re.compile(r"(h|v|w([1-9]\d*))(_flip)?")
 ATTENTION_RATIO = 8  # channels over hidden channels of the attention
-ROTARY_SIDE = (
-    14  # positions of a rotation run from 0 to this along either side, whatever the size of the grid
-)
+# Positions of the rotation run from 0 to this along either side, whatever the size of the grid.
+ROTARY_SIDE = 14
 ROTARY_BASE = 10_000.0
 SCAN_PARAMETER = re.compile(r"(A|D)(_\d)+(_log)?")
 CORNER_SUFFIXES = (SECOND, "_2_1", "_2_2", "_2_3")  # of the column passes of V2MLocalMixer
@@ -56,8 +55,8 @@ class LocalVimMixer(ScanMixer):
     """(B, H, W, E) -> (B, H, W, E), any H and W: the scans of one layer.
 
     directions: one list for each layer of names as "h", "v_flip", "w7"; ``layer`` picks. Windows that reach over the
-    edge are filled with zeros, as everything that is scanned in them. Raises UserError for another name and for a list
-    that is too short.
+    edge are filled up with zeros, which are scanned as well. Raises UserError for another name and for a list that is
+    too short.
     """
 
     def __init__(

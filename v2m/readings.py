@@ -1,0 +1,123 @@
+"""The readings of what the paper leaves open, each with its parameters and FLOPs, for the README.
+
+``make claims`` calls ``tables``. The counting rule is that of model.py, the same for a row and its baseline.
+"""
+
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from shared.metrics.tables import Table
+from shared.run.config import row_config
+from v2m.model import CHANNELS, build_model, count, count_network
+
+EXPERIMENTS = Path("v2m/configs/experiment")
+# Printed by the paper: millions of parameters, billions of FLOPs (arXiv 2410.10382, ImageNet table).
+PRINTED = {
+    "in1k-vim-t": ("Vim-T", 7, 1.5),
+    "v2m-in1k-t": ("V2M-T", 7, 1.9),
+    "v2m-in1k-t-released": ("V2M-T, as released", 7, 1.9),
+    "in1k-localvim-t": ("LocalVim-T", 8, 1.5),
+    "v2m-in1k-t-lw": ("V2M-T + local window", 8, 1.8),
+    "in1k-vim-s": ("Vim-S", 26, 5.1),
+    "v2m-in1k-s": ("V2M-S", 26, 5.9),
+    "v2m-in1k-s-released": ("V2M-S, as released", 26, 5.9),
+    "in1k-localvim-s": ("LocalVim-S", 28, 4.8),
+    "v2m-in1k-s-lw": ("V2M-S + local window", 28, 5.4),
+    "in1k-vmamba-t": ("VMamba-T", 30, 4.9),
+    "v2m-in1k-sstar": ("V2M-S*", 30, 5.4),
+    "in1k-vmamba-s": ("VMamba-S", 50, 8.7),
+    "v2m-in1k-bstar": ("V2M-B*", 50, 9.6),
+}
+RULES = ("flops", "flops_without_scan", "flops_scan_once")
+LOCAL = "model.network.mixer._target_"
+# By the rows that they belong to: the readings of each question, as changes of the rows' configurations. The first one
+# of each question is the default.
+READINGS: dict[tuple[str, str], dict[str, dict]] = {
+    ("v2m-in1k-t", "v2m-in1k-s"): {
+        "no norm between, no MLP": {},
+        "norm between the passes": {"model.network.mixer.norm_between": True},
+        "MLP in the block, ratio 4": {"model.network.mlp_ratio": 4.0},
+        "norm and MLP": {"model.network.mixer.norm_between": True, "model.network.mlp_ratio": 4.0},
+        "one corner": {"model.network.mixer.corners": 1},
+        "two corners": {"model.network.mixer.corners": 2},
+    },
+    ("v2m-in1k-t-lw", "v2m-in1k-s-lw"): {
+        "column passes of their own, attention": {},
+        "V2M's mixer alone, in windows": {LOCAL: "v2m.mixer.V2MMixer"},
+        "V2M's mixer alone, 24 layers": {LOCAL: "v2m.mixer.V2MMixer", "model.network.depth": 24},
+    },
+    ("v2m-in1k-sstar", "v2m-in1k-bstar"): {
+        f"{sets} sets, {'convolution' if taps else 'nothing'} between": {
+            "model.network.scan_options.sets": sets,
+            "model.network.scan_options.conv_between": taps,
+        }
+        for sets, taps in ((2, 4), (2, 0), (1, 4), (1, 0), (4, 4), (4, 0))
+    },
+}
+
+
+@functools.cache
+def counted(row: str, changes: tuple[tuple[str, object], ...]) -> dict[str, int]:
+    """Return parameters and FLOPs of a row with changes to its configuration; keys as ``count_network``."""
+    cfg = row_config("v2m", row, 0)
+    for key, value in changes:
+        group, *middle, name = key.split(".")
+        node = cfg[group]
+        for part in middle:
+            node = node[part]
+        if name == "depth" and "window" in cfg.model.network.mixer:
+            # More layers than LocalVim has: the further ones see the whole grid.
+            windows = list(cfg.model.network.mixer.window)
+            cfg.model.network.mixer.window = windows + [0] * (value - len(windows))
+        node[name] = value
+    with torch.device("meta"):  # nothing is drawn, nothing takes memory
+        network = build_model(cfg)
+    return count_network(network, cfg.data.image_size, CHANNELS)
+
+
+def distance(found: Sequence[dict], rows: Sequence[str]) -> float:
+    """Return the mean relative distance from the paper's parameters and FLOPs (scan once a layer) over the rows."""
+    apart = []
+    for one, row in zip(found, rows, strict=True):
+        _, parameters, flops = PRINTED[row]
+        apart.append(abs(one["parameters"] / (parameters * 1e6) - 1))
+        apart.append(abs(one["flops_scan_once"] / (flops * 1e9) - 1))
+    return sum(apart) / len(apart)
+
+
+def _costs() -> Table:
+    """Return what every network of the paper's table counts here."""
+    columns = ["row", "network", "M, paper", "M", "G, paper", "G", "G without scan", "G, scan once a layer"]
+    rows = []
+    for row, (network, parameters, flops) in PRINTED.items():
+        one = count(str(EXPERIMENTS / f"{row}.yaml"))
+        ours = [f"{one[rule] / 1e9:.2f}" for rule in RULES]
+        rows.append([row, network, str(parameters), f"{one['parameters'] / 1e6:.2f}", str(flops), *ours])
+    return Table("", columns, rows)
+
+
+def _readings(rows: tuple[str, str], readings: dict[str, dict]) -> Table:
+    """Return a question's readings for its two sizes, and how far each is from the paper."""
+    names = [PRINTED[row][0] for row in rows]
+    columns = ["reading"]
+    for row, name in zip(rows, names, strict=True):
+        _, parameters, flops = PRINTED[row]
+        columns += [f"{name}, M (paper {parameters})", f"G (paper {flops})", "G, scan once a layer"]
+    columns += ["mean distance from the paper"]
+    cells = []
+    for reading, changes in readings.items():
+        found = [counted(row, tuple(changes.items())) for row in rows]
+        line = [reading]
+        for one in found:
+            line.append(f"{one['parameters'] / 1e6:.2f}")
+            line += [f"{one[rule] / 1e9:.2f}" for rule in ("flops", "flops_scan_once")]
+        cells.append([*line, f"{distance(found, rows):.1%}"])
+    return Table("", columns, cells)
+
+
+def tables() -> dict[str, list[Table]]:
+    """Return the tables of the README by marker name."""
+    return {"costs": [_costs()], "readings": [_readings(rows, each) for rows, each in READINGS.items()]}

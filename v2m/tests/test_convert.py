@@ -1,0 +1,358 @@
+"""Official checkpoints load whole or are refused in one sentence; the logits are those of the official forward."""
+
+import argparse
+import functools
+import math
+import pickle
+import sys
+import types
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from shared.errors import UserError
+from v2m import convert
+from v2m.kernels.scan2d import scan2d
+from v2m.local_vim import LocalVim, LocalVimMixer, rotation
+from v2m.vim import Vim, VimMixer
+from v2m.vmamba import VMamba
+
+# float64 through a few blocks, sums in another order
+EXACT = 1e-9
+
+SIZES = {"tiny": 192, "small": 384}
+# Published: 7 M and 26 M; exactly, these names and shapes.
+NUMBERS = {"tiny": 7_148_008, "small": 25_796_584}
+
+
+def official_shapes(
+    width: int, depth: int = 24, state: int = 16, classes: int = 1000, slots: int = 197
+) -> dict:
+    """Names and shapes of hustvl/Vim's bimambav2 models with a middle class token, patch 16."""
+    inner, rank = 2 * width, math.ceil(width / 16)
+    shapes = {
+        "cls_token": (1, 1, width),
+        "pos_embed": (1, slots, width),
+        "patch_embed.proj.weight": (width, 3, 16, 16),
+        "patch_embed.proj.bias": (width,),
+        "norm_f.weight": (width,),
+        "head.weight": (classes, width),
+        "head.bias": (classes,),
+    }
+    for i in range(depth):
+        mixer = {"in_proj.weight": (2 * inner, width), "out_proj.weight": (width, inner)}
+        for suffix in ("", "_b"):
+            mixer |= {
+                f"A{suffix}_log": (inner, state),
+                f"D{suffix}": (inner,),
+                f"conv1d{suffix}.weight": (inner, 1, 4),
+                f"conv1d{suffix}.bias": (inner,),
+                f"x_proj{suffix}.weight": (rank + 2 * state, inner),
+                f"dt_proj{suffix}.weight": (inner, rank),
+                f"dt_proj{suffix}.bias": (inner,),
+            }
+        shapes |= {f"layers.{i}.mixer.{name}": shape for name, shape in mixer.items()}
+        shapes[f"layers.{i}.norm.weight"] = (width,)
+    return shapes
+
+
+def official_state(dtype=torch.float32, **sizes) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    sizes = {"width": 32, "depth": 2, "state": 4, "classes": 5, "slots": 5} | sizes
+    shapes = official_shapes(**sizes)
+    return {
+        name: 0.5 * torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+        for name, shape in shapes.items()
+    }
+
+
+def official_logits(state: dict[str, torch.Tensor], images: torch.Tensor) -> torch.Tensor:
+    """The official forward by its definition: the way back is a scan of the flipped sequence."""
+
+    def normalised(x, weight):
+        return x * (x.square().mean(-1, keepdim=True) + 1e-5).rsqrt() * weight
+
+    def direction(xz, p, suffix):
+        x, z = xz.chunk(2, 1)  # (B, D, L)
+        inner, length, states = x.shape[1], x.shape[2], p[f"A{suffix}_log"].shape[1]
+        x = F.conv1d(x, p[f"conv1d{suffix}.weight"], p[f"conv1d{suffix}.bias"], padding=3, groups=inner)
+        x = F.silu(x[..., :length])
+        selected = (p[f"x_proj{suffix}.weight"] @ x).split([len(p["norm.weight"]) // 16, states, states], 1)
+
+        def one_row(tensor):
+            return tensor[:, None, :, None]
+
+        y = scan2d(
+            one_row(x),
+            one_row(p[f"dt_proj{suffix}.weight"] @ selected[0]),
+            -p[f"A{suffix}_log"].exp()[None],
+            one_row(selected[1]),
+            one_row(selected[2]),
+            directions=("right",),
+            delta_bias=p[f"dt_proj{suffix}.bias"][None],
+            delta_softplus=True,
+            backend="reference",
+        )
+        return (y[:, 0, :, 0] + p[f"D{suffix}"][:, None] * x) * F.silu(z)
+
+    x = F.conv2d(images, state["patch_embed.proj.weight"], state["patch_embed.proj.bias"], stride=16)
+    x = x.flatten(2).mT
+    middle = x.shape[1] // 2
+    token = state["cls_token"].expand(len(x), -1, -1)
+    hidden, residual = torch.cat([x[:, :middle], token, x[:, middle:]], 1) + state["pos_embed"], 0
+    for i in range(sum(name.endswith("norm.weight") for name in state)):
+        prefix = f"layers.{i}."
+        p = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+        p = {k.removeprefix("mixer."): v for k, v in p.items()}
+        residual = residual + hidden
+        xz = (normalised(residual, p["norm.weight"]) @ p["in_proj.weight"].T).mT
+        y = direction(xz, p, "") + direction(xz.flip(-1), p, "_b").flip(-1)
+        hidden = y.mT / 2 @ p["out_proj.weight"].T
+    features = normalised(residual + hidden, state["norm_f.weight"])[:, middle]
+    return features @ state["head.weight"].T + state["head.bias"]
+
+
+def small_vim(image_size: int = 32) -> Vim:
+    mixer = functools.partial(VimMixer, state_dim=4)
+    sizes = {"image_size": image_size, "patch_size": 16, "embed_dim": 32, "depth": 2, "num_classes": 5}
+    return Vim(**sizes, mixer=mixer, class_token="middle")
+
+
+def saved(path, state, **beside):
+    torch.save({"model": state, **beside}, path)
+    return str(path)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_official_names_and_shapes_load_whole(size):
+    width = SIZES[size]
+    with torch.device("meta"):
+        official = {name: torch.empty(shape) for name, shape in official_shapes(width).items()}
+        sizes = {"image_size": 224, "patch_size": 16, "embed_dim": width, "depth": 24, "num_classes": 1000}
+        network = Vim(**sizes, mixer=VimMixer, class_token="middle")
+    state = convert.vim_from_official(official)
+    assert sum(tensor.numel() for tensor in state.values()) == NUMBERS[size]
+    network.load_state_dict(state, strict=True, assign=True)
+    assert {id(tensor) for tensor in state.values()} == {id(tensor) for tensor in official.values()}
+
+
+def test_logits_are_those_of_the_official_forward():
+    state = official_state(torch.float64)
+    network = small_vim().double().eval()
+    network.load_state_dict(convert.vim_from_official(state, 32))
+    images = torch.randn(3, 3, 32, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    expected = official_logits(state, images)
+    with torch.no_grad():
+        assert (network(images) - expected).norm() / expected.norm() < EXACT
+
+
+def test_command_converts_a_file_with_its_training_arguments_and_it_loads_again(tmp_path):
+    state = official_state()
+    source = saved(tmp_path / "vim.pth", state, args=argparse.Namespace(lr=1e-3), epoch=300)
+    out = tmp_path / "vim.safetensors"
+    assert convert.main(["vim", source, str(out), "--image-size", "32"]) == 0
+    assert [path.name for path in tmp_path.glob("*.safetensors*")] == ["vim.safetensors"]
+    network = small_vim()
+    convert.load_weights(network, out)
+    assert torch.equal(network.layers[1].mixer.A_b_log, state["layers.1.mixer.A_b_log"])
+    assert torch.equal(network.patch_embed.proj.bias, state["patch_embed.proj.bias"])
+
+
+def test_settings_inside_a_checkpoint_are_passed_over_unread(tmp_path, monkeypatch):
+    class CfgNode(dict):
+        pass
+
+    CfgNode.__module__, CfgNode.__qualname__ = "yacs.config", "CfgNode"
+    module = types.ModuleType("yacs.config")
+    module.CfgNode = CfgNode
+    monkeypatch.setitem(sys.modules, "yacs", types.ModuleType("yacs"))
+    monkeypatch.setitem(sys.modules, "yacs.config", module)
+    settings = CfgNode(lr=1e-3, nested=CfgNode(depth=2))
+    settings.frozen = True
+    source = saved(tmp_path / "vmamba.pth", {"weight": torch.ones(2)}, config=settings)
+    monkeypatch.undo()
+    assert torch.equal(convert.read_checkpoint(source)["weight"], torch.ones(2))
+
+
+def test_position_embedding_is_never_resized_in_silence():
+    with pytest.raises(UserError, match=r"position embedding is \(1, 5, 32\).*--image-size"):
+        convert.vim_from_official(official_state(), 48)
+
+
+@pytest.mark.parametrize(
+    "name, words",
+    [
+        ("head.bias", "head.bias is missing"),
+        ("layers.1.mixer.A_b_log", "layers.1.mixer.A_b_log is missing"),
+        ("layers.0.mixer.A_log", "the checkpoint is no Vim"),
+        ("pos_embed", "pos_embed is missing"),
+    ],
+)
+def test_missing_tensor_is_named(name, words):
+    state = official_state()
+    del state[name]
+    with pytest.raises(UserError, match=words):
+        convert.vim_from_official(state, 32)
+
+
+def test_unknown_tensor_and_wrong_shape_are_named():
+    state = official_state()
+    with pytest.raises(UserError, match="layers.0.gamma is unknown"):
+        convert.vim_from_official(state | {"layers.0.gamma": torch.ones(32)}, 32)
+    with pytest.raises(UserError, match=r"x_proj_b.weight is \(3, 64\) instead of \(10, 64\)"):
+        convert.vim_from_official(state | {"layers.0.mixer.x_proj_b.weight": torch.ones(3, 64)}, 32)
+
+
+def test_weights_of_another_network_are_refused_and_change_nothing(tmp_path):
+    out = tmp_path / "vim.safetensors"
+    convert.write_weights(convert.vim_from_official(official_state(), 32), out)
+    network = small_vim(image_size=48)
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    with pytest.raises(UserError, match=r"pos_embed is \(1, 5, 32\) instead of \(1, 10, 32\)"):
+        convert.load_weights(network, out)
+    assert all(torch.equal(before[name], tensor) for name, tensor in network.state_dict().items())
+    with pytest.raises(UserError, match="cannot be read"):
+        convert.load_weights(network, tmp_path / "absent.safetensors")
+
+
+class Harmful:
+    def __reduce__(self):
+        return (exec, ("raise SystemExit('code of a checkpoint was run')",))
+
+
+@pytest.mark.parametrize(
+    "write, words",
+    [
+        (lambda path: None, "cannot be read"),
+        (lambda path: path.write_bytes(b"PK no archive"), "no PyTorch checkpoint or is cut short"),
+        (lambda path: path.write_bytes(b""), "no PyTorch checkpoint or is cut short"),
+        (lambda path: path.write_bytes(pickle.dumps({"model": Harmful()}, 2)), "only running its code"),
+        (lambda path: torch.save({"model": Harmful()}, path), "only running its code"),
+        (lambda path: torch.save([1, 2], path), "no state dict"),
+        (lambda path: torch.save({"model": {"epoch": 3}}, path), "no state dict"),
+        (lambda path: torch.save({"fc.weight": torch.ones(2)}, path), "is no Vim"),
+    ],
+)
+def test_bad_source_is_one_sentence_and_exit_code_2(tmp_path, caplog, write, words):
+    source, out = tmp_path / "source.pth", tmp_path / "out.safetensors"
+    write(source)
+    assert convert.main(["vim", str(source), str(out)]) == 2
+    assert words in caplog.text and caplog.text.count("\n") == 1
+    assert not out.exists()
+
+
+def test_nothing_is_overwritten(tmp_path, caplog):
+    source, out = saved(tmp_path / "vim.pth", official_state()), tmp_path / "out.safetensors"
+    out.write_bytes(b"kept")
+    assert convert.main(["vim", source, str(out), "--image-size", "32"]) == 2
+    assert "is there already" in caplog.text and out.read_bytes() == b"kept"
+    assert convert.main(["vim", source, str(tmp_path / "out.pth"), "--image-size", "32"]) == 2
+    assert not (tmp_path / "out.pth").exists()
+
+
+def test_vmamba_is_converted_by_the_same_command(tmp_path):
+    # What its own converter refuses is tested with the network.
+    sizes = {"num_classes": 5, "depths": (1, 1), "dims": 8, "ssm_ratio": 1.0}
+    state = VMamba(**sizes).state_dict()
+    out = tmp_path / "out.safetensors"
+    assert convert.main(["vmamba", saved(tmp_path / "vmamba.pth", state), str(out)]) == 0
+    network = VMamba(**sizes)
+    convert.load_weights(network, out)
+    assert all(torch.equal(tensor, state[name]) for name, tensor in network.state_dict().items())
+
+
+def official_local_shapes(width: int, depth: int, state: int, classes: int, side: int, patch: int) -> dict:
+    """Names and shapes of hunto/LocalMamba's LocalVim, four directions a layer."""
+    inner, rank, hidden = 2 * width, math.ceil(width / 16), width // 4
+    shapes = {
+        "pos_embed": (1, side**2, width),
+        "patch_embed.proj.weight": (width, 3, patch, patch),
+        "patch_embed.proj.bias": (width,),
+        "rope.freqs_cos": (side**2, width),
+        "rope.freqs_sin": (side**2, width),
+        "norm_f.weight": (width,),
+        "head.weight": (classes, width),
+        "head.bias": (classes,),
+    }
+    for i in range(depth):
+        mixer = {
+            "in_proj.weight": (2 * inner, width),
+            "out_proj.weight": (width, inner),
+            "attn.norm.weight": (inner,),
+            "attn.norm.bias": (inner,),
+            "attn.global_reduce.weight": (hidden, inner),
+            "attn.global_reduce.bias": (hidden,),
+            "attn.channel_select.weight": (inner, hidden),
+            "attn.channel_select.bias": (inner,),
+        }
+        for k in range(4):
+            mixer |= {
+                f"A_log_{k}": (inner, state),
+                f"D_{k}": (inner,),
+                f"conv1d_{k}.weight": (inner, 1, 4),
+                f"conv1d_{k}.bias": (inner,),
+                f"x_proj_{k}.weight": (rank + 2 * state, inner),
+                f"dt_proj_{k}.weight": (inner, rank),
+                f"dt_proj_{k}.bias": (inner,),
+            }
+        shapes |= {f"layers.{i}.mixer.{name}": shape for name, shape in mixer.items()}
+        shapes[f"layers.{i}.norm.weight"] = (width,)
+    return shapes
+
+
+def official_local_state() -> dict[str, torch.Tensor]:
+    """Random weights of a small LocalVim with images of 32 x 32, its rotation as its authors compute it."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = official_local_shapes(width=32, depth=2, state=4, classes=5, side=2, patch=16)
+    state = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+    frequencies = 10_000.0 ** (-torch.arange(0, 16, 2).float() / 16)
+    along = (torch.arange(2) / 2 * 14)[:, None] * frequencies
+    along = along.repeat_interleave(2, 1)  # (side, width / 2), both channels of a pair
+    angles = torch.cat([along[:, None].expand(2, 2, 16), along[None].expand(2, 2, 16)], -1).flatten(0, 1)
+    return state | {"rope.freqs_cos": angles.cos(), "rope.freqs_sin": angles.sin()}
+
+
+def test_an_official_local_vim_converts_and_loads_whole(tmp_path):
+    state, out = official_local_state(), tmp_path / "out.safetensors"
+    torch.save({"state_dict": state}, tmp_path / "local_vim.ckpt")
+    arguments = ["local_vim", str(tmp_path / "local_vim.ckpt"), str(out), "--image-size", "32"]
+    assert convert.main(arguments) == 0
+    mixer = functools.partial(LocalVimMixer, directions=[["h", "v", "w2", "w7_flip"]] * 2, state_dim=4)
+    sizes = {"image_size": 32, "patch_size": 16, "embed_dim": 32, "depth": 2, "num_classes": 5}
+    network = LocalVim(**sizes, mixer=mixer)
+    convert.load_weights(network, out)
+    own = network.layers[1].mixer
+    assert torch.equal(own.A_2_log, state["layers.1.mixer.A_log_2"])
+    assert torch.equal(own.attn.channel_select.weight, state["layers.1.mixer.attn.channel_select.weight"])
+    assert len(network.state_dict()) == len(state) - 2  # without the tables of the rotation
+
+
+@pytest.mark.parametrize("width, numbers", [(192, 7_994_152), (384, 27_783_784)])
+def test_official_names_and_shapes_of_local_vim_load_whole(width, numbers):
+    shapes = official_local_shapes(width=width, depth=20, state=16, classes=1000, side=14, patch=16)
+    tables = rotation((14, 14), width, torch.empty(0))
+    with torch.device("meta"):
+        official = {name: torch.empty(shape) for name, shape in shapes.items()}
+    for name, table in zip(("cos", "sin"), tables, strict=True):
+        official[f"rope.freqs_{name}"] = table.flatten(0, 1).repeat_interleave(2, 1)
+    state = convert.local_vim_from_official(official)
+    assert sum(tensor.numel() for tensor in state.values()) == numbers
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (lambda state: state.update({"rope.freqs_sin": state["rope.freqs_cos"]}), "its rotation is another"),
+        (lambda state: state.pop("rope.freqs_cos"), "its rotation is another"),
+        (lambda state: state.update(cls_token=torch.zeros(1, 1, 32)), "cls_token is unknown"),
+        (lambda state: state.pop("layers.1.mixer.A_log_3"), "layers.1.mixer.D_3 is unknown"),
+        (lambda state: state.pop("layers.0.mixer.A_log_0"), "the checkpoint is no LocalVim"),
+        (lambda state: state.update(pos_embed=torch.zeros(1, 5, 32)), "with as many class tokens"),
+    ],
+)
+def test_the_checkpoint_of_another_local_vim_is_refused(change, words):
+    state = official_local_state()
+    change(state)
+    with pytest.raises(UserError, match=words):
+        convert.local_vim_from_official(state, 32)
