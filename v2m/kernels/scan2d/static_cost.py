@@ -1,9 +1,9 @@
 """What a Triton kernel costs, read from its compiled code; no GPU is needed.
 
 Triton compiles for a `GPUTarget` on any machine, and its wheel brings NVIDIA's `ptxas` and `cuobjdump`. `ptxas -v`
-tells registers and spills; the disassembly (SASS) tells how many instructions the steady-state loop holds, which for
-a kernel bound by instructions is its speed. What comes before the loop (prologue) and after it (epilogue: the steps
-that do not fill a chunk, the last state) is counted apart: it is paid once a program, not once a step.
+tells registers and spills; the disassembly (SASS) tells how many instructions the steady-state loop holds, the one over
+the chunks of a line, which for a kernel bound by instructions is its speed. What is paid once a line (the loop over the
+lines around it: the steps that do not fill a chunk, the next line's addresses) and once a program is counted apart.
 """
 
 import os
@@ -23,9 +23,9 @@ TARGET = re.compile(r"0x([0-9a-f]+)")
 class StaticCost:
     """Instructions of one warp's code, static: each counted once, whichever way the branches go."""
 
-    loop: int
-    prologue: int
-    epilogue: int
+    loop: int  # over the chunks of a line
+    line: int  # of the loop around it, without it
+    program: int  # of all else
     registers: int  # of a thread
     spill_bytes: int  # stores and loads together
     shared_bytes: int  # of a program
@@ -34,6 +34,10 @@ class StaticCost:
     def per(self, steps: int, channels: int) -> float:
         """Instructions of the loop per time step and channel, where a warp's pass covers `steps` x `channels`."""
         return self.loop / (steps * channels)
+
+    def per_line(self, steps: int, channels: int, length: int) -> float:
+        """As ``per``, of whole lines, each with its share of what is paid once a line; all shorter chunks count."""
+        return (length // steps * self.loop + self.line) / (length * channels)
 
 
 def static_cost(kernel, signature: dict, constants: dict, options: dict, capability: int) -> StaticCost:
@@ -56,8 +60,8 @@ def static_cost(kernel, signature: dict, constants: dict, options: dict, capabil
     source = ASTSource(kernel, types, constexprs=constants, attrs=aligned)
     compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
     registers, spills = _registers(compiled.asm["ptx"])
-    loop, prologue, epilogue, opcodes = _loop(_disassemble(compiled.asm["cubin"]))
-    return StaticCost(loop, prologue, epilogue, registers, spills, compiled.metadata.shared, opcodes)
+    loop, line, program, opcodes = _loops(_disassemble(compiled.asm["cubin"]))
+    return StaticCost(loop, line, program, registers, spills, compiled.metadata.shared, opcodes)
 
 
 def _tool(name: str) -> str:
@@ -90,18 +94,31 @@ def _disassemble(cubin: bytes) -> list[tuple[int, str, str]]:
     return [(int(match[1], 16), match[2], match[3]) for match in found if match]
 
 
-def _loop(code: list[tuple[int, str, str]]) -> tuple[int, int, int, dict[str, int]]:
-    """Lengths of the longest loop, of what precedes and what follows it, and the loop's operations."""
-    # After the last EXIT or RET stands a branch to itself and padding.
+def _loops(code: list[tuple[int, str, str]]) -> tuple[int, int, int, dict[str, int]]:
+    """Return the lengths of the longest innermost loop, of the rest of the loop around it and of all else.
+
+    And how often each operation occurs in the innermost one.
+    """
+    # After the last EXIT or RET, or a branch back, stands a branch to itself and padding.
     final = max(place for place, (_, name, _) in enumerate(code) if name.split(".")[0] in ("EXIT", "RET"))
     places = {address: place for place, (address, _, _) in enumerate(code)}
-    spans = [
+    spans = {
         (places[int(target[1], 16)], place)
-        for place, (address, name, operands) in enumerate(code[: final + 1])
+        for place, (address, name, operands) in enumerate(code)
         if name.split(".")[0] == "BRA"
         and (target := TARGET.search(operands))
         and int(target[1], 16) < address
-    ]
-    first, last = max(spans, key=lambda span: span[1] - span[0], default=(0, -1))
+    }
+
+    final = max([final, *(last for _, last in spans)])
+
+    def within(inner: tuple[int, int], outer: tuple[int, int]) -> bool:
+        return inner != outer and outer[0] <= inner[0] and inner[1] <= outer[1]
+
+    innermost = [span for span in spans if not any(within(other, span) for other in spans)]
+    first, last = max(innermost, key=lambda span: span[1] - span[0], default=(0, -1))
+    around = [span for span in spans if within((first, last), span)]
+    begin, end = max(around, key=lambda span: span[1] - span[0], default=(first, last))
     body = Counter(name.split(".")[0] for _, name, _ in code[first : last + 1])
-    return last + 1 - first, first, final - last, dict(body.most_common())
+    loop, whole = last + 1 - first, end + 1 - begin
+    return loop, whole - loop, final + 1 - whole, dict(body.most_common())

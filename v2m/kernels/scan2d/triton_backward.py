@@ -275,7 +275,7 @@ def scan_backward(
     kind = A_ptr.dtype.element_ty
     tokens = tl.cast(height, tl.int64) * columns
     whole = (batch * groups + group) * tokens * width
-    u = u_ptr + batch * u_batch + group * u_group
+    u = u_ptr + (batch * u_batch + group * u_group - whole)  # so that one offset serves all tensors
     bias = tl.zeros((CHANNELS,), kind)
     dbias = bias
     if bias_ptr is not None:
@@ -293,7 +293,7 @@ def scan_backward(
     parts = spots // lines  # of a line
     for line in range(split * share, tl.minimum(lines, (split + 1) * share)):
         # Behind the last step of the line.
-        at = channel + first + line * line_step + length * step
+        at = whole + channel + first + line * line_step + length * step
         end = tl.cast(line + 1, tl.int64) * length * PADDED
         B = behind_line(B_ptr, matrices + end, tile, KIND_B, STATES)
         C = behind_line(C_ptr, matrices + end, tile, KIND_C, STATES)
@@ -319,7 +319,7 @@ def scan_backward(
                     dC_rows = moved(dC_rows, -(STEPS >> halving), KIND_C, PADDED)
                     g, dA, dB, dC, dbias = chunk_backward(
                         g, dA, dB, dC, dbias, part, True, False, at, opaque, A_ptr + tile, B, C, bias, u,
-                        delta_ptr + whole, dy_ptr + whole, du_ptr + whole, ddelta_ptr + whole,
+                        delta_ptr, dy_ptr, du_ptr, ddelta_ptr,
                         dB_rows, dC_rows, sums, step, mask,
                         SOFTPLUS, KIND_B, KIND_C, EVEN, STATES, BLOCKS, CHANNELS, STEPS >> halving,
                     )  # fmt: skip
@@ -333,7 +333,7 @@ def scan_backward(
             dC_rows = moved(dC_rows, -STEPS, KIND_C, PADDED)
             g, dA, dB, dC, dbias = chunk_backward(
                 g, dA, dB, dC, dbias, part, chunk > 1, chunk % 2 == 1, at, opaque & done, A_ptr + tile, B, C, bias, u,
-                delta_ptr + whole, dy_ptr + whole, du_ptr + whole, ddelta_ptr + whole,
+                delta_ptr, dy_ptr, du_ptr, ddelta_ptr,
                 dB_rows, dC_rows, sums, step, mask,
                 SOFTPLUS, KIND_B, KIND_C, EVEN, STATES, BLOCKS, CHANNELS, STEPS,
             )  # fmt: skip

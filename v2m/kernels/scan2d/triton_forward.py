@@ -201,15 +201,14 @@ def scan_forward(
         bias = load_row(bias_ptr + group * width + channel, mask, EVEN)
     tokens = tl.cast(height, tl.int64) * columns
     whole = (batch * groups + group) * tokens * width
-    u = u_ptr + batch * u_batch + group * u_group
-    delta, y = delta_ptr + whole, y_ptr + whole
+    u = u_ptr + (batch * u_batch + group * u_group - whole)  # so that one offset serves all tensors
     B_all = matrix_of(B_ptr, batch, groups, group, tokens, tile, KIND_B, PADDED)
     C_all = matrix_of(C_ptr, batch, groups, group, tokens, tile, KIND_C, PADDED)
     TILE: tl.constexpr = PADDED * CHANNELS
     share = (lines + splits - 1) // splits
     parts = spots // lines  # of a line
     for line in range(split * share, tl.minimum(lines, (split + 1) * share)):
-        at = channel + first + line * line_step
+        at = whole + channel + first + line * line_step
         B = moved(B_all, tl.cast(line, tl.int64) * length, KIND_B, PADDED)
         C = moved(C_all, tl.cast(line, tl.int64) * length, KIND_C, PADDED)
         part = saved_ptr
@@ -222,7 +221,23 @@ def scan_forward(
                     tl.store(part, h)
                     part += groups * blocks * TILE
             h = chunk_forward(
-                h, at, A2, B, C, bias, u, delta, y, step, mask, SOFTPLUS, KIND_B, KIND_C, EVEN, PADDED, STEPS
+                h,
+                at,
+                A2,
+                B,
+                C,
+                bias,
+                u,
+                delta_ptr,
+                y_ptr,
+                step,
+                mask,
+                SOFTPLUS,
+                KIND_B,
+                KIND_C,
+                EVEN,
+                PADDED,
+                STEPS,
             )
             at += STEPS * step
             B = moved(B, STEPS, KIND_B, PADDED)
@@ -235,7 +250,7 @@ def scan_forward(
                         tl.store(part, h)
                         part += groups * blocks * TILE
                     h = chunk_forward(
-                        h, at, A2, B, C, bias, u, delta, y, step, mask,
+                        h, at, A2, B, C, bias, u, delta_ptr, y_ptr, step, mask,
                         SOFTPLUS, KIND_B, KIND_C, EVEN, PADDED, STEPS >> halving,
                     )  # fmt: skip
                     at += (STEPS >> halving) * step
