@@ -1,8 +1,8 @@
 """From a configuration to a network, and how its parameters and FLOPs are counted.
 
 Counting rule (the same for a row and its baseline): one multiply-add of a linear map or a convolution is 1, a scan is
-9 B L D N for each of its directions. Beside it: without the scan, and with the scan counted once a layer, which for
-V2M means its row pass once and its column pass once.
+9 B L D N for each of its directions. Beside it: without the scan, and with every call of the scan counted for one of
+its directions: once a layer for Vim, twice for V2M (rows, columns) and VMamba, once for each path of LocalVim.
 """
 
 import functools

@@ -5,6 +5,8 @@ between the passes, flips and permuted copies behind them. The result is that of
 grids where they lie.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -12,21 +14,26 @@ from torch.nn import functional as F
 from v2m.mixer import FIRST, SECOND, ReleasedMixer
 
 
-def released_composition(mixer: ReleasedMixer, grid: Tensor) -> Tensor:
-    """(B, P, P, E) -> (B, P, P, E) with the parameters of ``mixer``."""
+def released_composition(mixer: ReleasedMixer, grid: Tensor, sequence_pass: Callable | None = None) -> Tensor:
+    """(B, P, P, E) -> (B, P, P, E) with the parameters of ``mixer``.
+
+    ``sequence_pass`` makes a pass over sequences where it is not ours: it takes the mixer, x (M, L, D), the suffix of the
+    parameters and which of B and C is chosen, and returns (M, L, D), the skip added.
+    """
+    one_pass = sequence_pass or _sequence_pass
     batch, side = grid.shape[:2]
     rows = grid.flatten(0, 1)  # (B P, P, E)
     columns = grid.transpose(1, 2).flatten(0, 1)
     copies = torch.cat([rows, columns, rows.flip(1), columns.flip(1)])
     x, gate = mixer.in_proj(copies).chunk(2, -1)
-    passed = _sequence_pass(mixer, x, FIRST, "B") * F.silu(gate)
+    passed = one_pass(mixer, x, FIRST, "B") * F.silu(gate)
 
     def turned(tensor: Tensor) -> Tensor:
         return tensor.reshape(-1, side, side, tensor.shape[-1]).permute(0, 2, 1, 3)
 
     both = turned(torch.cat([passed, gate], -1)).flatten(0, 1)
     passed, gate = both.chunk(2, -1)
-    passed = _sequence_pass(mixer, passed, SECOND, "C") * F.silu(gate)
+    passed = one_pass(mixer, passed, SECOND, "C") * F.silu(gate)
     ahead, down, back, up = passed.reshape(-1, side, side, passed.shape[-1]).chunk(4)
     ahead = ahead.reshape(batch, side * side, -1) + down.permute(0, 2, 1, 3).reshape(batch, side * side, -1)
     back = back.reshape(batch, side * side, -1) + up.permute(0, 2, 1, 3).reshape(batch, side * side, -1)

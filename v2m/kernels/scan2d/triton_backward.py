@@ -70,7 +70,7 @@ def gather(total, rows, offset, value, KIND: tl.constexpr, STATES: tl.constexpr,
     if KIND == FIXED:
         total += value
     elif KIND != ONE:
-        tl.store(rows + offset, over_channels(value, STATES, CHANNELS))
+        tl.store(rows + offset + tl.arange(0, STATES), over_channels(value, STATES, CHANNELS))
     return total
 
 
@@ -91,7 +91,7 @@ def adjoint(
     for i in tl.static_range(STEPS):
         if i % 2 == 0:
             kept = kept + (h,)
-        B_i = load_state(B, i * PADDED, KIND_B)
+        B_i = load_state(B, i * PADDED, KIND_B, STATES)
         h = h * tl.exp2(A2 * dts[i][None, :]) + B_i * (dts[i] * xs[i])[None, :]
     tl.debug_barrier()
     after = h
@@ -99,8 +99,8 @@ def adjoint(
     new_decays = ()
     for i in tl.static_range(STEPS - 1, -1, -1):
         dC = gather(dC, dC_rows, i * PADDED, after * grads[i][None, :], KIND_C, STATES, CHANNELS)
-        g += load_state(C, i * PADDED, KIND_C) * grads[i][None, :]
-        dBu = tl.sum(g * load_state(B, i * PADDED, KIND_B), 0)
+        g += load_state(C, i * PADDED, KIND_C, STATES) * grads[i][None, :]
+        dBu = tl.sum(g * load_state(B, i * PADDED, KIND_B, STATES), 0)
         new_inputs = (dBu if FIRST else inputs[i] + dBu,) + new_inputs
         dB = gather(dB, dB_rows, i * PADDED, g * (dts[i] * xs[i])[None, :], KIND_B, STATES, CHANNELS)
         if i % 2 == 1 or i == STEPS - 1:
@@ -109,7 +109,7 @@ def adjoint(
             if i % 2 == 1:
                 earlier = tl.exp2(A2 * dts[i - 1][None, :])
                 before *= earlier
-                before += load_state(B, (i - 1) * PADDED, KIND_B) * (dts[i - 1] * xs[i - 1])[None, :]
+                before += load_state(B, (i - 1) * PADDED, KIND_B, STATES) * (dts[i - 1] * xs[i - 1])[None, :]
         else:
             decay = earlier
             before = kept[i // 2]
@@ -155,17 +155,22 @@ def block_of(pointer, offset, tile_offset, KIND: tl.constexpr):
 
 
 @triton.jit
-def advance(h, A2, B, xs, dts, KIND_B: tl.constexpr, PADDED: tl.constexpr, STEPS: tl.constexpr):
+def advance(
+    h, A2, B, xs, dts, KIND_B: tl.constexpr, PADDED: tl.constexpr, STATES: tl.constexpr, STEPS: tl.constexpr
+):
     """The state STEPS steps later, from the state h before the first."""
     for i in tl.static_range(STEPS):
-        h = h * tl.exp2(A2 * dts[i][None, :]) + load_state(B, i * PADDED, KIND_B) * (dts[i] * xs[i])[None, :]
+        h = (
+            h * tl.exp2(A2 * dts[i][None, :])
+            + load_state(B, i * PADDED, KIND_B, STATES) * (dts[i] * xs[i])[None, :]
+        )
     return h
 
 
 @triton.jit
 def chunk_backward(
     g, dA, dB, dC, dbias, part, kept, behind, at, opaque, A, B, C, bias, u, delta, dy, du, ddelta,
-    dB_rows, dC_rows, sums, step, mask,
+    dB_rows, dC_rows, step, mask,
     SOFTPLUS: tl.constexpr, KIND_B: tl.constexpr, KIND_C: tl.constexpr, EVEN: tl.constexpr,
     STATES: tl.constexpr, BLOCKS: tl.constexpr, CHANNELS: tl.constexpr, STEPS: tl.constexpr,
 ):  # fmt: skip
@@ -189,7 +194,7 @@ def chunk_backward(
         for k in tl.static_range(BLOCKS):
             A_k = tl.load(A + k * TILE) * LOG2E
             B_k = block_of(B, k * STATES - STEPS * PADDED, k * TILE, KIND_B)
-            new_hs = new_hs + (advance(hs[k], A_k, B_k, xs, dts, KIND_B, PADDED, STEPS),)
+            new_hs = new_hs + (advance(hs[k], A_k, B_k, xs, dts, KIND_B, PADDED, STATES, STEPS),)
         hs = new_hs
     at += opaque & 2
     xs, dts = read_inputs(u + at, delta + at, bias, step, mask, SOFTPLUS, EVEN, STEPS)
@@ -210,7 +215,7 @@ def chunk_backward(
         C_k = block_of(C, k * STATES, k * TILE, KIND_C)
         g_k, dA_k, dB_k, dC_k, inputs, decays = adjoint(
             g[k], dA[k], dB[k], dC[k], hs[k], A_k, B_k, C_k, xs, dts, grads, inputs, decays,
-            dB_rows + k * STATES, dC_rows + k * STATES, sums + k * TILE, opaque,
+            dB_rows + k * STATES, dC_rows + k * STATES, A + k * TILE, opaque,
             k == 0, KIND_B, KIND_C, PADDED, STATES, CHANNELS, STEPS,
         )  # fmt: skip
         new_g = new_g + (g_k,)
@@ -231,14 +236,14 @@ def chunk_backward(
 
 
 @triton.jit
-def behind_line(pointer, rows, tile, KIND: tl.constexpr, STATES: tl.constexpr):
+def behind_line(pointer, rows, tile, KIND: tl.constexpr):
     """What `block_of` takes for the first states of B or C behind the last token of a line."""
     if KIND == ONE:
         matrix = pointer
     elif KIND == FIXED:
         matrix = pointer + tile
     else:
-        matrix = pointer + rows + tl.arange(0, STATES)
+        matrix = pointer + rows
     return matrix
 
 
@@ -270,12 +275,8 @@ def scan_backward(
     TILE: tl.constexpr = STATES * CHANNELS
     batch, split, group, row, channel, mask = place(groups, blocks, splits, width, 0, CHANNELS)
     lines, length, line_step, step, first = walk(directions, group, height, columns, width)
-    programs = tl.cast(groups * blocks, tl.int64)  # of a batch element and share
     tile = tile_offsets(row, opaque, STATES, PADDED, CHANNELS)
     kind = A_ptr.dtype.element_ty
-    tokens = tl.cast(height, tl.int64) * columns
-    whole = (batch * groups + group) * tokens * width
-    u = u_ptr + (batch * u_batch + group * u_group - whole)  # so that one offset serves all tensors
     bias = tl.zeros((CHANNELS,), kind)
     dbias = bias
     if bias_ptr is not None:
@@ -286,17 +287,25 @@ def scan_backward(
     dA = zeros
     dB = zeros
     dC = zeros
-    sums = dA_ptr + tile_offsets((batch * splits + split) * programs + row, opaque, STATES, PADDED, CHANNELS)
-    matrices = (batch * groups + group) * tokens * PADDED
-    partial = (batch * programs + row) * tokens * PADDED + tl.arange(0, STATES)
     share = (lines + splits - 1) // splits
-    parts = spots // lines  # of a line
     for line in range(split * share, tl.minimum(lines, (split + 1) * share)):
+        # Computed for every line: else they would be in registers all along.
+        batch, split, group, row, channel, mask = place(
+            groups, blocks, splits, width, opaque & line, CHANNELS
+        )
+        lines, length, line_step, step, first = walk(directions, group, height, columns, width)
+        programs = tl.cast(groups * blocks, tl.int64)  # of a batch element and share
+        tokens = tl.cast(height, tl.int64) * columns
+        whole = (batch * groups + group) * tokens * width
+        u = u_ptr + (batch * u_batch + group * u_group - whole)  # so that one offset serves all tensors
+        matrices = (batch * groups + group) * tokens * PADDED
+        partial = (batch * programs + row) * tokens * PADDED
+        parts = spots // lines  # of a line
         # Behind the last step of the line.
         at = whole + channel + first + line * line_step + length * step
         end = tl.cast(line + 1, tl.int64) * length * PADDED
-        B = behind_line(B_ptr, matrices + end, tile, KIND_B, STATES)
-        C = behind_line(C_ptr, matrices + end, tile, KIND_C, STATES)
+        B = behind_line(B_ptr, matrices + end, tile, KIND_B)
+        C = behind_line(C_ptr, matrices + end, tile, KIND_C)
         dB_rows = rows_of(dB_ptr, partial + end, KIND_B)
         dC_rows = rows_of(dC_ptr, partial + end, KIND_C)
         chunks = length // STEPS
@@ -320,7 +329,7 @@ def scan_backward(
                     g, dA, dB, dC, dbias = chunk_backward(
                         g, dA, dB, dC, dbias, part, True, False, at, opaque, A_ptr + tile, B, C, bias, u,
                         delta_ptr, dy_ptr, du_ptr, ddelta_ptr,
-                        dB_rows, dC_rows, sums, step, mask,
+                        dB_rows, dC_rows, step, mask,
                         SOFTPLUS, KIND_B, KIND_C, EVEN, STATES, BLOCKS, CHANNELS, STEPS >> halving,
                     )  # fmt: skip
                     part -= programs * (PADDED * CHANNELS)
@@ -334,7 +343,7 @@ def scan_backward(
             g, dA, dB, dC, dbias = chunk_backward(
                 g, dA, dB, dC, dbias, part, chunk > 1, chunk % 2 == 1, at, opaque & done, A_ptr + tile, B, C, bias, u,
                 delta_ptr, dy_ptr, du_ptr, ddelta_ptr,
-                dB_rows, dC_rows, sums, step, mask,
+                dB_rows, dC_rows, step, mask,
                 SOFTPLUS, KIND_B, KIND_C, EVEN, STATES, BLOCKS, CHANNELS, STEPS,
             )  # fmt: skip
             if chunk % 2 == 0:

@@ -113,14 +113,14 @@ def load_steps(pointer, step, mask, STEPS: tl.constexpr, EVEN: tl.constexpr):
 
 
 @triton.jit
-def load_state(pointer, offset, KIND: tl.constexpr):
+def load_state(pointer, offset, KIND: tl.constexpr, STATES: tl.constexpr):
     """B or C of a token as [N, 1]; the tile [N, channels] itself if FIXED; 1 if it is the constant."""
     if KIND == ONE:
         matrix = 1.0
     elif KIND == FIXED:
         matrix = pointer
     else:
-        matrix = tl.load(pointer + offset)[:, None]
+        matrix = tl.load(pointer + offset + tl.arange(0, STATES))[:, None]
     return matrix
 
 
@@ -141,7 +141,7 @@ def matrix_of(pointer, batch, groups, group, tokens, tile, KIND: tl.constexpr, P
     elif KIND == FIXED:
         matrix = tl.load(pointer + tile)
     else:
-        matrix = pointer + (batch * groups + group) * tokens * PADDED + tl.arange(0, PADDED)
+        matrix = pointer + (batch * groups + group) * tokens * PADDED
     return matrix
 
 
@@ -166,8 +166,8 @@ def chunk_forward(
     us = load_steps(u + at, step, mask, STEPS, EVEN)
     deltas = load_steps(delta + at, step, mask, STEPS, EVEN)
     for i in tl.static_range(STEPS):
-        B_i = load_state(B, i * PADDED, KIND_B)
-        C_i = load_state(C, i * PADDED, KIND_C)
+        B_i = load_state(B, i * PADDED, KIND_B, PADDED)
+        C_i = load_state(C, i * PADDED, KIND_C, PADDED)
         dt = deltas[i].to(A2.dtype)
         if bias is not None:
             dt += bias

@@ -1,0 +1,380 @@
+"""What only a GPU can show of the scan of a grid: that its Triton form is right there, then how fast it is.
+
+    make gpu-evidence OUT=FOLDER [MAMBA_SSM=FOLDER] [DATA_ROOT=FOLDER]
+    python -m v2m.gpu_evidence --out FOLDER [--mamba-ssm-source FOLDER] [--data-root FOLDER] [--workers 4]
+
+First every case is checked against the definition in float64, outputs and all gradients, in fresh memory that holds
+NaN. Only if all of them hold is anything timed: a pass over 14 x 14 tokens beside mamba-ssm's CUDA scan of the same rows
+as sequences, and V2M's whole mixer beside the release's composition on that scan, where mamba-ssm is installed or its
+source folder is given (compiled for this GPU alone; needs nvcc and ninja), in turn. All of it goes into
+``FOLDER/scan2d.json``, which is written anew after every part. With a data root the lite rows meant for a GPU are
+trained afterwards, by several processes that share them. Exit code 1 where a check is red or a training failed, 2
+without a GPU; a bar that is missed is a result and changes no exit code.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from shared.errors import UserError
+from shared.metrics.record import environment, git_state
+from shared.run.config import repository_root
+from v2m.kernels.scan2d import op, scan2d
+from v2m.mixer import ReleasedMixer, V2MMixer
+from v2m.released_composition import released_composition
+
+# Relative L2 error: half a unit in the last place of the outputs' type, and float32's drift over the sums.
+BOUND = {torch.float32: 5e-6, torch.bfloat16: 4e-3, torch.float16: 6e-4}
+ROWS, COLUMNS = ("right", "left") * 2, ("down", "up") * 2
+KINDS = {"rows": ("variable", None), "columns": (None, "variable"), "both": ("variable", "variable")}
+# batch, width, H, W, N, directions, kinds: V2M-S's passes in training, Vim-S's two directions, a large image.
+SHAPES = {
+    "V2M-S, rows": (128, 768, 14, 14, 16, ROWS, "rows"),
+    "V2M-S, columns": (128, 768, 14, 14, 16, COLUMNS, "columns"),
+    "Vim-S": (128, 768, 1, 197, 16, ("right", "left"), "both"),
+    "800 x 1333, columns": (2, 768, 50, 83, 16, COLUMNS, "columns"),
+}
+BARS = {
+    "V2M-S, rows": (10.0, 8.0),
+    "V2M-S, columns": (10.0, 8.0),
+}  # times mamba-ssm's speed, forward and backward
+MIXER = (64, 384, 14)  # images on a GPU, embed_dim and side of V2M-S
+MIXER_BAR = 3.0  # times the speed of the release's composition, forward and backward together
+REPEATS, CALLS = 20, 10  # of every measurement; calls in one, so that what launches them is not timed
+HEAD_START = 20_000_000  # cycles for which the GPU waits, while the calls are queued
+GPU_ROWS = ("cifar10-all", "tiny32", "imagenette")
+DEVICE = "cuda"
+
+
+def case(height, width, state, dtype, directions, kinds, channels=48) -> dict:
+    """Return a case to check."""
+    names = ("height", "width", "state", "dtype", "directions", "kinds", "channels")
+    return dict(zip(names, (height, width, state, dtype, directions, kinds, channels), strict=True))
+
+
+ALL = ("right", "left", "down", "up")
+CHECKED = [
+    case(height, width, state, dtype, ALL, kinds)
+    for height, width, state in ((1, 1, 16), (2, 7, 1), (14, 14, 16), (31, 28, 5), (56, 3, 16), (1, 197, 64))
+    for dtype in BOUND
+    for kinds in KINDS
+]
+# What the timed shapes are made of: whole blocks of channels, several of them.
+CHECKED += [
+    case(height, width, state, torch.bfloat16, directions, kinds, channels)
+    for _, channels, height, width, state, directions, kinds in SHAPES.values()
+]
+
+
+def inputs(batch: int, channels: int, height: int, width: int, state: int, dtype, groups: int, kinds) -> dict:
+    """Return arguments of a scan by name on the GPU, channels last."""
+    generator = torch.Generator(DEVICE).manual_seed(height * 64 + state)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, device=DEVICE)
+
+    def grid(count: int) -> Tensor:
+        return draw(batch, groups, height, width, count).to(dtype).permute(0, 1, 4, 2, 3)
+
+    chosen = {name: grid(state) for name, kind in zip("BC", KINDS[kinds], strict=True) if kind}
+    fixed = {"A": -draw(groups, channels, state).abs(), "delta_bias": draw(groups, channels)}
+    return {"u": grid(channels), "delta": grid(channels)} | chosen | fixed
+
+
+def outcome(arguments: dict[str, Tensor], dy: Tensor, directions, backend: str) -> dict[str, Tensor]:
+    """Return y and the gradient to every argument."""
+    leaves = {name: tensor.detach().requires_grad_() for name, tensor in arguments.items()}
+    y = scan2d(**leaves, directions=directions, delta_softplus=True, backend=backend)
+    y.backward(dy.to(y.dtype))
+    return {"y": y.detach()} | {name: leaf.grad for name, leaf in leaves.items()}
+
+
+def check(height, width, state, dtype, directions, kinds, channels) -> dict:
+    """Return the case with its largest relative error, where that was, and whether it is within the bound."""
+    arguments = inputs(2, channels, height, width, state, dtype, len(directions), kinds)
+    dy = torch.randn(arguments["u"].shape, device=DEVICE).to(dtype)
+    exact = {name: tensor.double() for name, tensor in arguments.items()}
+    wanted = outcome(exact, dy, directions, "reference")
+    first, again = (outcome(arguments, dy, directions, "triton") for _ in range(2))
+    errors = {
+        name: float((first[name].double() - value).norm() / value.norm().clamp_min(1e-30))
+        for name, value in wanted.items()
+    }
+    worst = max(errors, key=lambda name: errors[name] if errors[name] == errors[name] else float("inf"))
+    repeatable = all(torch.equal(first[name], again[name]) for name in first)
+    green = errors[worst] <= BOUND[dtype] and repeatable
+    found = case(height, width, state, str(dtype), directions, kinds, channels)
+    return found | {"worst": worst, "error": errors[worst], "repeatable": repeatable, "green": green}
+
+
+def milliseconds(calls: dict[str, Callable[[], object]]) -> dict[str, dict[str, float]]:
+    """Return median, least and largest time of a call on the GPU, CALLS of one form after the other in turn."""
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for turn in range(REPEATS + 2):
+        for name, call in calls.items():
+            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            torch.cuda._sleep(HEAD_START)
+            begin.record()
+            for _ in range(CALLS):
+                call()
+            end.record()
+            end.synchronize()
+            if turn >= 2:
+                times[name].append(begin.elapsed_time(end) / CALLS)
+    return {n: {"median": statistics.median(t), "least": min(t), "largest": max(t)} for n, t in times.items()}
+
+
+def peer(source: Path | None):
+    """Return mamba-ssm's CUDA extension, installed or compiled from its source folder; None without either."""
+    if source is not None:
+        from torch.utils.cpp_extension import load
+
+        folder = source / "csrc" / "selective_scan"
+        if not folder.is_dir():
+            raise UserError(
+                f"{folder} is missing: give the folder of mamba-ssm's source with --mamba-ssm-source"
+            )
+        os.environ["TORCH_CUDA_ARCH_LIST"] = "{}.{}".format(*torch.cuda.get_device_capability())
+        files = [str(path) for path in (*folder.glob("*.cpp"), *folder.glob("*.cu"))]
+        flags = ["-O3", "--use_fast_math", "--expt-relaxed-constexpr", "--expt-extended-lambda"]
+        flags += [f"-U__CUDA_NO_{kind}_OPERATORS__" for kind in ("HALF", "BFLOAT16", "BFLOAT162", "HALF2")]
+        flags += [f"-U__CUDA_NO_{kind}_CONVERSIONS__" for kind in ("HALF", "BFLOAT16", "BFLOAT162")]
+        return load("selective_scan_cuda", files, extra_include_paths=[str(folder)], extra_cuda_cflags=flags)
+    try:
+        import selective_scan_cuda
+    except ImportError:
+        return None
+    return selective_scan_cuda
+
+
+def peer_or_reason(source: Path | None):
+    """Return mamba-ssm's extension, or in words why there is none."""
+    try:
+        return peer(source) or "not installed, and no source folder was given"
+    except UserError:
+        raise
+    except Exception as error:  # a compiler's, of any kind
+        return f"could not be built: {' '.join(str(error).split())[-300:]}"
+
+
+def sequences(grid: Tensor, columns: bool) -> Tensor:
+    """(batch, K, C, H, W) -> (K batch lines, C, steps), contiguous: what mamba-ssm is given of rows or columns."""
+    lines = grid.transpose(3, 4) if columns else grid
+    return lines.permute(1, 0, 3, 2, 4).flatten(0, 2).contiguous()
+
+
+def peer_arguments(arguments: dict[str, Tensor], columns: bool) -> list:
+    """Return what mamba-ssm's forward takes: all groups' lines in one batch, which share A and the bias of the first."""
+    found = {
+        name: sequences(arguments[name], columns) for name in ("u", "delta", "B", "C") if name in arguments
+    }
+    A, bias = arguments["A"][0].contiguous(), arguments["delta_bias"][0].contiguous()
+    B, C = (found[name][:, None] if name in found else torch.ones_like(A) for name in "BC")
+    return [found["u"], found["delta"], A, B, C, None, None, bias]
+
+
+def timed(shape: tuple, extension) -> dict:
+    """Return forward and backward times of a shape in bfloat16, of mamba-ssm's too where it is there."""
+    batch, channels, height, width, state, directions, kinds = shape
+    scan = op._module("triton")
+    arguments = inputs(batch, channels, height, width, state, torch.bfloat16, len(directions), kinds)
+    ordered = [arguments.get(name) for name in ("u", "delta", "A", "B", "C", "delta_bias")]
+    dy = torch.randn_like(arguments["u"])
+    _, saved = scan.forward(*ordered, True, directions, True)
+    forwards = {"triton": lambda: scan.forward(*ordered, True, directions, True)}
+    backwards = {"triton": lambda: scan.backward(dy, *ordered, saved, True, directions)}
+    if not isinstance(extension, str):
+        columns = directions[0] in ("down", "up")
+        given, gradient = peer_arguments(arguments, columns), sequences(dy, columns)
+        out, states, *_ = extension.fwd(*given, True)
+        forwards["mamba-ssm"] = lambda: extension.fwd(*given, True)
+        backwards["mamba-ssm"] = lambda: extension.bwd(*given, gradient, states, None, None, True, False)
+    return {"forward": milliseconds(forwards), "backward": milliseconds(backwards)}
+
+
+class PeerScan(torch.autograd.Function):
+    """mamba-ssm's scan of sequences with its own backward."""
+
+    @staticmethod
+    def forward(ctx, extension, *given):
+        out, states, *_ = extension.fwd(*given[:5], None, None, given[5], True)
+        ctx.extension = extension
+        ctx.save_for_backward(*given, states)
+        return out
+
+    @staticmethod
+    def backward(ctx, dout):
+        *given, bias, states = ctx.saved_tensors
+        options = (dout.contiguous(), states, None, None, True, False)
+        found = ctx.extension.bwd(*given, None, None, bias, *options)
+        return None, *found[:5], found[6]
+
+
+def peer_pass(extension):
+    """Return a pass over sequences on mamba-ssm's scan, for ``released_composition``."""
+
+    def one_pass(mixer: ReleasedMixer, x: Tensor, suffix: str, chosen: str) -> Tensor:
+        u, delta, matrices, _ = mixer.selection(x.contiguous()[:, None, None], ("right",), (suffix,), chosen)
+        A = -torch.exp(getattr(mixer, f"A{suffix}_log").float())
+        # (M, 1, N, 1, L) -> (M, 1, N, L); a constant one is a matrix of ones to it.
+        pair = [matrices[n][:, :, :, 0].contiguous() if n in matrices else torch.ones_like(A) for n in "BC"]
+        grids = (t[:, 0, 0].transpose(1, 2).contiguous() for t in (u, delta.to(u.dtype)))
+        bias = getattr(mixer, f"dt_proj{suffix}").bias.float()
+        y = PeerScan.apply(extension, *grids, A, *pair, bias).transpose(1, 2)
+        return torch.addcmul(y, u[:, 0, 0], getattr(mixer, f"D{suffix}").to(u.dtype))
+
+    return one_pass
+
+
+def timed_mixers(extension) -> dict:
+    """Return the times, forward and backward together in bfloat16 autocast, of V2M's mixer and the release's."""
+    batch, width, side = MIXER
+    ours, theirs = (kind(width).to(DEVICE) for kind in (V2MMixer, ReleasedMixer))
+    grid = torch.randn(batch, side, side, width, device=DEVICE, requires_grad=True)
+    forms = {
+        "V2M, four true corners": (ours, lambda: ours(grid)),
+        "release's composition, our scan": (theirs, lambda: released_composition(theirs, grid)),
+    }
+    if not isinstance(extension, str):
+        one_pass = peer_pass(extension)
+        forms["release's composition, mamba-ssm"] = (
+            theirs,
+            lambda: released_composition(theirs, grid, one_pass),
+        )
+
+    def both(mixer, compute):
+        with torch.autocast(grid.device.type, torch.bfloat16):
+            y = compute()
+        return torch.autograd.grad(y, [grid, *mixer.parameters()], torch.ones_like(y))
+
+    return milliseconds({name: lambda f=form: both(*f) for name, form in forms.items()})
+
+
+def bars(found: dict) -> list[dict]:
+    """Return what was promised of each shape beside what was measured."""
+    rows = []
+    for shape, wanted in BARS.items():
+        for of, bar in zip(("forward", "backward"), wanted, strict=True):
+            medians = {
+                n: one["median"] for n, one in found["milliseconds"].get(shape, {}).get(of, {}).items()
+            }
+            if "mamba-ssm" in medians:
+                ratio = medians["mamba-ssm"] / medians["triton"]
+                rows.append({"bar": f"{shape}, {of}: times mamba-ssm", "wanted": bar, "found": ratio})
+    medians = {name: one["median"] for name, one in found.get("mixers", {}).items()}
+    for name in medians:
+        if name.startswith("release's") and name.endswith("mamba-ssm"):
+            ratio = medians[name] / medians["V2M, four true corners"]
+            rows.append({"bar": f"mixer: times {name}", "wanted": MIXER_BAR, "found": ratio})
+    return [row | {"holds": row["found"] >= row["wanted"]} for row in rows]
+
+
+def write(found: dict, path: Path) -> None:
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(json.dumps(found, indent=1, default=str), encoding="utf-8")
+    os.replace(partial, path)
+
+
+def show(found: dict, path: Path) -> None:
+    """Print the checks that are red, the times and the bars."""
+    console, checks = Console(), found["checks"]
+    red = [one for one in checks if not one["green"]]
+    console.print(f"{len(checks) - len(red)} of {len(checks)} checks hold; all figures: {path}", markup=False)
+    for one in red:
+        console.print(f"red: {one}", markup=False)
+    table = Table("shape", "pass", "form", "ms, median", "least", "largest")
+    passes = {
+        (shape, of): forms
+        for shape, both in found.get("milliseconds", {}).items()
+        for of, forms in both.items()
+    }
+    passes |= {("mixer of V2M-S", "forward + backward"): found["mixers"]} if "mixers" in found else {}
+    for (shape, of), forms in passes.items():
+        for name, one in forms.items():
+            table.add_row(shape, of, name, *(f"{one[key]:.3f}" for key in ("median", "least", "largest")))
+    if table.rows:
+        console.print(table)
+    for row in found.get("bars", []):
+        verdict = "holds" if row["holds"] else "missed"
+        console.print(f"{row['bar']}: {row['found']:.2f}, wanted {row['wanted']}: {verdict}", markup=False)
+    if "mamba_ssm" in found:
+        console.print(f"mamba-ssm: {found['mamba_ssm']}", markup=False)
+
+
+def require_gpu() -> None:
+    """Raise UserError where Triton cannot run on a GPU."""
+    if not torch.cuda.is_available():
+        raise UserError("no GPU is visible to PyTorch: run this on a machine with one")
+    reason = op._unavailable("triton")
+    if reason:
+        raise UserError(f"the Triton scan cannot run here: {reason}")
+
+
+def measure(out: Path, source: Path | None) -> int:
+    """Check, then time, writing the JSON as it goes; return the exit code."""
+    require_gpu()
+    out.mkdir(parents=True, exist_ok=True)
+    path, (commit, dirty) = out / "scan2d.json", git_state(repository_root())
+    torch.use_deterministic_algorithms(True, warn_only=True)  # fresh memory holds NaN
+    found: dict = {"commit": commit, "dirty": dirty, **environment(), "checks": [check(**c) for c in CHECKED]}
+    torch.use_deterministic_algorithms(False)
+    write(found, path)
+    green = all(one["green"] for one in found["checks"])
+    if green:
+        extension = peer_or_reason(source)
+        found |= {"repeats": REPEATS, "calls": CALLS, "milliseconds": {}}
+        found["mamba_ssm"] = extension if isinstance(extension, str) else "timed"
+        for name, shape in SHAPES.items():
+            found["milliseconds"][name] = timed(shape, extension)
+            found["bars"] = bars(found)
+            write(found, path)
+        found["mixers"] = timed_mixers(extension)
+        found["bars"] = bars(found)
+        write(found, path)
+    show(found, path)
+    return 0 if green else 1
+
+
+def train(data_root: Path, workers: int) -> int:
+    """Train the lite rows that are meant for a GPU; the processes share them by locks. Return the exit code."""
+    from shared.run.launch import rows_of
+
+    rows = [row for row in rows_of("v2m", "lite") if row.startswith(GPU_ROWS)]
+    command = [sys.executable, "-m", "shared.run", "reproduce", "v2m", "--scale", "lite"]
+    command += ["--rows", ",".join(rows), "--data-root", str(data_root)]
+    started = [subprocess.Popen(command, cwd=repository_root()) for _ in range(workers)]
+    return max(process.wait() for process in started)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Return the exit code: 0, 1 where a check is red, 2 after one sentence on standard error."""
+    parser = argparse.ArgumentParser(prog="python -m v2m.gpu_evidence", description=__doc__.split("\n")[0])
+    parser.add_argument("--out", type=Path, default=Path("runs/gpu"), help="folder of the figures")
+    parser.add_argument(
+        "--mamba-ssm-source", type=Path, help="a checkout of mamba-ssm to compile and time beside"
+    )
+    parser.add_argument("--data-root", type=Path, help="train the lite rows meant for a GPU too, from here")
+    parser.add_argument("--workers", type=int, default=4, help="processes that train side by side")
+    options = parser.parse_args(arguments)
+    try:
+        code = measure(options.out, options.mamba_ssm_source)
+        if options.data_root is not None:
+            code = max(code, train(options.data_root, options.workers))
+        return code
+    except UserError as error:
+        Console(stderr=True, soft_wrap=True).print(f"error: {error}", markup=False)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())
