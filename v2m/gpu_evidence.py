@@ -4,9 +4,9 @@
     python -m v2m.gpu_evidence --out FOLDER [--mamba-ssm-source FOLDER] [--data-root FOLDER] [--workers 4]
 
 First every case is checked against the definition in float64, outputs and all gradients, in fresh memory that holds
-NaN. Only if all of them hold is anything timed: a pass over 14 x 14 tokens beside mamba-ssm's CUDA scan of the same rows
-as sequences, and V2M's whole mixer beside the release's composition on that scan, where mamba-ssm is installed or its
-source folder is given (compiled for this GPU alone; needs nvcc and ninja), in turn. All of it goes into
+NaN. Only if all of them hold is anything timed: a pass over 14 x 14 tokens beside mamba-ssm's CUDA scan of the same
+rows as sequences, and V2M's whole mixer beside the release's composition on that scan, where mamba-ssm is installed or
+its source folder is given (compiled for this GPU alone; needs nvcc and ninja), in turn. All of it goes into
 ``FOLDER/scan2d.json``, which is written anew after every part. With a data root the lite rows meant for a GPU are
 trained afterwards, by several processes that share them. Exit code 1 where a check is red or a training failed, 2
 without a GPU; a bar that is missed is a result and changes no exit code.
@@ -174,7 +174,7 @@ def sequences(grid: Tensor, columns: bool) -> Tensor:
 
 
 def peer_arguments(arguments: dict[str, Tensor], columns: bool) -> list:
-    """Return what mamba-ssm's forward takes: all groups' lines in one batch, which share A and the bias of the first."""
+    """Return what mamba-ssm's forward takes: all groups' lines in one batch, which share A and bias of the first."""
     found = {
         name: sequences(arguments[name], columns) for name in ("u", "delta", "B", "C") if name in arguments
     }

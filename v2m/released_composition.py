@@ -17,8 +17,8 @@ from v2m.mixer import FIRST, SECOND, ReleasedMixer
 def released_composition(mixer: ReleasedMixer, grid: Tensor, sequence_pass: Callable | None = None) -> Tensor:
     """(B, P, P, E) -> (B, P, P, E) with the parameters of ``mixer``.
 
-    ``sequence_pass`` makes a pass over sequences where it is not ours: it takes the mixer, x (M, L, D), the suffix of the
-    parameters and which of B and C is chosen, and returns (M, L, D), the skip added.
+    ``sequence_pass`` makes a pass over sequences where it is not ours: it takes the mixer, x (M, L, D), the suffix of
+    the parameters and which of B and C is chosen, and returns (M, L, D), the skip added.
     """
     one_pass = sequence_pass or _sequence_pass
     batch, side = grid.shape[:2]

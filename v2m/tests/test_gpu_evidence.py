@@ -39,7 +39,7 @@ def test_a_red_check_is_reported_and_nothing_is_timed(tmp_path, monkeypatch):
 
 
 class Peer:
-    """Stands in for mamba-ssm's extension: takes what that takes, looks at the shapes and computes by our definition."""
+    """Stands in for mamba-ssm's extension: takes what that takes, looks at the shapes, computes by our definition."""
 
     @staticmethod
     def scan(u, delta, A, B, C, bias):
