@@ -56,10 +56,10 @@ GPU_ROWS = ("cifar10-all", "tiny32", "imagenette")
 DEVICE = "cuda"
 
 
-def case(height, width, state, dtype, directions, kinds, channels=48) -> dict:
-    """Return a case to check."""
-    names = ("height", "width", "state", "dtype", "directions", "kinds", "channels")
-    return dict(zip(names, (height, width, state, dtype, directions, kinds, channels), strict=True))
+def case(height, width, state, dtype, directions, kinds, channels=48, shared=False) -> dict:
+    """Return a case to check; ``shared``: all groups read one u."""
+    names = ("height", "width", "state", "dtype", "directions", "kinds", "channels", "shared")
+    return dict(zip(names, (height, width, state, dtype, directions, kinds, channels, shared), strict=True))
 
 
 ALL = ("right", "left", "down", "up")
@@ -74,6 +74,8 @@ CHECKED += [
     case(height, width, state, torch.bfloat16, directions, kinds, channels)
     for _, channels, height, width, state, directions, kinds in SHAPES.values()
 ]
+# As VMamba's four scans read one image.
+CHECKED += [case(7, 9, 16, torch.bfloat16, ALL, "both", shared=True)]
 
 
 def inputs(batch: int, channels: int, height: int, width: int, state: int, dtype, groups: int, kinds) -> dict:
@@ -99,9 +101,11 @@ def outcome(arguments: dict[str, Tensor], dy: Tensor, directions, backend: str) 
     return {"y": y.detach()} | {name: leaf.grad for name, leaf in leaves.items()}
 
 
-def check(height, width, state, dtype, directions, kinds, channels) -> dict:
+def check(height, width, state, dtype, directions, kinds, channels, shared) -> dict:
     """Return the case with its largest relative error, where that was, and whether it is within the bound."""
     arguments = inputs(2, channels, height, width, state, dtype, len(directions), kinds)
+    if shared:
+        arguments["u"] = arguments["u"][:, :1].expand_as(arguments["u"])
     dy = torch.randn(arguments["u"].shape, device=DEVICE).to(dtype)
     exact = {name: tensor.double() for name, tensor in arguments.items()}
     wanted = outcome(exact, dy, directions, "reference")
@@ -113,7 +117,7 @@ def check(height, width, state, dtype, directions, kinds, channels) -> dict:
     worst = max(errors, key=lambda name: errors[name] if errors[name] == errors[name] else float("inf"))
     repeatable = all(torch.equal(first[name], again[name]) for name in first)
     green = errors[worst] <= BOUND[dtype] and repeatable
-    found = case(height, width, state, str(dtype), directions, kinds, channels)
+    found = case(height, width, state, str(dtype), directions, kinds, channels, shared)
     return found | {"worst": worst, "error": errors[worst], "repeatable": repeatable, "green": green}
 
 

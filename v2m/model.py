@@ -3,6 +3,7 @@
 Counting rule (the same for a row and its baseline): one multiply-add of a linear map or a convolution is 1, a scan is
 9 B L D N for each of its directions. Beside it: without the scan, and with every call of the scan counted for one of
 its directions: once a layer for Vim, twice for V2M (rows, columns) and VMamba, once for each path of LocalVim.
+Copies of the tokens that lie in the batch (the release's, the corners of the general recurrence) count each.
 """
 
 import functools
@@ -85,8 +86,9 @@ def count_network(network: nn.Module, image_size: int, channels: int) -> dict[st
         scans["once"] += flops
         return groups * flops
 
-    def general(*shapes, **options) -> int:
-        flops = roesser._flops(*shapes, **options)
+    def general(x_shape, delta1_shape, delta2_shape, A1_shape, *arguments, **options) -> int:
+        batch, width, height, columns = x_shape
+        flops = roesser.FLOPS_PER_STATE * batch * width * height * columns * A1_shape[1]
         scans["all"] += flops
         scans["once"] += flops
         return flops

@@ -106,6 +106,7 @@ def rehearse(out: str) -> None:
     few = [
         gpu_evidence.case(2, 3, 2, torch.float32, ("right", "up"), "rows", 4),
         gpu_evidence.case(1, 4, 2, torch.float32, ("left",), "both", 4),
+        gpu_evidence.case(1, 2, 2, torch.float32, ("left", "down"), "both", 4, shared=True),
     ]
     changes = {"DEVICE": "cpu", "require_gpu": lambda: None, "milliseconds": called, "CHECKED": few}
     changes |= {"peer": lambda source: Peer, "MIXER": (1, 4, 2)}
@@ -128,7 +129,7 @@ def test_the_whole_script_runs_in_tritons_interpreter_and_holds_the_bars_against
     )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     found = json.loads((tmp_path / "scan2d.json").read_text())
-    assert set(found["milliseconds"]) == set(gpu_evidence.SHAPES) and len(found["checks"]) == 2
+    assert set(found["milliseconds"]) == set(gpu_evidence.SHAPES) and len(found["checks"]) == 3
     # The stand-in for a clock gave 1, 4 and 16 ms to ours and the others.
     ratios = {row["bar"]: (row["found"], row["holds"]) for row in found["bars"]}
     assert ratios["V2M-S, rows, forward: times mamba-ssm"] == (4.0, False)

@@ -88,7 +88,7 @@ def type_of(name: str) -> torch.dtype:
 def check_fakes() -> None:
     """Compare what the operator gives with what its fake promises, where blocks of channels are padded and not."""
     for channels in (3, 32):
-        tensors = list(made(height=2, width=9, groups=2, channels=channels, kinds=ROWS).values())
+        tensors = list(made(height=2, width=3, groups=2, channels=channels, kinds=ROWS).values())
         given = (*tensors, True, [0, 3], "triton", True)
         torch.library.opcheck(op._scan, given, test_utils=("test_schema", "test_faketensor"))
         y, saved = op._scan(*given)
@@ -116,10 +116,13 @@ def interpreted_errors() -> dict[str, dict[str, float]]:
     found = {}
     for name, (shape, directions) in CASES.items():
         arguments = made(**shape | {"dtype": type_of(name)})
-        first, again = (run(arguments, directions, "triton", given_in=type_of(name)) for _ in range(2))
-        assert all(torch.equal(first[key], again[key]) for key in first), f"{name}: not the same twice"
-        exact = judge(arguments, directions)
-        found[name] = {key: relative_error(first[key], value) for key, value in exact.items()}
+        got = run(arguments, directions, "triton", given_in=type_of(name))
+        if name == "fixed B and C":  # whose sums are over tokens, lines and programs
+            again = run(arguments, directions, "triton", given_in=type_of(name))
+            assert all(torch.equal(got[key], again[key]) for key in got), "not the same twice"
+        found[name] = {
+            key: relative_error(got[key], value) for key, value in judge(arguments, directions).items()
+        }
     return found | {"one input for all groups, in another order": error_of_a_shared_input()}
 
 
@@ -191,7 +194,7 @@ def signature(kernel, constants: dict, inputs: str) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("form", COUNTED)
-@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize("capability", [pytest.param(80, marks=pytest.mark.slow), 90])
 @pytest.mark.parametrize("direction, most", [("forward", MOST_FORWARD), ("backward", MOST_BACKWARD)])
 def test_the_compiled_loop_is_short_and_nothing_is_spilled(
     direction, most, capability, form, record_property

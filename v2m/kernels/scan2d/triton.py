@@ -163,7 +163,7 @@ class Launch:
         """Return the gradient to B or C, shaped as it is, from what ``partial`` holds."""
         if like is None:
             return None
-        gradient = torch.empty_like(like)
+        gradient = like.new_empty(like.shape)
         if like.dim() == 3:
             return gradient.copy_(self.unpacked(parts.sum(0)))
         rows = parts.sum(2)[..., : self.state].transpose(2, 3)  # (batch, K, N, tokens)

@@ -25,7 +25,6 @@ from v2m.kernels.scan2d.triton_forward import (
     load_row,
     load_state,
     load_steps,
-    moved,
     place,
     softplus,
     store_row,
@@ -169,14 +168,16 @@ def advance(
 
 @triton.jit
 def chunk_backward(
-    g, dA, dB, dC, dbias, part, kept, behind, at, opaque, A, B, C, bias, u, delta, dy, du, ddelta,
-    dB_rows, dC_rows, step, mask,
+    g, dA, dB, dC, dbias, part, kept, behind, at, opaque, A, B, C, tile, bias, u, delta, dy, du, ddelta,
+    dB_rows, dC_rows, rows, sums, step, mask,
     SOFTPLUS: tl.constexpr, KIND_B: tl.constexpr, KIND_C: tl.constexpr, EVEN: tl.constexpr,
     STATES: tl.constexpr, BLOCKS: tl.constexpr, CHANNELS: tl.constexpr, STEPS: tl.constexpr,
 ):  # fmt: skip
     """STEPS steps from the one at offset `at` on: stores their gradients, returns the running sums.
 
-    The state before them, or, if `behind`, that of STEPS steps earlier, is at `part`, or zero unless `kept`.
+    The state before them, or, if `behind`, that of STEPS steps earlier, is at `part`, or zero unless `kept`. `tile`:
+    offset of this block of channels in A, and in B and C where they are fixed; `rows`, `sums`: of the first step's row
+    of B and C where they vary, and of their partial gradients.
     """
     PADDED: tl.constexpr = STATES * BLOCKS
     TILE: tl.constexpr = STATES * CHANNELS
@@ -192,8 +193,8 @@ def chunk_backward(
         xs, dts = read_inputs(u + earlier, delta + earlier, bias, step, mask, SOFTPLUS, EVEN, STEPS)
         new_hs = ()
         for k in tl.static_range(BLOCKS):
-            A_k = tl.load(A + k * TILE) * LOG2E
-            B_k = block_of(B, k * STATES - STEPS * PADDED, k * TILE, KIND_B)
+            A_k = tl.load(A + tile + k * TILE) * LOG2E
+            B_k = block_of(B, rows + (k * STATES - STEPS * PADDED), tile + k * TILE, KIND_B)
             new_hs = new_hs + (advance(hs[k], A_k, B_k, xs, dts, KIND_B, PADDED, STATES, STEPS),)
         hs = new_hs
     at += opaque & 2
@@ -210,12 +211,12 @@ def chunk_backward(
     new_dB = ()
     new_dC = ()
     for k in tl.static_range(BLOCKS):
-        A_k = tl.load(A + k * TILE) * LOG2E
-        B_k = block_of(B, k * STATES, k * TILE, KIND_B)
-        C_k = block_of(C, k * STATES, k * TILE, KIND_C)
+        A_k = tl.load(A + tile + k * TILE) * LOG2E
+        B_k = block_of(B, rows + k * STATES, tile + k * TILE, KIND_B)
+        C_k = block_of(C, rows + k * STATES, tile + k * TILE, KIND_C)
         g_k, dA_k, dB_k, dC_k, inputs, decays = adjoint(
             g[k], dA[k], dB[k], dC[k], hs[k], A_k, B_k, C_k, xs, dts, grads, inputs, decays,
-            dB_rows + k * STATES, dC_rows + k * STATES, A + k * TILE, opaque,
+            dB_rows + sums + k * STATES, dC_rows + sums + k * STATES, A + tile + k * TILE, opaque,
             k == 0, KIND_B, KIND_C, PADDED, STATES, CHANNELS, STEPS,
         )  # fmt: skip
         new_g = new_g + (g_k,)
@@ -233,28 +234,6 @@ def chunk_backward(
         store_row(ddelta + at, slope, mask, EVEN)
         at += step
     return new_g, new_dA, new_dB, new_dC, dbias
-
-
-@triton.jit
-def behind_line(pointer, rows, tile, KIND: tl.constexpr):
-    """What `block_of` takes for the first states of B or C behind the last token of a line."""
-    if KIND == ONE:
-        matrix = pointer
-    elif KIND == FIXED:
-        matrix = pointer + tile
-    else:
-        matrix = pointer + rows
-    return matrix
-
-
-@triton.jit
-def rows_of(pointer, first, KIND: tl.constexpr):
-    """Where the rows of partial gradients to B or C of a line begin; anything where there are none."""
-    if KIND == ONE or KIND == FIXED:
-        rows = pointer
-    else:
-        rows = pointer + first
-    return rows
 
 
 @triton.jit(do_not_specialize=["opaque", "directions", "height", "columns", "spots", "splits"])
@@ -298,16 +277,12 @@ def scan_backward(
         tokens = tl.cast(height, tl.int64) * columns
         whole = (batch * groups + group) * tokens * width
         u = u_ptr + (batch * u_batch + group * u_group - whole)  # so that one offset serves all tensors
-        matrices = (batch * groups + group) * tokens * PADDED
-        partial = (batch * programs + row) * tokens * PADDED
         parts = spots // lines  # of a line
         # Behind the last step of the line.
         at = whole + channel + first + line * line_step + length * step
-        end = tl.cast(line + 1, tl.int64) * length * PADDED
-        B = behind_line(B_ptr, matrices + end, tile, KIND_B)
-        C = behind_line(C_ptr, matrices + end, tile, KIND_C)
-        dB_rows = rows_of(dB_ptr, partial + end, KIND_B)
-        dC_rows = rows_of(dC_ptr, partial + end, KIND_C)
+        end = tl.cast(line + 1, tl.int64) * length
+        rows = ((batch * groups + group) * tokens + end) * PADDED  # of B and C
+        sums = ((batch * programs + row) * tokens + end) * PADDED  # of their partial gradients
         chunks = length // STEPS
         halves = tl.maximum(chunks - 1, 0) // 2  # parts that are kept before whole chunks
         part = saved_ptr + (batch * spots + line * parts + halves) * programs * (PADDED * CHANNELS) + tile
@@ -322,28 +297,22 @@ def scan_backward(
             if STEPS >> halving > 0:
                 if length & (STEPS >> halving):
                     at -= (STEPS >> halving) * step
-                    B = moved(B, -(STEPS >> halving), KIND_B, PADDED)
-                    C = moved(C, -(STEPS >> halving), KIND_C, PADDED)
-                    dB_rows = moved(dB_rows, -(STEPS >> halving), KIND_B, PADDED)
-                    dC_rows = moved(dC_rows, -(STEPS >> halving), KIND_C, PADDED)
+                    rows -= (STEPS >> halving) * PADDED
+                    sums -= (STEPS >> halving) * PADDED
                     g, dA, dB, dC, dbias = chunk_backward(
-                        g, dA, dB, dC, dbias, part, True, False, at, opaque, A_ptr + tile, B, C, bias, u,
-                        delta_ptr, dy_ptr, du_ptr, ddelta_ptr,
-                        dB_rows, dC_rows, step, mask,
+                        g, dA, dB, dC, dbias, part, True, False, at, opaque, A_ptr, B_ptr, C_ptr, tile,
+                        bias, u, delta_ptr, dy_ptr, du_ptr, ddelta_ptr, dB_ptr, dC_ptr, rows, sums, step, mask,
                         SOFTPLUS, KIND_B, KIND_C, EVEN, STATES, BLOCKS, CHANNELS, STEPS >> halving,
                     )  # fmt: skip
                     part -= programs * (PADDED * CHANNELS)
         for done in range(chunks):
             chunk = chunks - 1 - done
             at -= STEPS * step
-            B = moved(B, -STEPS, KIND_B, PADDED)
-            C = moved(C, -STEPS, KIND_C, PADDED)
-            dB_rows = moved(dB_rows, -STEPS, KIND_B, PADDED)
-            dC_rows = moved(dC_rows, -STEPS, KIND_C, PADDED)
+            rows -= STEPS * PADDED
+            sums -= STEPS * PADDED
             g, dA, dB, dC, dbias = chunk_backward(
-                g, dA, dB, dC, dbias, part, chunk > 1, chunk % 2 == 1, at, opaque & done, A_ptr + tile, B, C, bias, u,
-                delta_ptr, dy_ptr, du_ptr, ddelta_ptr,
-                dB_rows, dC_rows, step, mask,
+                g, dA, dB, dC, dbias, part, chunk > 1, chunk % 2 == 1, at, opaque & done, A_ptr, B_ptr, C_ptr, tile,
+                bias, u, delta_ptr, dy_ptr, du_ptr, ddelta_ptr, dB_ptr, dC_ptr, rows, sums, step, mask,
                 SOFTPLUS, KIND_B, KIND_C, EVEN, STATES, BLOCKS, CHANNELS, STEPS,
             )  # fmt: skip
             if chunk % 2 == 0:

@@ -221,24 +221,9 @@ def scan_forward(
                     tl.store(part, h)
                     part += groups * blocks * TILE
             h = chunk_forward(
-                h,
-                at,
-                A2,
-                B,
-                C,
-                bias,
-                u,
-                delta_ptr,
-                y_ptr,
-                step,
-                mask,
-                SOFTPLUS,
-                KIND_B,
-                KIND_C,
-                EVEN,
-                PADDED,
-                STEPS,
-            )
+                h, at, A2, B, C, bias, u, delta_ptr, y_ptr, step, mask,
+                SOFTPLUS, KIND_B, KIND_C, EVEN, PADDED, STEPS,
+            )  # fmt: skip
             at += STEPS * step
             B = moved(B, STEPS, KIND_B, PADDED)
             C = moved(C, STEPS, KIND_C, PADDED)
