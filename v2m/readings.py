@@ -100,11 +100,8 @@ SCANS = {
     "v2m-in1k-t-lw": (6, 4),
     "v2m-in1k-s-lw": (6, 4),
 }
-ONE_DIRECTION = (
-    "",
-    "_0",
-    "_2",
-)  # suffixes of the passes whose projections that counter takes: one of each kind
+# Suffixes of the passes whose projections that counter takes, one of each kind: of LocalVim, of all others.
+ONE_DIRECTION = (("_0",), ("", "_2"))
 
 
 @functools.cache
@@ -123,7 +120,7 @@ def as_localmamba_counts(row: str, scans: int) -> float:
     for block in network.layers:
         mixer = block.mixer
         counted_once = [mixer.in_proj, mixer.out_proj]
-        for suffix in ONE_DIRECTION:
+        for suffix in ONE_DIRECTION[not hasattr(mixer, "x_proj_0")]:
             if hasattr(mixer, f"x_proj{suffix}"):
                 counted_once += [
                     getattr(mixer, f"{name}{suffix}") for name in ("x_proj", "dt_proj", "conv1d")
