@@ -1,10 +1,14 @@
 """Bad input through the command line: exit code 2, one line with what is wrong and the remedy, nothing overwritten."""
 
+import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from shared.data import manifest
 from shared.run import __main__ as command_line
 from shared.run.job import run_folder
 from v2m.model import build_model
@@ -82,7 +86,7 @@ def reproduce(tmp_path, monkeypatch):
     monkeypatch.setattr(command_line, "tables", lambda *arguments: (None, None, {"claims": []}))
     monkeypatch.delenv("DATA_ROOT", raising=False)
 
-    def run(row: str, *overrides: str) -> int:
+    def run(row: str, *overrides: str, trained: bool = True) -> int:
         few = FEW if row == ROW else [one for one in FEW if not one.startswith("model.")]
         arguments = ["reproduce", "v2m", "--scale", scale_of(row), "--rows", row, "--seeds", "0"]
         arguments += ["--results", str(tmp_path / "results"), *few, *overrides]
@@ -90,7 +94,8 @@ def reproduce(tmp_path, monkeypatch):
         cfg = command_line.row_config("v2m", row, 0, command_line.overrides_of(options, "v2m"))
         checkpoint = run_folder(cfg) / "last.ckpt"
         checkpoint.parent.mkdir(parents=True)
-        checkpoint.write_bytes(b"weights")
+        if trained:
+            checkpoint.write_bytes(b"weights")
         return command_line.main(arguments)
 
     return run
@@ -106,6 +111,40 @@ def test_bad_input_is_one_line_and_code_2_and_nothing_is_overwritten(name, repro
     after = {path.name: content for path, content in contents(tmp_path).items()}
     assert b"UserError" in after.pop("failed.txt"), "the failure is recorded beside the run"
     assert after == {"last.ckpt": b"weights", "lock": b""}
+
+
+@pytest.fixture
+def pictures(tmp_path, monkeypatch) -> Path:
+    """A data root of eight training and two test images of two classes, read when they are needed."""
+    monkeypatch.setattr(manifest, "FOLDER", tmp_path / "manifests")
+    root, folders = tmp_path / "pictures", []
+    for split, count in (("train", 4), ("test", 1)):
+        for number in range(2 * count):
+            path = root / f"toy/{split}/{'ab'[number % 2]}/{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.full((8, 8, 3), number, np.uint8)).save(path)
+        numbers = {"classes": 2, "images": 2 * count, "per_class": count, "sha256": None}
+        folders.append({"split": split, "path": f"toy/{split}", **numbers})
+    manifest.FOLDER.mkdir()
+    said = {"name": "toy", "title": "Toy", "source": "the toy shop", "terms": "none", "files": []}
+    (manifest.FOLDER / "toy.yml").write_text(json.dumps({**said, "folders": folders}))  # JSON is YAML
+    return root
+
+
+@pytest.mark.parametrize("damage", ["truncated image", "missing folder"])
+def test_damaged_data_are_one_line_with_their_source(damage, reproduce, pictures, capsys):
+    if damage == "truncated image":
+        path = pictures / "toy/train/b/3.png"
+        path.write_bytes(path.read_bytes()[:40])
+        words = "toy/train/b/3.png is missing, truncated or no image"
+    else:
+        (pictures / "toy/train").rename(pictures / "elsewhere")
+        words = "toy/train is missing in DATA_ROOT="
+    data = ["data.manifest=toy", "data.classes=2", "scale.epochs=1", "optim.batch_size=8"]
+    assert reproduce(ROW, *data, f"paths.data_root={pictures}", trained=False) == 2
+    err = capsys.readouterr().err
+    assert err.startswith(f"{ROW} seed 0 failed: ") and err.count("\n") == 1
+    assert words in err and "source: the toy shop" in err
 
 
 def test_half_precision_on_a_cpu_without_it_is_one_line(reproduce, capsys, monkeypatch):
