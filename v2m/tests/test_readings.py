@@ -1,0 +1,49 @@
+"""The tables of readings: that the default is the first line, and what the counter of LocalMamba's code gives."""
+
+import pytest
+
+from v2m import readings
+from v2m.model import count
+
+HALF_A_DIGIT = 0.05  # of the printed billions
+
+
+@pytest.mark.parametrize(
+    ("row", "scans"),
+    [
+        ("in1k-vim-t", 2),
+        ("in1k-vim-s", 2),
+        ("in1k-localvim-t", 4),
+        ("in1k-localvim-s", 4),
+        ("v2m-in1k-t-lw", 6),
+        ("v2m-in1k-s-lw", 6),
+    ],
+)
+def test_the_counter_of_localmambas_code_gives_the_printed_flops(row, scans):
+    printed = readings.PRINTED[row][2]
+    assert abs(readings.as_localmamba_counts(row, scans) / 1e9 - printed) <= HALF_A_DIGIT
+
+
+def test_of_v2m_it_gives_them_nearly_for_four_scans_and_not_for_six():
+    for row in ("v2m-in1k-t", "v2m-in1k-s"):
+        printed = readings.PRINTED[row][2]
+        four, six = (readings.as_localmamba_counts(row, scans) / 1e9 for scans in (4, 6))
+        assert abs(four - printed) <= 2 * HALF_A_DIGIT < abs(six - printed)
+
+
+@pytest.mark.parametrize("rows", readings.READINGS)
+def test_the_first_reading_is_the_row_itself(rows):
+    first = next(iter(readings.READINGS[rows].values()))
+    for row in rows:
+        own = count(f"v2m/configs/experiment/{row}.yaml")
+        assert readings.counted(row, tuple(first.items())) == own
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rows", list(readings.READINGS)[1:])
+def test_the_default_is_the_nearest_to_the_paper_where_nothing_settles_it(rows):
+    apart = {
+        name: readings.distance([readings.counted(row, tuple(changes.items())) for row in rows], rows)
+        for name, changes in readings.READINGS[rows].items()
+    }
+    assert min(apart, key=apart.get) == next(iter(apart))
