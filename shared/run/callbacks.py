@@ -10,12 +10,14 @@ import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from shared.data.sampler import KeyedBatchSampler
+from shared.run.checkpoints import read_file
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes to a temporary file in the same folder, syncs, renames; reads with ``weights_only=True``.
 
-    A reader therefore finds the previous checkpoint or the new one, never half of one.
+    A reader therefore finds the previous checkpoint or the new one, never half of one; UserError where a disk has
+    damaged it all the same.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path, storage_options=None) -> None:
@@ -33,7 +35,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             raise
 
     def load_checkpoint(self, path, map_location=None, weights_only=None) -> dict[str, Any]:
-        return torch.load(path, map_location=map_location or "cpu", weights_only=True)
+        return read_file(path, "move it away, and the run begins anew", map_location or "cpu")
 
 
 class Resumption(pl.Callback):

@@ -1,6 +1,7 @@
 """Reading a run's checkpoint back into the network that it was trained as, with ``weights_only=True``."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,15 +11,20 @@ from shared.errors import UserError
 PREFIX = "model."  # of the network's tensors among those of the LightningModule
 
 
-def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], int]:
-    """Return the network's tensors by name and the optimiser steps taken; UserError for a damaged file."""
-    remedy = "give the last.ckpt of a run, or train it again"
+def read_file(path: Path, remedy: str, map_location: str | torch.device = "cpu") -> Any:
+    """Return what a checkpoint file holds; UserError, ending in the remedy, for one that is missing or damaged."""
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location=map_location, weights_only=True)
     except FileNotFoundError as error:
         raise UserError(f"{path} is missing: {remedy}") from error
     except Exception as error:  # the reader raises almost anything on damaged bytes
         raise UserError(f"{path} is damaged or no checkpoint ({type(error).__name__}): {remedy}") from error
+
+
+def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], int]:
+    """Return the network's tensors by name and the optimiser steps taken; UserError for a damaged file."""
+    remedy = "give the last.ckpt of a run, or train it again"
+    content = read_file(path, remedy)
     state = content.get("state_dict") if isinstance(content, dict) else None
     if not isinstance(state, dict) or "global_step" not in content:
         raise UserError(f"{path} is no checkpoint of a run (it has no state_dict and global_step): {remedy}")

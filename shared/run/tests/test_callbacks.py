@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from shared.errors import UserError
 from shared.run.callbacks import AtomicCheckpointIO
 
 
@@ -25,5 +26,15 @@ def test_a_half_written_checkpoint_is_never_the_latest(tmp_path):
 def test_a_checkpoint_that_would_run_code_is_refused(tmp_path):
     path = tmp_path / "last.ckpt"
     torch.save({"function": torch.nn.Linear(1, 1)}, path)
-    with pytest.raises(Exception, match="weights_only|Weights only"):
+    with pytest.raises(UserError, match=r"last.ckpt is damaged or no checkpoint \(UnpicklingError\): move it away"):
         AtomicCheckpointIO().load_checkpoint(path)
+
+
+def test_a_checkpoint_that_the_disk_damaged_is_one_sentence_and_stays(tmp_path):
+    path = tmp_path / "last.ckpt"
+    AtomicCheckpointIO().save_checkpoint({"step": 1, "large": torch.zeros(1000)}, path)
+    half = path.read_bytes()[:700]
+    path.write_bytes(half)
+    with pytest.raises(UserError, match="last.ckpt is damaged .* move it away, and the run begins anew"):
+        AtomicCheckpointIO().load_checkpoint(path)
+    assert path.read_bytes() == half
