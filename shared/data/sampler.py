@@ -8,6 +8,8 @@ from torch.utils.data import Sampler
 from shared.data.keyed import keyed_permutation
 from shared.errors import UserError
 
+BALANCED = 39  # first part of a key: what is drawn
+
 
 class KeyedBatchSampler(Sampler[tuple[int, list[int]]]):
     """Yields ``steps`` times (epoch, indices of this rank's part of a batch), through as many epochs as it takes.
@@ -57,13 +59,49 @@ class KeyedBatchSampler(Sampler[tuple[int, list[int]]]):
         """Skip the first ``step`` batches, which a checkpoint says are consumed."""
         self.first_step = step
 
+    def order(self, epoch: int) -> np.ndarray:
+        """Return the samples of an epoch in their order, int64, as many as ``length`` or more."""
+        order = keyed_permutation(self.length, self.seed, epoch)
+        if self.repeats > 1:
+            order = (order[:, None] + self.length * np.arange(self.repeats)).ravel()
+        return order
+
     def __iter__(self) -> Iterator[tuple[int, list[int]]]:
         batches_an_epoch, drawn = self.length // self.batch_size, None
         for step in range(self.first_step, self.steps):
             epoch, batch = divmod(step, batches_an_epoch)
             if epoch != drawn:
-                order, drawn = keyed_permutation(self.length, self.seed, epoch), epoch
-                if self.repeats > 1:
-                    order = (order[:, None] + self.length * np.arange(self.repeats)).ravel()
+                order, drawn = self.order(epoch), epoch
             chosen = order[batch * self.batch_size : (batch + 1) * self.batch_size]
             yield epoch, chosen[self.rank :: self.world_size].tolist()
+
+
+class ClassBalancedBatchSampler(KeyedBatchSampler):
+    """Batches of ``per_class`` samples of each of batch_size / per_class drawn groups, for losses that compare samples.
+
+    An epoch permutes the samples of every class and cuts them into groups of ``per_class``, the last one filled up from
+    the class's first; the groups of all classes are permuted. So every sample comes once an epoch, or a few times where
+    its class does not divide, and a class may have two groups in a batch. ``labels``: (n,), the class of every sample.
+
+    Raises UserError as KeyedBatchSampler, and where batch_size is not a multiple of per_class or has one group alone.
+    """
+
+    def __init__(self, labels: np.ndarray, batch_size: int, per_class: int, seed: int, steps: int):
+        if per_class < 1 or batch_size % per_class or batch_size == per_class:
+            raise UserError(
+                f"a batch of {batch_size} samples cannot hold two or more groups of {per_class} of a class each: set "
+                "optim.batch_size to a multiple of data.per_class"
+            )
+        self.per_class = per_class
+        self.members = [np.flatnonzero(labels == label) for label in np.unique(labels)]
+        groups = sum(-(-len(members) // per_class) for members in self.members)
+        super().__init__(groups * per_class, batch_size, seed, steps)
+
+    def order(self, epoch: int) -> np.ndarray:
+        groups = []
+        for number, members in enumerate(self.members):
+            shuffled = members[keyed_permutation(len(members), BALANCED, self.seed, epoch, number)]
+            filled = -(-len(members) // self.per_class) * self.per_class
+            groups.append(np.resize(shuffled, filled).reshape(-1, self.per_class))
+        groups = np.concatenate(groups)  # (groups, per_class)
+        return groups[keyed_permutation(len(groups), self.seed, epoch)].ravel()

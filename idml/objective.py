@@ -1,0 +1,60 @@
+"""What IDML trains on a batch: a metric loss on the images, and on their mixtures.
+
+    x~ = lam x + (1 - lam) x',      lam ~ Beta(alpha, alpha), one for the batch
+    L  = L(x, y)  [ + lam L(x~, y) + (1 - lam) L(x~, y') ]
+
+A mixture is both classes at once. A loss pulls it to the one and to the other; it cannot be at both, but with the
+introspective metric it can say that it is not sure, which brings it near to both (the authors' words, issue 2 of their
+release). A baseline without the metric may train on mixtures as well: the control of what mixing alone gives.
+"""
+
+from collections.abc import Callable
+
+import torch
+from scipy.special import betaincinv
+from torch import Tensor, nn
+
+from shared.data.keyed import keyed_uniform
+from shared.run.ranks import gather_rows
+
+SHARE = 41  # first part of a key: what is drawn
+
+
+def share_of_first(seed: int, step: int, alpha: float) -> float:
+    """Return lam, the part of the first image in every mixture of a step."""
+    return float(betaincinv(alpha, alpha, float(keyed_uniform(SHARE, seed, step))))
+
+
+def partners(rows: Tensor) -> Tensor:
+    """Return the second of every pair, (B, ...) in the order of the first.
+
+    The batch is in random order and is rolled by half, so that the two of a pair are on one rank (as in
+    ``shared.data.augment.mix``); the release permutes it.
+    """
+    return rows.roll(len(rows) // 2, 0)
+
+
+def mixture(images: Tensor, share: float) -> Tensor:
+    """Return lam x + (1 - lam) x', (B, 3, H, W)."""
+    return torch.lerp(partners(images), images, share)
+
+
+def objective(
+    network: nn.Module,
+    loss: Callable[[Tensor, Tensor], Tensor],
+    images: Tensor,
+    labels: Tensor,
+    share: float | None,
+) -> Tensor:
+    """Return L, 0-d, of this rank's images (B, 3, H, W) and labels (B,) int64; the loss sees those of all ranks.
+
+    ``share`` is lam; None trains on the images alone.
+    """
+    every_label = gather_rows(labels)
+    total = loss(gather_rows(network(images)), every_label)
+    if share is None:
+        return total
+    mixed = gather_rows(network(mixture(images, share)))
+    first = loss(mixed, every_label)
+    second = loss(mixed, gather_rows(partners(labels)))
+    return total + share * first + (1 - share) * second
