@@ -29,24 +29,35 @@ from v2m.windows import from_windows, to_windows
 ROWS = {1: ("right",), 2: ("right", "left"), 4: ("right", "left")}
 COLUMNS = {1: ("down",), 2: ("down", "up"), 4: ("down", "up", "down", "up")}
 COMPOSITIONS = ("sequential", "parallel")
+ORDERS = ("rows_first", "rotated")
+# The first and the second pass from the top left, and from the corners that quarter turns bring there.
+ROTATED = ("right", "down", "left", "up"), ("down", "left", "up", "right")
 FIRST, SECOND = "", "_2"  # suffixes of the parameters
 
 
 def require_choice(name: str, value, choices: Sequence) -> None:
     """Raise UserError unless ``value`` is one of ``choices``."""
-    if value not in choices:
+    if value not in choices or isinstance(value, bool):  # True is 1 to Python
         raise UserError(f"{name} {value!r} is unknown: choose one of {', '.join(map(str, choices))}")
 
 
 class V2MMixer(ScanMixer):
     """(B, H, W, E) -> (B, H, W, E), any H and W.
 
-    corners: 1 (top left), 2 (top left, bottom right) or 4. composition: "sequential", the paper's, or "parallel", two
-    one-dimensional scans of the same tokens, along rows and along columns, added: what the paper compares with.
-    norm_between: an RMSNorm between the passes (in the paper's figure, not in its release). window: the grid is cut
-    into windows of so many tokens a side, each a plane of its own; 0 is none, a sequence gives one for each layer.
+    corners: 1 (top left), 2 (top left, bottom right) or 4.
+    order: "rows_first" from every corner, or "rotated", as if the image were turned a quarter for each corner: rows
+    first from two of them, columns first from the others, so four passes of either kind; turning the input a quarter
+    then turns the output.
+    composition: "sequential", the paper's, or "parallel", scans of the same tokens along rows and along columns, added:
+    our stand-in for the paper's comparison with one-dimensional scans, whose form is not known. C stays 1 in the one
+    and B in the other, so that the parameters are equal.
+    norm_between: an RMSNorm between the passes (in the paper's figure, not in its release).
+    window: the grid is cut into windows of so many tokens a side, each a plane of its own; 0 is none, a sequence gives
+    one for each layer.
     Raises UserError for an unknown choice.
     """
+
+    plane = True
 
     def __init__(
         self,
@@ -57,6 +68,7 @@ class V2MMixer(ScanMixer):
         expand: int = 2,
         conv_kernel: int = 4,
         corners: int = 4,
+        order: str = "rows_first",
         composition: str = "sequential",
         norm_between: bool = False,
         window: int | Sequence[int] = 0,
@@ -64,8 +76,13 @@ class V2MMixer(ScanMixer):
     ):
         super().__init__(embed_dim, state_dim, expand, conv_kernel, backend)
         require_choice("corners", corners, tuple(ROWS))
+        require_choice("order", order, ORDERS)
         require_choice("composition", composition, COMPOSITIONS)
-        self.corners, self.composition = corners, composition
+        if order == "rotated" and (corners, composition) != (4, "sequential"):
+            raise UserError(
+                "order rotated turns the image for each of four corners: set corners 4, sequential"
+            )
+        self.corners, self.order, self.composition = corners, order, composition
         self.window = window_of_layer(window, layer)
         self.add_pass(FIRST, "B")
         self.add_pass(SECOND, "C")
@@ -84,12 +101,13 @@ class V2MMixer(ScanMixer):
     def corner_branches(self, x: Tensor, gate: Tensor) -> Tensor:
         """Return the branch of every corner before its last gate: (B, 1, H, W, D) -> (B, corners, H, W, D).
 
-        Of four: top left, bottom left, top right, bottom right.
+        Of four: top left, bottom left, top right, bottom right; rotated: clockwise.
         """
-        rows = self.run_pass(x, ROWS[self.corners], (FIRST,), "B") * gate
+        firsts, seconds = ROTATED if self.order == "rotated" else (ROWS[self.corners], COLUMNS[self.corners])
+        between = self.run_pass(x, firsts, (FIRST,), "B") * gate
         if self.norm_between is not None:
-            rows = self.norm_between(rows)
-        return self.run_pass(rows, COLUMNS[self.corners], (SECOND,), "C")
+            between = self.norm_between(between)
+        return self.run_pass(between, seconds, (SECOND,), "C")
 
     def parallel(self, x: Tensor) -> Tensor:
         """Return the sum of scans of the same tokens along rows and along columns, (B, H, W, D)."""
@@ -100,14 +118,16 @@ class V2MMixer(ScanMixer):
 
 def window_of_layer(window: int | Sequence[int], layer: int) -> int:
     """Return the side of the windows of a layer; UserError where it is negative or the list too short."""
-    if not isinstance(window, int):
+    if not isinstance(window, int | float):
         if layer >= len(window):
             raise UserError(
                 f"window has {len(window)} entries, layer {layer} needs one: give one for each layer"
             )
         window = window[layer]
-    if window < 0:
-        raise UserError(f"window {window} is negative: give the tokens of a side, or 0 for the whole grid")
+    if not isinstance(window, int) or window < 0:
+        raise UserError(
+            f"window {window} is no number of tokens: give those of a side, or 0 for the whole grid"
+        )
     return window
 
 
@@ -118,8 +138,12 @@ class ReleasedMixer(ScanMixer):
     rows are scanned and then columns. The results are left transposed against the tokens that they are added to, and
     the reversed ones are reversed along both axes afterwards although they were along one; so the corners are the
     top left twice, the top right and the bottom left (https://github.com/wangck20/V2M, ``bimamba_type="2d"``). The
-    scan, the convolution and the parameters are those of ``V2MMixer``. Raises UserError where the grid is not square.
+    scan, the convolution and the parameters are those of ``V2MMixer``, but for their start: the bias of the second
+    pass's step sizes is zeroed, so every column begins with softplus(0) = 0.69. Raises UserError where the grid is not
+    square.
     """
+
+    plane = True
 
     def __init__(
         self,
@@ -134,6 +158,7 @@ class ReleasedMixer(ScanMixer):
         super().__init__(embed_dim, state_dim, expand, conv_kernel, backend)
         self.add_pass(FIRST, "B")
         self.add_pass(SECOND, "C")
+        nn.init.zeros_(self.dt_proj_2.bias)
 
     def forward(self, grid: Tensor) -> Tensor:
         if grid.shape[1] != grid.shape[2]:

@@ -15,7 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from shared.errors import UserError
 from v2m.kernels.scan2d import scan2d
+from v2m.kernels.scan2d.op import MAX_STATE
 from v2m.kernels.short_conv import short_conv
 
 DELTA_RANGE = (1e-3, 0.1)  # the time steps that a fresh network starts with, log-uniform
@@ -26,11 +28,14 @@ class ScanMixer(nn.Module):
     """The parts that mixers share: projections in and out, and passes added by ``add_pass``.
 
     embed_dim: E, channels of a token; width D = expand E; state_dim: N; the rank of the step sizes is E / 16, rounded
-    up. ``backend`` is that of the scan.
+    up. ``backend`` is that of the scan. Raises UserError for sizes that cannot be scanned.
     """
+
+    plane = False  # whether tokens above and below mean something to it
 
     def __init__(self, embed_dim: int, state_dim: int, expand: int, conv_kernel: int, backend: str):
         super().__init__()
+        require_sizes(state_dim, expand, conv_kernel)
         self.width, self.state_dim, self.rank = expand * embed_dim, state_dim, math.ceil(embed_dim / 16)
         self.conv_kernel, self.backend = conv_kernel, backend
         self.in_proj = nn.Linear(embed_dim, 2 * self.width, bias=False)
@@ -51,7 +56,7 @@ class ScanMixer(nn.Module):
 
     @torch.no_grad()
     def _reset_delta(self, layer: nn.Linear) -> None:
-        """Draw the bias so that softplus of it is log-uniform in DELTA_RANGE (Mamba, arXiv 2312.00752, 3.6)."""
+        """Draw the bias so that softplus of it is log-uniform in DELTA_RANGE, as Mamba's code (mamba_simple.py)."""
         nn.init.uniform_(layer.weight, -(self.rank**-0.5), self.rank**-0.5)
         low, high = (math.log(value) for value in DELTA_RANGE)
         delta = torch.empty_like(layer.bias).uniform_(low, high).exp()
@@ -110,6 +115,15 @@ class ScanMixer(nn.Module):
         bias = _of_groups([layer.bias for layer in layers], len(directions))
         backend = "reference" if self.backend == "reference" else "auto"
         return short_conv(sources, weight, bias, directions, backend)
+
+
+def require_sizes(state_dim: int, expand: float, conv_kernel: int) -> None:
+    """Raise UserError for a state, a width or a convolution that a pass cannot have."""
+    if not 1 <= state_dim <= MAX_STATE or expand <= 0 or conv_kernel < 1:
+        raise UserError(
+            f"state_dim {state_dim}, expand {expand}, conv_kernel {conv_kernel}: give 1 to {MAX_STATE} states, a "
+            "positive width and 1 tap or more"
+        )
 
 
 def _of_groups(tensors: list[Tensor], groups: int) -> Tensor:

@@ -1,10 +1,10 @@
 """A mixer by Roesser's model of the plane, which V2M starts from and simplifies to two passes (arXiv 2410.10382).
 
 A state along rows and one along columns, coupled at every token (kernels/roesser). It has V2M's parameters and, for
-each channel, the six vectors that the simplification drops: the two of A2, the two of A3, B2 and C1. They begin at the
-simplified model, A2 = B2 = C1 = 0 and A3 = delta2 1 1^T, so that training decides what the general form is worth.
-Convolutions, skip and gate stand around the whole recurrence, not between its halves. Nobody has published this mixer;
-it is ours, for comparison.
+each channel, the six vectors that the simplification drops: the two of A2, the two of A3, B2 and C1. They begin at
+A2 = B2 = C1 = 0 and A3 = delta2 1 1^T, a row pass and then a column pass, so that training decides what the general
+form is worth. That is not V2M's mixer: convolutions, skip and gate stand around the whole recurrence, not between its
+halves, and both passes choose by the same token. Nobody has published this mixer; it is ours, for comparison.
 """
 
 import torch
@@ -22,6 +22,8 @@ VECTORS = {"p2": 0.0, "q2": 1.0, "p3": 1.0, "q3": 1.0, "B2": 0.0, "C1": 0.0}
 
 class RoesserMixer(ScanMixer):
     """(B, H, W, E) -> (B, H, W, E), any H and W; corners: 1 (top left), 2 (opposite ones) or 4."""
+
+    plane = True
 
     def __init__(
         self,

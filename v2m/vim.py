@@ -18,11 +18,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from shared.errors import UserError
+from v2m.class_tokens import insert_cross, resize_cross, resize_grid, split_cross
 from v2m.mixer import require_choice
 from v2m.passes import ScanMixer
 
-# none and the mean over the tokens; a token in the sequence of all tokens; a row of tokens in the grid
-CLASS_TOKENS = ("mean", "middle", "edge", "middle_row", "edge_row")
+# A row and a column of tokens in the grid; besides, none and the mean over the tokens, or one token in their sequence.
+CROSSES = ("middle_cross", "edge_cross")
+CLASS_TOKENS = ("mean", "middle", "edge", *CROSSES)
 EMBEDDING_STD = 0.02
 NO_DECAY = (
     *("A_log", "A_b_log", "A_2_log", "D", "D_b", "D_2", "bias", "pos_embed", "cls_token"),
@@ -119,10 +121,10 @@ class Vim(nn.Module):
     image_size: side, or (height, width), that the position embedding is made for; it is resized for other sizes.
     mixer: ``mixer(embed_dim, layer=i, backend=...)`` gives the module (B, H, W, E) -> (B, H, W, E) of block i.
     class_token: "mean" (none, the head reads the mean over the tokens), "middle" and "edge" (one token, in the middle
-    or at the end of the raster sequence, which then is a grid of one row: for mixers of sequences), "middle_row" and
-    "edge_row" (a row of class tokens in the middle or at the lower edge of the grid, the head reads their mean: our
-    reading of V2M's two class tokens, since the plane has no place for a single one). ``drop_path`` grows linearly
-    from 0 at the first block. Raises UserError for an unknown choice and for patches that do not tile.
+    or at the end of the raster sequence, which then is a grid of one row: not for mixers of the plane), "middle_cross"
+    and "edge_cross" (V2M's, class_tokens.py: a row and a column of tokens, the head reads the one where they cross).
+    ``drop_path`` grows linearly from 0 at the first block. Raises UserError for an unknown choice, for numbers that
+    cannot be used, for a mixer of the plane on a sequence and for patches that do not tile.
     """
 
     def __init__(
@@ -144,15 +146,19 @@ class Vim(nn.Module):
     ):
         super().__init__()
         require_choice("class_token", class_token, CLASS_TOKENS)
+        if depth < 1 or not 0 <= drop_path < 1 or not 0 <= drop_rate < 1:
+            raise UserError(
+                f"depth {depth}, drop_path {drop_path}, drop_rate {drop_rate}: give 1 block or more, and rates of 0 or "
+                "more, below 1"
+            )
         self.num_features, self.num_classes, self.class_token = embed_dim, num_classes, class_token
         self.patch_embed = PatchEmbed(patch_size, embed_dim, in_channels)
         size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
         self.grid_size = self.patch_embed.grid(size)
         self.cls_token = None
-        extra = 0
-        if class_token != "mean":
-            self.cls_token = nn.Parameter(trunc_normal_(torch.empty(1, 1, embed_dim), std=EMBEDDING_STD))
-            extra = self.grid_size[1] if class_token.endswith("row") else 1
+        extra = {"mean": 0, "middle": 1, "edge": 1}.get(class_token, sum(self.grid_size) + 1)
+        if extra:
+            self.cls_token = nn.Parameter(trunc_normal_(torch.empty(1, extra, embed_dim), std=EMBEDDING_STD))
         length = math.prod(self.grid_size) + extra
         self.pos_embed = nn.Parameter(trunc_normal_(torch.empty(1, length, embed_dim), std=EMBEDDING_STD))
         self.pos_drop = nn.Dropout(drop_rate)
@@ -166,6 +172,11 @@ class Vim(nn.Module):
             )
             for i in range(depth)
         )
+        if class_token in ("middle", "edge") and getattr(self.layers[0].mixer, "plane", False):
+            raise UserError(
+                f"class_token {class_token} makes the grid one row, in which no column has a past, and this mixer is "
+                f"one of the plane: choose {class_token}_cross or mean"
+            )
         self.norm_f = RMSNorm(embed_dim, norm_eps)
         self.head = nn.Linear(embed_dim, num_classes) if num_classes else nn.Identity()
         self._reset_parameters()
@@ -190,59 +201,65 @@ class Vim(nn.Module):
         """Return the names of the parameters that weight decay leaves alone, as timm's optimisers ask for them."""
         return {name for name, _ in self.named_parameters() if name.rpartition(".")[2] in NO_DECAY}
 
-    def _place(self, size: tuple[int, int]) -> tuple[int, int]:
-        """Return where the class tokens begin in the raster sequence of a grid, and how many they are."""
-        height, width = size
-        places = {
-            "mean": (0, 0),
-            "middle": (height * width // 2, 1),
-            "edge": (height * width, 1),
-            "middle_row": (height // 2 * width, width),
-            "edge_row": (height * width, width),
-        }
-        return places[self.class_token]
+    def crossing(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Return the place, (row, column), in a grid of (H, W) where a row and a column of class tokens cross."""
+        return size if self.class_token == "edge_cross" else (size[0] // 2, size[1] // 2)
+
+    def with_class_tokens(self, grid: Tensor, tokens: Tensor | None) -> Tensor:
+        """(B, H, W, E) -> the grid with its class tokens (1, 1 or H + W + 1, E): a sequence is a grid of one row."""
+        if tokens is None:
+            return grid
+        if self.class_token in CROSSES:
+            return insert_cross(grid, tokens, *self.crossing(grid.shape[1:3]))
+        sequence, place = grid.flatten(1, 2), self.place(grid.shape[1:3])
+        token = tokens.expand(len(sequence), -1, -1)
+        return torch.cat([sequence[:, :place], token, sequence[:, place:]], 1)[:, None]
+
+    def without_class_tokens(self, grid: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """Undo ``with_class_tokens``: the patches (B, H, W, E) and the class tokens (B, 0 or more, E)."""
+        if self.class_token == "mean":
+            return grid, grid.flatten(1, 2)[:, :0]
+        if self.class_token in CROSSES:
+            return split_cross(grid, *self.crossing(size))
+        sequence, place = grid.flatten(1, 2), self.place(size)
+        patches = torch.cat([sequence[:, :place], sequence[:, place + 1 :]], 1)
+        return patches.unflatten(1, size), sequence[:, place : place + 1]
+
+    def place(self, size: tuple[int, int]) -> int:
+        """Return where the one class token stands in the raster sequence of a grid."""
+        length = size[0] * size[1]
+        return length if self.class_token == "edge" else length // 2
 
     def _positions(self, size: tuple[int, int]) -> Tensor:
-        """Return the position embedding of a grid with its class tokens, (1, tokens, E)."""
+        """Return the position embedding of a grid with its class tokens, (1, rows, columns, E)."""
+        if self.class_token in CROSSES:
+            rows = self.grid_size[0] + 1
+        else:
+            rows = self.grid_size[0] if self.class_token == "mean" else 1
+        own = self.pos_embed.unflatten(1, (rows, -1))
         if size == self.grid_size:
-            return self.pos_embed
-        place, count = self._place(self.grid_size)
-        before, own, behind = self.pos_embed.split(
-            [place, count, self.pos_embed.shape[1] - place - count], dim=1
-        )
-        grid = torch.cat([before, behind], 1).unflatten(1, self.grid_size).permute(0, 3, 1, 2)
-        grid = F.interpolate(grid.float(), size, mode="bicubic", antialias=True).to(own.dtype)
-        grid = grid.flatten(2).transpose(1, 2)
-        if count > 1:
-            own = (
-                F.interpolate(own.float().transpose(1, 2), size[1], mode="linear")
-                .to(own.dtype)
-                .transpose(1, 2)
-            )
-        place, _ = self._place(size)
-        return torch.cat([grid[:, :place], own, grid[:, place:]], 1)
+            return own
+        patches, tokens = self.without_class_tokens(own, self.grid_size)
+        if self.class_token in CROSSES:
+            tokens = resize_cross(tokens, self.grid_size, size)
+        return self.with_class_tokens(resize_grid(patches, size), None if self.cls_token is None else tokens)
+
+    def _cross(self, size: tuple[int, int]) -> Tensor | None:
+        """Return the class tokens of a grid, (1, 1 or H + W + 1, E)."""
+        if self.class_token in CROSSES and size != self.grid_size:
+            return resize_cross(self.cls_token, self.grid_size, size)
+        return self.cls_token
 
     def _encode(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return the patch tokens (B, H, W, E) and the class tokens (B, 0 or more, E) behind the last norm."""
         grid = self.patch_embed(images)
         size = tuple(grid.shape[1:3])
-        place, count = self._place(size)
-        stream = grid.flatten(1, 2)
-        if count:
-            token = self.cls_token.expand(len(stream), count, -1)
-            stream = torch.cat([stream[:, :place], token, stream[:, place:]], 1)
-        stream = self.pos_drop(stream + self._positions(size))
+        stream = self.pos_drop(self.with_class_tokens(grid, self._cross(size)) + self._positions(size))
         # Sums of many blocks: at least float32, whatever the blocks compute in.
         stream = stream.to(torch.promote_types(stream.dtype, torch.float32))
-        # One token does not fill a row of the grid: the sequence is one row then.
-        stream = (
-            stream[:, None] if self.class_token in ("middle", "edge") else stream.unflatten(1, (-1, size[1]))
-        )
         for layer in self.layers:
             stream = layer(stream)
-        stream = self.norm_f(stream).flatten(1, 2)
-        patches = torch.cat([stream[:, :place], stream[:, place + count :]], 1) if count else stream
-        return patches.unflatten(1, size), stream[:, place : place + count]
+        return self.without_class_tokens(self.norm_f(stream), size)
 
     def forward_features(self, images: Tensor) -> Tensor:
         """(B, C, height, width) -> the patch tokens (B, E, H, W) behind the last norm, at any size patches tile."""
@@ -250,5 +267,9 @@ class Vim(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         patches, class_tokens = self._encode(images)
-        read = patches.flatten(1, 2) if self.cls_token is None else class_tokens
-        return self.head(read.mean(1))
+        if self.class_token == "mean":
+            return self.head(patches.flatten(1, 2).mean(1))
+        if self.class_token in CROSSES:  # the row's tokens stand before the column's
+            row, _ = self.crossing(patches.shape[1:3])
+            return self.head(class_tokens[:, patches.shape[2] + row])
+        return self.head(class_tokens[:, 0])

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from shared.errors import UserError
 from v2m.kernels.scan2d import scan2d
 from v2m.kernels.short_conv import short_conv
+from v2m.passes import require_sizes
 
 DIRECTIONS = 4  # rows, columns, rows backwards, columns backwards: the order of the official parameters
 DELTA_MIN, DELTA_MAX = 1e-3, 1e-1  # Mamba's range of the first step sizes
@@ -32,11 +33,12 @@ class GridMixer(nn.Module):
     """What both mixers share: (B, H, W, dim) -> (B, H, W, dim), the scan of the widened grid left to a subclass.
 
     ``ssm_ratio`` widens the scanned channels to d = ratio x dim; ``state_dim`` is N; the rank R of the step sizes is
-    dim / 16, rounded up. ``backend`` is that of the scan.
+    dim / 16, rounded up. ``backend`` is that of the scan. Raises UserError for sizes that cannot be scanned.
     """
 
     def __init__(self, dim: int, ssm_ratio: float, state_dim: int, backend: str):
         super().__init__()
+        require_sizes(state_dim, ssm_ratio, conv_kernel=3)
         self.width, self.rank = round(ssm_ratio * dim), math.ceil(dim / 16)
         self.state_dim, self.backend = state_dim, backend
         self.in_proj = nn.Linear(dim, self.width, bias=False)

@@ -102,7 +102,7 @@ def test_the_release_puts_tokens_in_transposed_places():
     expected[i, j, j, 2 - i] = True
     own = expected[i, j, i, j]
     assert not own.all()
-    assert torch.equal(seen & ~expected, torch.zeros_like(seen)) and not seen[i, j, i, j].all()
+    assert torch.equal(seen, expected)
 
 
 @pytest.mark.parametrize("axis", [1, 2])
@@ -112,6 +112,22 @@ def test_mirroring_the_input_mirrors_the_output_of_four_corners(axis):
     assert not torch.allclose(
         build(ReleasedMixer)(grid(4, 4).flip(axis)), build(ReleasedMixer)(grid(4, 4)).flip(axis)
     )
+
+
+def test_turning_the_input_turns_the_output_of_the_rotated_order_alone():
+    tokens, mixer = grid(4, 6), build(order="rotated")
+    same(mixer(tokens.rot90(1, (1, 2))), mixer(tokens).rot90(1, (1, 2)))
+    rows_first = build()
+    assert not torch.allclose(rows_first(tokens.rot90(1, (1, 2))), rows_first(tokens).rot90(1, (1, 2)))
+    own = rows_first.corner_branches(*rows_first.project_in(tokens))
+    turned = mixer.corner_branches(*mixer.project_in(tokens))
+    same(turned[:, 0], own[:, 0])  # top left
+    same(turned[:, 2], own[:, 3])  # bottom right
+
+
+def test_the_released_mixer_starts_its_columns_with_a_step_of_softplus_of_zero():
+    mixer = ReleasedMixer(8)
+    assert not mixer.dt_proj_2.bias.any() and mixer.dt_proj.bias.all() and V2MMixer(8).dt_proj_2.bias.all()
 
 
 def test_mirroring_the_input_exchanges_the_corners():
@@ -210,7 +226,7 @@ def test_windows_may_differ_from_layer_to_layer():
     [
         ({"corners": 3}, "corners 3 is unknown"),
         ({"composition": "woven"}, "composition 'woven' is unknown"),
-        ({"window": -1}, "window -1 is negative"),
+        ({"window": -1}, "window -1 is no number of tokens"),
         ({"window": [2], "layer": 1}, "one for each layer"),
     ],
 )

@@ -21,6 +21,14 @@ OFFICIAL = {"vim": {192: 7.15, 384: 25.80}, "v2m": {192: 6.85, 384: 25.21}}
 MIXERS = {"vim": VimMixer, "v2m": V2MMixer}
 
 
+def fits(mixer: str, class_token: str) -> bool:
+    """Say whether a mixer takes a class token: one of the plane does not take a sequence."""
+    return mixer == "vim" or class_token not in ("middle", "edge")
+
+
+PAIRS = [(mixer, token) for mixer in MIXERS for token in CLASS_TOKENS if fits(mixer, token)]
+
+
 def build(mixer="v2m", image_size=(8, 12), depth=2, classes=3, **choices) -> Vim:
     torch.manual_seed(0)
     part = functools.partial(MIXERS.get(mixer, mixer), state_dim=4)
@@ -56,8 +64,7 @@ def test_networks_have_the_parameters_of_the_official_ones(name, width):
 
 
 @pytest.mark.parametrize("size", [(8, 12), (2, 12), (8, 2), (2, 2), (6, 14)])
-@pytest.mark.parametrize("class_token", CLASS_TOKENS)
-@pytest.mark.parametrize("mixer", MIXERS)
+@pytest.mark.parametrize(("mixer", "class_token"), PAIRS)
 def test_any_size_gives_logits_and_a_map_of_features(mixer, class_token, size):
     network = build(mixer, class_token=class_token).eval()
     with torch.no_grad():
@@ -66,51 +73,71 @@ def test_any_size_gives_logits_and_a_map_of_features(mixer, class_token, size):
     assert features.shape == (2, 16, size[0] // 2, size[1] // 2) and features.isfinite().all()
 
 
-@pytest.mark.parametrize("class_token", CLASS_TOKENS)
-@pytest.mark.parametrize("mixer", MIXERS)
+@pytest.mark.parametrize(("mixer", "class_token"), PAIRS)
 def test_every_parameter_gets_a_gradient(mixer, class_token):
     network = build(mixer, class_token=class_token, mlp_ratio=2.0)
     network(images(8, 12)).square().sum().backward()
     without = [name for name, p in network.named_parameters() if p.grad is None or not p.grad.any()]
-    # Behind the last block the head reads the class token alone; where it ends the sequence, the way back starts at
-    # it and has no past there. A sequence is a grid of one row, in which no column has a past.
-    no_past = {
-        ("vim", "edge"): ["layers.1.mixer.A_b_log"],
-        ("v2m", "edge"): [f"layers.{i}.mixer.A_2_log" for i in (0, 1)],
-        ("v2m", "middle"): [f"layers.{i}.mixer.A_2_log" for i in (0, 1)],
-    }
+    # Behind the last block the head reads one class token alone; where it ends the sequence, the way back starts at it
+    # and has no past there.
+    no_past = {("vim", "edge"): ["layers.1.mixer.A_b_log"], ("vim", "edge_cross"): ["layers.1.mixer.A_b_log"]}
     assert without == no_past.get((mixer, class_token), [])
 
 
 @pytest.mark.parametrize("class_token", CLASS_TOKENS)
 def test_positions_are_unchanged_at_the_own_size_and_smooth_at_another(class_token):
-    network = build(class_token=class_token, image_size=8)
-    assert network._positions((4, 4)) is network.pos_embed
+    network = build("vim", class_token=class_token, image_size=8)
+    assert network._positions((4, 4)).data_ptr() == network.pos_embed.data_ptr()
     with torch.no_grad():
-        network.pos_embed.fill_(3)
-        place, count = network._place((5, 7))
-        positions = network._positions((5, 7))
-        assert positions.shape == (1, 35 + count, 16)
-        torch.testing.assert_close(positions, torch.full_like(positions, 3))
-        network.pos_embed[
-            :, slice(*[network._place((4, 4))[0] + i for i in (0, network._place((4, 4))[1])])
-        ] = 5
-        own = network._positions((5, 7))[:, place : place + count]
-    assert bool((own == 5).all())
+        grid = torch.full((1, 4, 4, 16), 3.0)
+        tokens = None if network.cls_token is None else torch.full_like(network.cls_token, 5.0)
+        network.pos_embed.copy_(network.with_class_tokens(grid, tokens).flatten(1, 2))
+        patches, own = network.without_class_tokens(network._positions((5, 7)), (5, 7))
+    torch.testing.assert_close(patches, torch.full((1, 5, 7, 16), 3.0))
+    assert own.shape[1] == {"mean": 0, "middle": 1, "edge": 1}.get(class_token, 13)
+    torch.testing.assert_close(own, torch.full_like(own, 5.0))
 
 
-def test_class_tokens_stand_where_their_names_say():
-    expected = {
-        "mean": (0, 0),
-        "middle": (12, 1),
-        "edge": (24, 1),
-        "middle_row": (12, 6),
-        "edge_row": (24, 6),
-    }
-    assert {name: build(class_token=name)._place((4, 6)) for name in CLASS_TOKENS} == expected
+@pytest.mark.parametrize(
+    ("class_token", "expected"),
+    [
+        ("mean", [[0, 1], [2, 3], [4, 5]]),
+        ("middle", [[0, 1, 2, 10, 3, 4, 5]]),
+        ("edge", [[0, 1, 2, 3, 4, 5, 10]]),
+        ("edge_cross", [[0, 1, 12], [2, 3, 13], [4, 5, 14], [10, 11, 15]]),
+        ("middle_cross", [[0, 12, 1], [10, 13, 11], [2, 14, 3], [4, 15, 5]]),
+    ],
+)
+def test_class_tokens_stand_where_their_names_say(class_token, expected):
+    network = build("vim", image_size=(6, 4), class_token=class_token)
+    grid = torch.arange(6.0).view(1, 3, 2, 1)
+    tokens = (
+        None if class_token == "mean" else torch.arange(10.0, 10 + network.cls_token.shape[1]).view(1, -1, 1)
+    )
+    placed = network.with_class_tokens(grid, tokens)
+    assert placed[0, :, :, 0].tolist() == expected
+    patches, own = network.without_class_tokens(placed, (3, 2))
+    assert patches.equal(grid) and (own.shape[1] == 0 if tokens is None else own.equal(tokens))
 
 
-def test_a_class_token_of_one_makes_the_grid_one_row_and_a_row_of_them_keeps_it_a_grid():
+@pytest.mark.parametrize(
+    ("class_token", "read"), [("middle", 24), ("edge", 24), ("edge_cross", 34), ("middle_cross", 17)]
+)
+def test_the_head_reads_one_class_token_the_crossing_one(class_token, read):
+    network = build("vim", class_token=class_token)  # a grid of 4 x 6
+    network.layers, network.norm_f = nn.ModuleList(), nn.Identity()
+    if class_token.endswith("cross"):
+        numbers = torch.arange(35.0).view(1, 5, 7)
+        network._positions = lambda size: numbers[..., None].expand(-1, -1, -1, 16)
+        network.cls_token.data.zero_()
+    else:
+        network._positions = lambda size: torch.zeros(1, 1, 1, 16)
+        network.cls_token.data.fill_(24.0)
+    network.head = nn.Identity()
+    assert (network(images(8, 12)) == read).all()
+
+
+def test_one_class_token_makes_the_grid_one_row_and_a_cross_keeps_it_a_grid():
     seen = []
 
     class Watch(nn.Module):
@@ -124,7 +151,13 @@ def test_a_class_token_of_one_makes_the_grid_one_row_and_a_row_of_them_keeps_it_
 
     for name in CLASS_TOKENS:
         build(Watch, class_token=name, depth=1)(images(8, 12))
-    assert seen == [(4, 6), (1, 25), (1, 25), (5, 6), (5, 6)]
+    assert seen == [(4, 6), (1, 25), (1, 25), (5, 7), (5, 7)]
+
+
+@pytest.mark.parametrize("class_token", ["middle", "edge"])
+def test_a_mixer_of_the_plane_refuses_a_sequence(class_token):
+    with pytest.raises(UserError, match=f"makes the grid one row.* choose {class_token}_cross or mean"):
+        build("v2m", class_token=class_token)
 
 
 def test_the_stream_is_float32_whatever_the_blocks_compute_in():
@@ -181,6 +214,8 @@ def test_one_projection_serves_four_corners_and_the_release_takes_four():
         ({"class_token": "first"}, "class_token 'first' is unknown"),
         ({"image_size": 9}, "patches of 2 do not tile an image of 9 x 9"),
         ({"image_size": (8, 0)}, "do not tile an image of 8 x 0"),
+        ({"depth": 0}, "depth 0, drop_path 0.0, drop_rate 0.0: give 1 block or more"),
+        ({"drop_path": 2.0}, "rates of 0 or more, below 1"),
     ],
 )
 def test_wrong_choices_are_refused_in_one_sentence(choices, words):
