@@ -15,7 +15,7 @@ from scipy.special import betaincinv
 from torch import Tensor, nn
 
 from shared.data.keyed import keyed_uniform
-from shared.run.ranks import gather_rows
+from shared.run.ranks import gather_rows, world_size
 
 SHARE = 41  # first part of a key: what is drawn
 
@@ -39,6 +39,18 @@ def mixture(images: Tensor, share: float) -> Tensor:
     return torch.lerp(partners(images), images, share)
 
 
+def gather_batch(rows: Tensor) -> Tensor:
+    """Return the rows of all ranks in the order of the whole batch, differentiably.
+
+    Rank r has elements r, r + ranks, ... of it (``KeyedBatchSampler``); a draw of the miner must not depend on that.
+    """
+    gathered, ranks = gather_rows(rows), world_size()
+    if ranks == 1:
+        return gathered
+    places = torch.cat([torch.arange(rank, len(gathered), ranks) for rank in range(ranks)])
+    return gathered[places.argsort().to(gathered.device)]
+
+
 def objective(
     network: nn.Module,
     loss: Callable[[Tensor, Tensor], Tensor],
@@ -50,11 +62,11 @@ def objective(
 
     ``share`` is lam; None trains on the images alone.
     """
-    every_label = gather_rows(labels)
-    total = loss(gather_rows(network(images)), every_label)
+    every_label = gather_batch(labels)
+    total = loss(gather_batch(network(images)), every_label)
     if share is None:
         return total
-    mixed = gather_rows(network(mixture(images, share)))
+    mixed = gather_batch(network(mixture(images, share)))
     first = loss(mixed, every_label)
-    second = loss(mixed, gather_rows(partners(labels)))
+    second = loss(mixed, gather_batch(partners(labels)))
     return total + share * first + (1 - share) * second

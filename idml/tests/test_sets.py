@@ -1,5 +1,8 @@
 """Retrieval sets: disjoint classes, and annotations that do not match in one sentence."""
 
+import os
+from pathlib import Path
+
 import numpy as np
 import pytest
 import scipy.io
@@ -153,6 +156,15 @@ def test_a_split_of_another_size_than_the_manifest_counts_is_one_sentence(root):
     describe("cub50", ["toy/images.txt", "toy/image_class_labels.txt"], {"classes": [2, 2], "images": [3, 5]})
     with pytest.raises(UserError, match="the train classes of .*toy have 4 images, not 3"):
         load_retrieval_set("cub50", "train", root)
+
+
+def test_the_real_birds_are_those_of_the_manifest_and_no_class_is_on_both_sides():
+    data_root = os.environ.get("DATA_ROOT")
+    if not data_root or not (Path(data_root) / "cub50_s128").is_dir():
+        pytest.skip("DATA_ROOT is not set or has no folder cub50_s128: the birds are not embedded")
+    train, test = (load_retrieval_set("cub50", split, data_root) for split in ("train", "test"))
+    assert (len(train), len(test)) == (1402, 1487) and not set(train.classes) & set(test.classes)
+    assert min(train.image(0).shape[1:]) == 128 and train.image(0).dtype == torch.uint8
 
 
 def test_an_unknown_set_names_the_known_ones():

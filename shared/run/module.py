@@ -51,6 +51,12 @@ class GuardedModule(pl.LightningModule):
         self.skipped_steps += 1
         log.warning("step %d was not finite and has been skipped", self.global_step)
 
+    def configure_gradient_clipping(
+        self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None
+    ) -> None:
+        if not self.step_was_skipped:  # without gradients clipping by value fails
+            super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
+
     def _loss_value(self) -> Tensor:
         return getattr(self, "last_loss", torch.zeros((), device=self.device))
 

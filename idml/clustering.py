@@ -1,0 +1,90 @@
+"""Scores of clustering: k-means on the unit sphere, then NMI and the F1 of pairs, with their spread over seeds.
+
+The number of clusters is the number of classes, as in the release. NMI is mutual information over the
+arithmetic mean of the two entropies. F1 is the harmonic mean of precision and recall over pairs of samples: of the
+pairs in one cluster the share in one class, and of the pairs in one class the share in one cluster.
+"""
+
+import statistics
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from sklearn.cluster import KMeans
+from sklearn.metrics import normalized_mutual_info_score
+
+from idml.neighbours import unit_rows
+from shared.errors import UserError
+
+try:
+    import faiss
+except ImportError:  # scikit-learn's k-means, slower, in its place
+    faiss = None
+
+ITERATIONS = 20  # as in pytorch-metric-learning, by which most papers score
+
+
+def kmeans(embeddings: torch.Tensor, clusters: int, seed: int, iterations: int = ITERATIONS) -> np.ndarray:
+    """Return the cluster of every row of embeddings (n, d) brought to length 1, int64 (n,).
+
+    All rows are used in every iteration, from ``clusters`` rows drawn by ``seed``; the same seed, number of threads
+    and machine give the same clusters. Raises UserError for rows without a direction and for more clusters than rows.
+    """
+    # faiss takes the clock for a negative seed
+    if seed < 0 or clusters < 1:
+        raise ValueError(f"k-means needs a seed of 0 or more and a cluster, not {seed} and {clusters}")
+    rows = unit_rows(embeddings).float().cpu().numpy()
+    if clusters > len(rows):
+        raise UserError(f"{len(rows)} embeddings cannot make {clusters} clusters: give more samples")
+    if faiss is None:
+        again = KMeans(clusters, init="random", n_init=1, max_iter=iterations, random_state=seed)
+        return again.fit_predict(rows).astype(np.int64)
+    found = faiss.Kmeans(
+        rows.shape[1],
+        clusters,
+        niter=iterations,
+        seed=seed,
+        min_points_per_centroid=1,
+        max_points_per_centroid=len(rows),
+    )
+    found.train(rows)
+    return found.assign(rows)[1].astype(np.int64)
+
+
+def clustering_scores(labels, assignment) -> dict[str, float]:
+    """Return ``nmi`` and ``f1`` in [0, 1] of clusters (n,) against labels (n,).
+
+    Counts of pairs are exact whole numbers. Where no two samples share a class or a cluster, both are the same
+    partition and F1 is 1, as NMI is.
+    """
+    labels, assignment = (np.asarray(torch.as_tensor(values).cpu()) for values in (labels, assignment))
+    if labels.ndim != 1 or labels.shape != assignment.shape:
+        raise ValueError(f"one cluster a label is needed, not {assignment.shape} and {labels.shape}")
+    _, classes, class_sizes = np.unique(labels, return_inverse=True, return_counts=True)
+    _, clusters, cluster_sizes = np.unique(assignment, return_inverse=True, return_counts=True)
+    both = np.unique(classes.astype(np.int64) * len(cluster_sizes) + clusters, return_counts=True)[1]
+    total = _pairs(class_sizes) + _pairs(cluster_sizes)
+    f1 = 2 * _pairs(both) / total if total else 1.0
+    return {"nmi": float(normalized_mutual_info_score(classes, clusters)), "f1": f1}
+
+
+def _pairs(sizes: np.ndarray) -> int:
+    return int((sizes * (sizes - 1) // 2).sum())
+
+
+def clustering_metrics(embeddings: torch.Tensor, labels, seeds: Sequence[int]) -> dict[str, float]:
+    """Return the mean of NMI and F1 over k-means seeds, and their sample deviation (``nmi_std``, ``f1_std``).
+
+    ``embeddings``: (n, d); ``labels``: (n,); as many clusters as classes. The deviation of one seed is NaN.
+    """
+    if not seeds:
+        raise ValueError("k-means needs at least one seed")
+    labels = torch.as_tensor(labels)
+    clusters = len(torch.unique(labels))
+    scores = [clustering_scores(labels, kmeans(embeddings, clusters, seed)) for seed in seeds]
+    found = {}
+    for name in ("nmi", "f1"):
+        values = [score[name] for score in scores]
+        found[name] = statistics.fmean(values)
+        found[f"{name}_std"] = statistics.stdev(values) if len(values) > 1 else float("nan")
+    return found

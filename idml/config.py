@@ -1,0 +1,106 @@
+"""Types of IDML's configuration, types only: values stand in ``configs/*.yaml``; an unknown key is an error."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING
+
+from shared.data.augment import AugmentationConfig
+from shared.run.schema import LauncherConfig, LoggingConfig, PathsConfig, TrainerConfig
+
+
+@dataclass
+class DataConfig:
+    name: str = MISSING
+    manifest: str = MISSING
+    task: str = MISSING  # retrieval | classification
+    image_size: int = MISSING
+    classes: int = MISSING
+    train_images: int | None = MISSING
+    held_out: float = MISSING
+    per_class: int | None = MISSING
+
+
+@dataclass
+class ModelConfig:
+    name: str = MISSING
+    backbone: str = MISSING
+    pretrained: bool = MISSING
+    freeze_batchnorm: bool = MISSING
+    semantic_dim: int | None = MISSING
+    uncertainty_dim: int = MISSING
+    pooling: str = MISSING
+    uncertainty_init: str = MISSING
+
+
+@dataclass
+class ObjectiveConfig:
+    mixup_alpha: float | None = MISSING
+    cutmix_alpha: float | None = MISSING
+    mixed_batches: float = MISSING
+
+
+@dataclass
+class OptimConfig:
+    name: str = MISSING
+    lr: float = MISSING
+    proxy_lr_factor: float = MISSING
+    momentum: float = MISSING
+    weight_decay: float = MISSING
+    batch_size: int = MISSING
+    clip_value: float | None = MISSING
+    warmup_epochs: int = MISSING
+    milestones: list[int] = MISSING
+    gamma: float = MISSING
+    precision: str = MISSING
+
+
+@dataclass
+class ScaleConfig:
+    name: str = MISSING
+    epochs: int = MISSING
+
+
+@dataclass
+class WeightsPathsConfig(PathsConfig):
+    weights: str | None = MISSING
+
+
+@dataclass
+class EvaluationConfig:
+    recall_at: list[int] = MISSING
+    kmeans_seeds: int = MISSING
+
+
+@dataclass
+class OutputConfig:
+    pictures: bool = MISSING
+    batch_size: int = MISSING
+    checkpoint_every: int = MISSING
+
+
+@dataclass
+class IDMLConfig:
+    paper: str = MISSING
+    row: str = MISSING
+    seed: int = MISSING
+    variant: str = MISSING
+    selection: str = MISSING
+    loss: dict[str, Any] = MISSING
+    metric: dict[str, Any] = MISSING
+    objective: ObjectiveConfig = MISSING
+    model: ModelConfig = MISSING
+    data: DataConfig = MISSING
+    augment: AugmentationConfig = MISSING
+    optim: OptimConfig = MISSING
+    scale: ScaleConfig = MISSING
+    evaluation: EvaluationConfig = MISSING
+    paths: WeightsPathsConfig = MISSING
+    trainer: TrainerConfig = MISSING
+    logging: LoggingConfig = MISSING
+    output: OutputConfig = MISSING
+    launcher: LauncherConfig = MISSING
+
+
+ConfigStore.instance().store(name="idml_schema", node=IDMLConfig)

@@ -1,0 +1,89 @@
+"""The images of a run: which classes train, which are held out of training to choose an epoch, and which test."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from idml.module import TrainingData
+from idml.sets import load_retrieval_set
+from shared.data.augment import Augmentation
+from shared.data.images import Batches, ImageSet
+from shared.data.keyed import keyed_permutation
+from shared.data.sampler import ClassBalancedBatchSampler, KeyedBatchSampler
+from shared.errors import UserError
+
+HELD_OUT = 43  # first part of a key: what is drawn
+
+
+class ClassesOf(ImageSet):
+    """The images of some classes of a set, numbered anew from 0 in the order of the old numbers."""
+
+    def __init__(self, images: ImageSet, classes: Sequence[int]):
+        kept = np.asarray(sorted(classes), np.int64)
+        self.source, self.positions = images, np.flatnonzero(np.isin(images.labels, kept))
+        labels = np.searchsorted(kept, images.labels[self.positions])
+        super().__init__(tuple(images.classes[number] for number in kept), labels)
+
+    def image(self, index: int) -> Tensor:
+        return self.source.image(self.positions[index])
+
+    def batch(self, indices: np.ndarray) -> Tensor | list[Tensor]:
+        return self.source.batch(self.positions[indices])
+
+
+def held_out_classes(classes: int, part: float) -> list[int]:
+    """Return the numbers of the training classes that do not train, the same for every seed; UserError for a bad part.
+
+    ``part``: of the classes, 0 for none; at least two of either kind.
+    """
+    count = round(classes * part)
+    if not 0 <= part < 1 or (part > 0 and not 2 <= count <= classes - 2):
+        raise UserError(
+            f"data.held_out={part} of {classes} classes: set 0, or a part that leaves two classes on either side"
+        )
+    return sorted(keyed_permutation(classes, HELD_OUT)[:count].tolist())
+
+
+def training_images(cfg) -> tuple[ImageSet, ImageSet | None]:
+    """Return the images that train and those of the held-out classes (None where there are none)."""
+    images = load_retrieval_set(cfg.data.manifest, "train", cfg.paths.data_root)
+    held_out = held_out_classes(len(images.classes), cfg.data.held_out)
+    if not held_out:
+        return images, None
+    kept = sorted(set(range(len(images.classes))) - set(held_out))
+    return ClassesOf(images, kept), ClassesOf(images, held_out)
+
+
+def training_data(cfg, images: ImageSet) -> TrainingData:
+    """Return the training batches of a config; UserError for a batch that the images do not fill."""
+    if cfg.scale.epochs < 1:
+        raise UserError(f"scale.epochs={cfg.scale.epochs} trains nothing: give 1 or more")
+    batches = Batches(images, Augmentation(cfg.augment), cfg.seed)
+    size, steps = cfg.optim.batch_size, 1
+    if cfg.data.per_class is None:
+        sampler = KeyedBatchSampler(len(batches), size, cfg.seed, steps)
+    else:
+        sampler = ClassBalancedBatchSampler(images.labels, size, cfg.data.per_class, cfg.seed, steps)
+    sampler.steps = cfg.scale.epochs * (sampler.length // size)
+    return TrainingData(batches, sampler, cfg.objective.mixup_alpha is not None, cfg.trainer.workers)
+
+
+class EvaluationBatches(Dataset):
+    """The images of a set in order, ``output.batch_size`` at a time: a batch by its number."""
+
+    def __init__(self, cfg, images: ImageSet):
+        self.batches = Batches(images, Augmentation(cfg.augment), cfg.seed, train=False)
+        self.size = cfg.output.batch_size
+
+    def __len__(self) -> int:
+        return math.ceil(len(self.batches) / self.size)
+
+    def __getitem__(self, number: int) -> dict[str, torch.Tensor]:
+        if not 0 <= number < len(self):
+            raise IndexError(number)  # ends an iteration
+        begin = number * self.size
+        return self.batches[(0, range(begin, min(begin + self.size, len(self.batches))))]

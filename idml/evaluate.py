@@ -1,0 +1,49 @@
+"""Score a checkpoint of IDML or of a baseline and draw its uncertainty, without training.
+
+    make evaluate-idml ROW=digits-idml-pa SEED=0 [CKPT=runs/.../best-test-epoch.ckpt]
+
+The images come from the config, as in training. The weights are read with ``weights_only=True``.
+"""
+
+from pathlib import Path
+
+from idml import classification
+from idml.figures import draw_uncertainty
+from idml.machine import device_of, require_precision
+from idml.model import build_classification_network, build_embedding_network
+from idml.module import parameters_of
+from idml.scoring import embed, scores
+from idml.sets import load_classification_set, load_retrieval_set
+from idml.uncertainty import ambiguous_uncertainties, uncertainty_scores
+from shared.run.checkpoints import load_weights, read_checkpoint
+
+
+def evaluate_checkpoint(cfg, path: Path, folder: Path) -> dict:
+    """Return the scores of a checkpoint, and draw its uncertainty into ``folder``.
+
+    Raises UserError, before anything is written, for a missing or damaged checkpoint, for one of another row or
+    arrangement, and for a precision that this machine has not.
+    """
+    require_precision(cfg)
+    cfg.model.pretrained = False  # the checkpoint holds every weight
+    state, steps = read_checkpoint(path)
+    device = device_of(cfg)
+    if cfg.data.task == "classification":
+        network = build_classification_network(cfg)
+        load_weights(network, state, cfg.row, path)
+        test = load_classification_set(cfg.data.manifest, "test", cfg.paths.data_root)
+        metrics = classification.score(cfg, network, test, device)
+    else:
+        network = build_embedding_network(cfg)
+        load_weights(network, state, cfg.row, path)
+        test = load_retrieval_set(cfg.data.manifest, "test", cfg.paths.data_root)
+        embedded = embed(cfg, network, test, device)
+        metrics = scores(cfg, embedded) | {"n_test": float(len(test))}
+        if cfg.model.uncertainty_dim:
+            changed = ambiguous_uncertainties(cfg, network, test, device)
+            metrics |= uncertainty_scores(embedded, changed)
+            if cfg.output.pictures:
+                draw_uncertainty(folder, test, embedded.uncertainty, changed)
+    metrics["parameters"] = float(parameters_of(network))
+    metrics["steps_trained"] = float(steps)
+    return metrics

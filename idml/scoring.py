@@ -1,0 +1,76 @@
+"""From a network and a set of images to the paper's metrics: retrieval and clustering of the semantic embedding alone.
+
+The uncertainty takes no part: at test IDML compares semantic embeddings by the cosine, as its baselines do.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
+
+from idml.clustering import clustering_metrics
+from idml.data import EvaluationBatches
+from idml.neighbours import nearest_neighbours
+from idml.retrieval import neighbours_needed, retrieval_metrics
+from shared.data.images import ImageSet
+
+
+@dataclass
+class Embedded:
+    """Images after the network: semantic (n, S) of length 1, uncertainty ||u|| (n,), labels (n,) int64; on the CPU."""
+
+    semantic: Tensor
+    uncertainty: Tensor
+    labels: Tensor
+
+
+@torch.no_grad()
+def embed_batch(network: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the semantic embedding (B, S), length 1, and the uncertainty (B,), 0 of a network without one."""
+    rows = network(images).float()
+    semantic, uncertainty = rows[:, : network.semantic_dim], rows[:, network.semantic_dim :]
+    return F.normalize(semantic, dim=1), uncertainty.norm(dim=1)
+
+
+@torch.no_grad()
+def embed(cfg, network: nn.Module, images: ImageSet, device: torch.device) -> Embedded:
+    """Return the embeddings of all images of a set, in order; the network is left in evaluation mode."""
+    network = network.to(device).eval()
+    loader = DataLoader(EvaluationBatches(cfg, images), batch_size=None, num_workers=cfg.trainer.workers)
+    parts = []
+    for batch in loader:
+        semantic, uncertainty = embed_batch(network, batch["images"].to(device))
+        parts.append((semantic.cpu(), uncertainty.cpu(), batch["labels"]))
+    return Embedded(*map(torch.cat, zip(*parts, strict=True)))
+
+
+def recall_at_1(embedded: Embedded) -> float:
+    """Return the share of images whose nearest other image is of their class, a fraction."""
+    neighbours = nearest_neighbours(embedded.semantic, neighbours_needed(embedded.labels, [1]))
+    return retrieval_metrics(neighbours, embedded.labels, [1])["recall@1"]
+
+
+def chance_level(labels: Tensor) -> float:
+    """Return R@1 of a random neighbour, the expected share of pairs of images that are of one class."""
+    counts = np.bincount(labels.numpy()).astype(float)
+    return float((counts * (counts - 1)).sum() / (len(labels) * (len(labels) - 1)))
+
+
+def scores(cfg, embedded: Embedded) -> dict[str, float]:
+    """Return the paper's metrics as fractions, by our names: recall_at_k, r_precision, map_at_r, nmi, f1.
+
+    NMI and F1 are means over ``evaluation.kmeans_seeds`` starts of k-means, their standard deviations beside them.
+    """
+    ks = list(cfg.evaluation.recall_at)
+    neighbours = nearest_neighbours(embedded.semantic, neighbours_needed(embedded.labels, ks))
+    found = retrieval_metrics(neighbours, embedded.labels, ks)
+    clusters = clustering_metrics(embedded.semantic, embedded.labels, range(cfg.evaluation.kmeans_seeds))
+    return {
+        **{f"recall_at_{k}": found[f"recall@{k}"] for k in ks},
+        "r_precision": found["rp"],
+        "map_at_r": found["map@r"],
+        **{name: value for name, value in clusters.items() if value == value},  # one start has no deviation
+    }

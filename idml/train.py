@@ -1,0 +1,157 @@
+"""One run of IDML or of a baseline: images -> training -> scores and checkpoints.
+
+    make reproduce-idml ROWS=cub50-pa,cub50-pa-mixup,cub50-idml-pa SCALE=lite DATA_ROOT=...
+
+``run`` is what the launcher calls for a row and seed, ``seconds_of_run`` what it prints the cost from.
+"""
+
+import os
+import time
+from itertools import cycle, islice
+from pathlib import Path
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from omegaconf import OmegaConf
+
+from idml import classification
+from idml.data import training_data, training_images
+from idml.figures import draw_uncertainty
+from idml.losses import build_loss
+from idml.machine import device_of, require_device, require_precision, synchronise
+from idml.model import build_embedding_network
+from idml.module import RetrievalModule, TrainingData, parameters_of
+from idml.scoring import chance_level, embed, recall_at_1, scores
+from idml.selection import CHOICES, EpochSelection, require_selection
+from idml.sets import load_retrieval_set
+from idml.uncertainty import ambiguous_uncertainties, uncertainty_scores
+from shared.data.images import ImageSet
+from shared.run.callbacks import AtomicCheckpointIO, Resumption
+from shared.run.checkpoints import load_weights, read_checkpoint
+from shared.run.loggers import loggers
+
+
+def prepare(cfg) -> tuple[RetrievalModule, TrainingData, dict[str, ImageSet]]:
+    """Return all that a run trains and chooses an epoch with, as a function of the config alone.
+
+    Raises UserError for bad input.
+    """
+    require_device(cfg)
+    require_precision(cfg)
+    require_selection(cfg)
+    images, held_out = training_images(cfg)
+    sets = {"best-test-epoch": load_retrieval_set(cfg.data.manifest, "test", cfg.paths.data_root)}
+    if held_out is not None:
+        sets["held-out"] = held_out
+    data = training_data(cfg, images)
+    torch.manual_seed(cfg.seed)
+    network = build_embedding_network(cfg)
+    loss, metric = (OmegaConf.to_container(part) for part in (cfg.loss, cfg.metric))
+    criterion = build_loss(loss, metric, len(images.classes), cfg.model.semantic_dim)
+    steps_per_epoch = data.sampler.steps // cfg.scale.epochs
+    return RetrievalModule(network, criterion, cfg, steps_per_epoch), data, sets
+
+
+def fit(cfg, module: pl.LightningModule, data: TrainingData, folder: Path, callbacks=()) -> pl.Trainer:
+    """Train for the steps of the config, going on from ``folder/last.ckpt`` where there is one."""
+    checkpoint = folder / "last.ckpt"
+    trainer = pl.Trainer(
+        max_steps=data.sampler.steps,
+        max_epochs=-1,
+        accelerator=cfg.trainer.accelerator,
+        devices=cfg.trainer.devices,
+        strategy=cfg.trainer.strategy,
+        precision=cfg.optim.precision,
+        gradient_clip_val=cfg.optim.clip_value,
+        gradient_clip_algorithm="value",
+        logger=loggers(cfg, folder),
+        callbacks=[*callbacks, Resumption(checkpoint, cfg.output.checkpoint_every, data.sampler)],
+        plugins=[AtomicCheckpointIO()],
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        enable_progress_bar=os.isatty(2),
+        use_distributed_sampler=False,
+        log_every_n_steps=10,
+    )
+    trainer.fit(module, datamodule=data, ckpt_path=checkpoint if checkpoint.exists() else None)
+    trainer.save_checkpoint(checkpoint)
+    return trainer
+
+
+def run(cfg, folder: Path) -> dict | None:
+    """Train and score one row and seed into ``folder``; returns the metrics (None on ranks other than 0)."""
+    if cfg.data.task == "classification":
+        return classification.run(cfg, folder, fit)
+    module, data, sets = prepare(cfg)
+    test = sets["best-test-epoch"]
+    untrained = recall_at_1(embed(cfg, module.model, test, device_of(cfg)))
+    module.train()
+    selection = EpochSelection(cfg, folder, sets, module.steps_per_epoch)
+    begin = time.perf_counter()
+    trainer = fit(cfg, module, data, folder, [selection])
+    seconds = time.perf_counter() - begin
+    if not trainer.is_global_zero:
+        return None
+    metrics = score_choices(cfg, module, selection, test, trainer.strategy.root_device, folder)
+    metrics["recall_at_1_untrained"] = untrained
+    metrics["recall_at_1_chance"] = chance_level(torch.from_numpy(test.labels))
+    metrics["train_images"] = float(len(data.batches))
+    metrics["train_seconds"] = seconds
+    metrics["parameters"] = float(parameters_of(module.model))
+    metrics["skipped_steps"] = float(module.skipped_steps)
+    return metrics
+
+
+def score_choices(
+    cfg, module, selection: EpochSelection, test: ImageSet, device, folder: Path
+) -> dict[str, float]:
+    """Return the scores of every choice of an epoch under its name, those of ``cfg.selection`` under none as well."""
+    found = {}
+    for choice in ["last-epoch", *selection.sets]:
+        state, _ = read_checkpoint(selection.path(choice))
+        load_weights(module.model, state, cfg.row, selection.path(choice))
+        embedded = embed(cfg, module.model, test, device)
+        of_choice = scores(cfg, embedded)
+        found |= {f"{name}_{CHOICES[choice]}": value for name, value in of_choice.items()}
+        if choice != "last-epoch":
+            found[f"epoch_{CHOICES[choice]}"] = float(selection.best_epoch(choice))
+        if choice == "held-out":
+            found["recall_at_1_of_held_out"] = max(selection.curves[choice])
+        if choice == cfg.selection:
+            found |= of_choice | {"n_test": float(len(test))}
+            if cfg.model.uncertainty_dim:
+                changed = ambiguous_uncertainties(cfg, module.model, test, device)
+                found |= uncertainty_scores(embedded, changed)
+                if cfg.output.pictures:
+                    draw_uncertainty(folder, test, embedded.uncertainty, changed)
+    return found
+
+
+def seconds_of_run(cfg) -> float:
+    """Estimate the seconds of a whole run from three timed steps and the embedding of one batch.
+
+    Of a batch that several devices share, one device's part is loaded and timed.
+    """
+    if cfg.data.task == "classification":
+        return classification.seconds_of_run(cfg)
+    module, data, sets = prepare(cfg)
+    data.sampler.world_size = max(cfg.trainer.devices, 1)
+    optimizer, device = module.configure_optimizers()["optimizer"], device_of(cfg)
+    module.to(device)
+    times = []
+    for batch in islice(cycle(data.train_dataloader()), 4):  # the first one warms up
+        begin = time.perf_counter()
+        module.loss({name: value.to(device) for name, value in batch.items()}, 0).backward()
+        optimizer.step()
+        synchronise(device)
+        times.append(time.perf_counter() - begin)
+    batch = batch["images"].to(device)
+    module.eval()
+    begin = time.perf_counter()
+    with torch.no_grad():
+        module.model(batch)
+    synchronise(device)
+    seconds_per_image = (time.perf_counter() - begin) / len(batch)
+    scored = sum(map(len, sets.values())) * (cfg.scale.epochs + len(sets) + 1)
+    return data.sampler.steps * float(np.median(times[1:])) + scored * seconds_per_image
