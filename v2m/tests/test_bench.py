@@ -8,8 +8,8 @@ from v2m.mixer import ReleasedMixer
 from v2m.released_composition import released_composition
 
 EXACT = {"rtol": 1e-10, "atol": 1e-12}  # float64 sums in another order
-# Times the composition's speed, forward and forward + backward, both passes, by side; half of it where others run too.
-SPEED = {28: (1.0, 1.2)}
+# Of the composition's speed, both passes, forward and forward + backward: as fast, less what a busy machine takes.
+SPEED = {28: 0.8}
 
 
 @pytest.fixture
@@ -42,13 +42,13 @@ def test_every_timed_scan_gives_the_same(monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("side", SPEED)
-def test_chunked_is_no_slower_than_half_of_what_is_promised(side, two_threads):
+def test_chunked_is_as_fast_as_the_composition(side, two_threads):
     for _ in range(2):
         times = bench.scan_times(side, side, 3, ("composition", "chunked"))
         found = [times[what]["composition"] / times[what]["chunked"] for what in bench.CALLS]
-        if all(ratio >= bar / 2 for ratio, bar in zip(found, SPEED[side], strict=True)):
+        if min(found) >= SPEED[side]:
             return
-    raise AssertionError(f"{found} times as fast, wanted half of {SPEED[side]}")
+    raise AssertionError(f"{found} times as fast, wanted {SPEED[side]}")
 
 
 def test_the_tables_name_every_backend_and_mixer(monkeypatch):
