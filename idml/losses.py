@@ -42,9 +42,11 @@ class MetricLoss(nn.Module):
                 "optim.batch_size, or lower data.per_class"
             )
         embeddings = embeddings.to(torch.promote_types(embeddings.dtype, torch.float32))
-        if self.miner is None:
-            return self.loss(embeddings, labels)
-        return self.loss(embeddings, labels, self.miner(embeddings, labels))
+        # 2 - 2 cos of near images would lose its digits in the products of a reduced precision.
+        with torch.autocast(embeddings.device.type, enabled=False):
+            if self.miner is None:
+                return self.loss(embeddings, labels)
+            return self.loss(embeddings, labels, self.miner(embeddings, labels))
 
 
 def _distance(kind: str, metric: dict[str, Any], semantic_dim: int, **options) -> BaseDistance:
