@@ -5,11 +5,11 @@ import math
 import torch
 from torch.utils.data import Dataset
 
-from globalmamba.module import TrainingData
 from shared.data.augment import Augmentation
 from shared.data.images import Batches, keyed_subset, load_image_set
 from shared.data.sampler import KeyedBatchSampler
 from shared.errors import UserError
+from shared.run.training_data import TrainingData
 
 
 def training_data(cfg) -> TrainingData:

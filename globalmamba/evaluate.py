@@ -15,12 +15,13 @@ from torch.utils.data import DataLoader
 
 from globalmamba import convert
 from globalmamba.data import EvaluationBatches
-from globalmamba.machine import arithmetic, device_of, require_backend, require_precision, synchronise
+from globalmamba.machine import require_backend
 from globalmamba.measure import resident_bytes
 from globalmamba.model import CHANNELS, build_model, parameters_of
 from globalmamba.receptive_field import draw_receptive_field
 from shared.metrics.record import forget_peak
 from shared.run.checkpoints import load_weights, read_checkpoint
+from shared.run.machine import arithmetic, device_of, require_precision, synchronise
 
 TOP = 5
 TIMED = 3  # batches, after one that warms up; the median counts

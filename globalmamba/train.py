@@ -16,18 +16,13 @@ import torch
 
 from globalmamba.data import EvaluationBatches, training_data
 from globalmamba.evaluate import score, speed
-from globalmamba.machine import (
-    arithmetic,
-    device_of,
-    require_backend,
-    require_device,
-    require_precision,
-    synchronise,
-)
+from globalmamba.machine import require_backend
 from globalmamba.model import build_model, parameters_of, require_task
-from globalmamba.module import ClassificationModule, TrainingData
+from globalmamba.module import ClassificationModule
 from shared.run.callbacks import AtomicCheckpointIO, Resumption
 from shared.run.loggers import loggers
+from shared.run.machine import arithmetic, device_of, require_device, require_precision, synchronise
+from shared.run.training_data import TrainingData
 
 
 def prepare(cfg) -> tuple[ClassificationModule, TrainingData]:

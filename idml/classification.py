@@ -16,17 +16,18 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from idml.data import EvaluationBatches
-from idml.machine import arithmetic, device_of, require_device, require_precision, synchronise
 from idml.model import build_classification_network
-from idml.module import TrainingData, decay, parameters_of
+from idml.module import decay, parameters_of
 from idml.sets import load_classification_set
 from shared.data.augment import Augmentation, mix
 from shared.data.images import Batches, ImageSet, keyed_subset
 from shared.data.keyed import keyed_uniform
 from shared.data.sampler import KeyedBatchSampler
 from shared.errors import UserError
+from shared.run.machine import arithmetic, device_of, require_device, require_precision, synchronise
 from shared.run.module import GuardedModule
 from shared.run.ranks import world_size
+from shared.run.training_data import TrainingData
 
 MIXED, MIXING = 46, 47  # first part of a key: what is drawn
 TOP = 5

@@ -43,7 +43,6 @@ class ObjectiveConfig:
 
 @dataclass
 class OptimConfig:
-    name: str = MISSING
     lr: float = MISSING
     proxy_lr_factor: float = MISSING
     momentum: float = MISSING

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from idml.module import TrainingData
 from idml.sets import load_retrieval_set
 from shared.data.augment import Augmentation
 from shared.data.images import Batches, ImageSet
 from shared.data.keyed import keyed_permutation
 from shared.data.sampler import ClassBalancedBatchSampler, KeyedBatchSampler
 from shared.errors import UserError
+from shared.run.training_data import TrainingData
 
 HELD_OUT = 43  # first part of a key: what is drawn
 

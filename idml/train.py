@@ -19,9 +19,8 @@ from idml import classification
 from idml.data import training_data, training_images
 from idml.figures import draw_uncertainty
 from idml.losses import build_loss
-from idml.machine import device_of, require_device, require_precision, synchronise
 from idml.model import build_embedding_network
-from idml.module import RetrievalModule, TrainingData, parameters_of
+from idml.module import RetrievalModule, parameters_of
 from idml.scoring import chance_level, embed, recall_at_1, scores
 from idml.selection import CHOICES, EpochSelection, require_selection
 from idml.sets import load_retrieval_set
@@ -30,6 +29,8 @@ from shared.data.images import ImageSet
 from shared.run.callbacks import AtomicCheckpointIO, Resumption
 from shared.run.checkpoints import load_weights, read_checkpoint
 from shared.run.loggers import loggers
+from shared.run.machine import device_of, require_device, require_precision, synchronise
+from shared.run.training_data import TrainingData
 
 
 def prepare(cfg) -> tuple[RetrievalModule, TrainingData, dict[str, ImageSet]]:

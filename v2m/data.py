@@ -9,7 +9,7 @@ from shared.data.augment import Augmentation
 from shared.data.images import Batches, keyed_subset, load_image_set
 from shared.data.sampler import KeyedBatchSampler
 from shared.errors import UserError
-from v2m.module import TrainingData
+from shared.run.training_data import TrainingData
 
 
 def training_data(cfg) -> TrainingData:

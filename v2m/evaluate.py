@@ -15,9 +15,10 @@ from torch.utils.data import DataLoader
 
 from shared.metrics.record import forget_peak
 from shared.run.checkpoints import load_weights, read_checkpoint
+from shared.run.machine import arithmetic, device_of, require_precision, synchronise
 from v2m import convert
 from v2m.data import EvaluationBatches
-from v2m.machine import arithmetic, device_of, require_backend, require_precision, synchronise
+from v2m.machine import require_backend
 from v2m.measure import resident_bytes
 from v2m.model import CHANNELS, build_model, parameters_of
 from v2m.receptive_field import draw_receptive_field

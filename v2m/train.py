@@ -16,18 +16,13 @@ import torch
 
 from shared.run.callbacks import AtomicCheckpointIO, Resumption
 from shared.run.loggers import loggers
+from shared.run.machine import arithmetic, device_of, require_device, require_precision, synchronise
+from shared.run.training_data import TrainingData
 from v2m.data import EvaluationBatches, training_data
 from v2m.evaluate import score, speed
-from v2m.machine import (
-    arithmetic,
-    device_of,
-    require_backend,
-    require_device,
-    require_precision,
-    synchronise,
-)
+from v2m.machine import require_backend
 from v2m.model import build_model, parameters_of, require_task
-from v2m.module import ClassificationModule, TrainingData
+from v2m.module import ClassificationModule
 
 
 def prepare(cfg) -> tuple[ClassificationModule, TrainingData]:
