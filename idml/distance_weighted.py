@@ -48,9 +48,9 @@ class DistanceWeightedSampler(BaseMiner):
         weights = self.weights(self.distance(embeddings, ref_emb), ~same)
         positive = same & ~torch.eye(len(labels), dtype=torch.bool, device=labels.device)
         anchors, positives = (positive & (weights.sum(1, keepdim=True) > 0)).nonzero(as_tuple=True)
-        # On the CPU, where the generator lives: a draw is the same on every device.
+        # On the CPU, where the generator lives, and in float64: a draw is the same on every device, in every precision.
         drawn = (
-            torch.multinomial(weights[anchors].cpu(), 1, generator=self.generator)[:, 0]
+            torch.multinomial(weights[anchors].cpu().double(), 1, generator=self.generator)[:, 0]
             if len(anchors)
             else anchors
         )

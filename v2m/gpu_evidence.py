@@ -13,12 +13,8 @@ without a GPU; a bar that is missed is a result and changes no exit code.
 """
 
 import argparse
-import json
 import os
-import statistics
-import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -29,6 +25,7 @@ from torch import Tensor
 from shared.errors import UserError
 from shared.metrics.record import environment, git_state
 from shared.run.config import repository_root
+from shared.run.gpu import CALLS, REPEATS, milliseconds, require_gpu, train_rows, write_figures
 from v2m.kernels.scan2d import op, scan2d
 from v2m.mixer import ReleasedMixer, V2MMixer
 from v2m.released_composition import released_composition
@@ -50,8 +47,6 @@ BARS = {
 }  # times mamba-ssm's speed, forward and backward
 MIXER = (64, 384, 14)  # images on a GPU, embed_dim and side of V2M-S
 MIXER_BAR = 3.0  # times the speed of the release's composition, forward and backward together
-REPEATS, CALLS = 20, 10  # of every measurement; calls in one, so that what launches them is not timed
-HEAD_START = 20_000_000  # cycles for which the GPU waits, while the calls are queued
 GPU_ROWS = ("cifar10-all", "tiny32", "imagenette")
 DEVICE = "cuda"
 
@@ -119,23 +114,6 @@ def check(height, width, state, dtype, directions, kinds, channels, shared) -> d
     green = errors[worst] <= BOUND[dtype] and repeatable
     found = case(height, width, state, str(dtype), directions, kinds, channels, shared)
     return found | {"worst": worst, "error": errors[worst], "repeatable": repeatable, "green": green}
-
-
-def milliseconds(calls: dict[str, Callable[[], object]]) -> dict[str, dict[str, float]]:
-    """Return median, least and largest time of a call on the GPU, CALLS of one form after the other in turn."""
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for turn in range(REPEATS + 2):
-        for name, call in calls.items():
-            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            torch.cuda._sleep(HEAD_START)
-            begin.record()
-            for _ in range(CALLS):
-                call()
-            end.record()
-            end.synchronize()
-            if turn >= 2:
-                times[name].append(begin.elapsed_time(end) / CALLS)
-    return {n: {"median": statistics.median(t), "least": min(t), "largest": max(t)} for n, t in times.items()}
 
 
 def peer(source: Path | None):
@@ -283,12 +261,6 @@ def bars(found: dict) -> list[dict]:
     return [row | {"holds": row["found"] >= row["wanted"]} for row in rows]
 
 
-def write(found: dict, path: Path) -> None:
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(json.dumps(found, indent=1, default=str), encoding="utf-8")
-    os.replace(partial, path)
-
-
 def show(found: dict, path: Path) -> None:
     """Print the checks that are red, the times and the bars."""
     console, checks = Console(), found["checks"]
@@ -315,10 +287,9 @@ def show(found: dict, path: Path) -> None:
         console.print(f"mamba-ssm: {found['mamba_ssm']}", markup=False)
 
 
-def require_gpu() -> None:
+def require_triton() -> None:
     """Raise UserError where Triton cannot run on a GPU."""
-    if not torch.cuda.is_available():
-        raise UserError("no GPU is visible to PyTorch: run this on a machine with one")
+    require_gpu()
     reason = op._unavailable("triton")
     if reason:
         raise UserError(f"the Triton scan cannot run here: {reason}")
@@ -326,13 +297,13 @@ def require_gpu() -> None:
 
 def measure(out: Path, source: Path | None) -> int:
     """Check, then time, writing the JSON as it goes; return the exit code."""
-    require_gpu()
+    require_triton()
     out.mkdir(parents=True, exist_ok=True)
     path, (commit, dirty) = out / "scan2d.json", git_state(repository_root())
     torch.use_deterministic_algorithms(True, warn_only=True)  # fresh memory holds NaN
     found: dict = {"commit": commit, "dirty": dirty, **environment(), "checks": [check(**c) for c in CHECKED]}
     torch.use_deterministic_algorithms(False)
-    write(found, path)
+    write_figures(found, path)
     green = all(one["green"] for one in found["checks"])
     if green:
         extension = peer_or_reason(source)
@@ -341,23 +312,12 @@ def measure(out: Path, source: Path | None) -> int:
         for name, shape in SHAPES.items():
             found["milliseconds"][name] = timed(shape, extension)
             found["bars"] = bars(found)
-            write(found, path)
+            write_figures(found, path)
         found["mixers"] = timed_mixers(extension)
         found["bars"] = bars(found)
-        write(found, path)
+        write_figures(found, path)
     show(found, path)
     return 0 if green else 1
-
-
-def train(data_root: Path, workers: int) -> int:
-    """Train the lite rows that are meant for a GPU; the processes share them by locks. Return the exit code."""
-    from shared.run.launch import rows_of
-
-    rows = [row for row in rows_of("v2m", "lite") if row.startswith(GPU_ROWS)]
-    command = [sys.executable, "-m", "shared.run", "reproduce", "v2m", "--scale", "lite"]
-    command += ["--rows", ",".join(rows), "--data-root", str(data_root)]
-    started = [subprocess.Popen(command, cwd=repository_root()) for _ in range(workers)]
-    return max(process.wait() for process in started)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -373,7 +333,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         code = measure(options.out, options.mamba_ssm_source)
         if options.data_root is not None:
-            code = max(code, train(options.data_root, options.workers))
+            code = max(code, train_rows("v2m", GPU_ROWS, options.data_root, options.workers))
         return code
     except UserError as error:
         Console(stderr=True, soft_wrap=True).print(f"error: {error}", markup=False)

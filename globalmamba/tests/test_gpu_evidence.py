@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from globalmamba import gpu_evidence
+from shared.run.gpu import train_rows
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -25,7 +26,7 @@ def test_without_a_gpu_it_says_so_in_one_sentence_and_writes_nothing(tmp_path, c
 
 
 def test_a_red_check_is_reported_and_nothing_is_timed(tmp_path, monkeypatch):
-    monkeypatch.setattr(gpu_evidence, "require_gpu", lambda: None)
+    monkeypatch.setattr(gpu_evidence, "require_triton", lambda: None)
     monkeypatch.setattr(gpu_evidence, "CHECKED", [{"length": 1}, {"length": 2}])
     monkeypatch.setattr(gpu_evidence, "check", lambda length: {"length": length, "green": length == 1})
     monkeypatch.setattr(gpu_evidence, "timed", lambda *shape: pytest.fail("timed behind a red check"))
@@ -60,7 +61,7 @@ def rehearse(out: str) -> None:
     # The interpreter cuts off to bfloat16, where a GPU rounds: its error is twice as large.
     few = [c for c in gpu_evidence.CHECKED if c["length"] in (1, 7) and c["dtype"] is torch.float32]
     few += [gpu_evidence.case(3, 2, absent=gpu_evidence.OPTIONAL)]
-    changes = {"DEVICE": "cpu", "require_gpu": lambda: None, "milliseconds": called, "CHECKED": few}
+    changes = {"DEVICE": "cpu", "require_triton": lambda: None, "milliseconds": called, "CHECKED": few}
     changes |= {"peer": lambda source: Peer, "copy_bandwidth": lambda: 1e12}
     changes["SHAPES"] = {
         name: (2, 64 * directions, 5, state, directions)
@@ -109,7 +110,7 @@ def test_trainings_are_the_lite_rows_for_a_gpu_and_a_failed_one_shows(monkeypatc
             return len(commands) - 1
 
     monkeypatch.setattr(subprocess, "Popen", Process)
-    assert gpu_evidence.train(tmp_path, 2) == 1
+    assert train_rows("globalmamba", gpu_evidence.GPU_ROWS, tmp_path, 2) == 1
     rows = commands[0][commands[0].index("--rows") + 1].split(",")
     assert {"cifar10-all-vim", "cifar10-all-gm", "tiny32-vim", "tiny32-gm-random"} <= set(rows)
     assert not {"cifar10-vim", "imagenette-gm"} & set(rows)

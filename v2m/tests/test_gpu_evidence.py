@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from shared.run.gpu import train_rows
 from v2m import gpu_evidence
 from v2m.kernels.scan2d import scan2d
 from v2m.mixer import ReleasedMixer
@@ -29,7 +30,7 @@ def test_without_a_gpu_it_says_so_in_one_sentence_and_writes_nothing(tmp_path, c
 
 
 def test_a_red_check_is_reported_and_nothing_is_timed(tmp_path, monkeypatch):
-    monkeypatch.setattr(gpu_evidence, "require_gpu", lambda: None)
+    monkeypatch.setattr(gpu_evidence, "require_triton", lambda: None)
     monkeypatch.setattr(gpu_evidence, "CHECKED", [{"length": 1}, {"length": 2}])
     monkeypatch.setattr(gpu_evidence, "check", lambda length: {"length": length, "green": length == 1})
     monkeypatch.setattr(gpu_evidence, "timed", lambda *shape: pytest.fail("timed behind a red check"))
@@ -108,7 +109,7 @@ def rehearse(out: str) -> None:
         gpu_evidence.case(1, 4, 2, torch.float32, ("left",), "both", 4),
         gpu_evidence.case(1, 2, 2, torch.float32, ("left", "down"), "both", 4, shared=True),
     ]
-    changes = {"DEVICE": "cpu", "require_gpu": lambda: None, "milliseconds": called, "CHECKED": few}
+    changes = {"DEVICE": "cpu", "require_triton": lambda: None, "milliseconds": called, "CHECKED": few}
     changes |= {"peer": lambda source: Peer, "MIXER": (1, 4, 2)}
     changes["SHAPES"] = {
         name: (1, 4, 2 if shape[2] > 1 else 1, 3, 2, shape[5], shape[6])
@@ -157,7 +158,7 @@ def test_trainings_are_the_lite_rows_for_a_gpu_and_a_failed_one_shows(monkeypatc
             return len(commands) - 1
 
     monkeypatch.setattr(subprocess, "Popen", Process)
-    assert gpu_evidence.train(tmp_path, 2) == 1
+    assert train_rows("v2m", gpu_evidence.GPU_ROWS, tmp_path, 2) == 1
     rows = commands[0][commands[0].index("--rows") + 1].split(",")
     assert {"cifar10-all-vim", "cifar10-all-v2m", "tiny32-v2m-released", "imagenette-v2m-corners1"} <= set(
         rows

@@ -1,0 +1,177 @@
+"""What only a GPU can show of IDML: losses and neighbours are right there, what a step costs, and the lite rows.
+
+    make gpu-evidence OUT=FOLDER [DATA_ROOT=FOLDER]
+    python -m idml.gpu_evidence --out FOLDER [--data-root FOLDER] [--workers 6]
+
+First every loss with every metric that it takes is compared with float64 on the CPU, value and gradients, and the
+neighbours of all samples with those that the CPU finds. Only if all of that holds is anything timed: the search at the
+size of SOP's test set, and a training step of the paper's network at its batch, with and without the metric. It goes
+into ``FOLDER/idml.json``, which is written anew after every part. With a data root the lite rows are trained
+afterwards, by several processes that share them. Exit code 1 where a check is red or a training failed, 2 without
+a GPU.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from idml.backbones import build_backbone
+from idml.bench import SAMPLES, synthetic
+from idml.embedding import EmbeddingNetwork
+from idml.losses import BUILDERS, MetricLoss, build_loss
+from idml.neighbours import nearest_neighbours
+from idml.objective import objective
+from shared.errors import UserError
+from shared.metrics.record import environment, git_state
+from shared.run.config import compose, repository_root
+from shared.run.gpu import milliseconds, require_gpu, train_rows, write_figures
+
+DEVICE = "cuda"
+GPU_ROWS = ("cub50", "cars196t", "cifar10")
+CHECKED_SAMPLES, K = 5000, 10  # of the neighbours
+BATCH, SIDE, CLASSES = 120, 224, 100  # of the paper's retrieval on CUB
+# Relative L2 error of float32: losses add exponentials of 32 times a similarity, the gradients have few digits less.
+BOUND = 1e-4
+METRICS = {"plain": [], "introspective": ["metric=introspective"], "released": ["metric=released"]}
+
+
+def cases() -> list[tuple[str, str]]:
+    """Return (loss, metric) of all that are defined."""
+    return [(loss, m) for loss in BUILDERS for m in METRICS if m != "released" or loss == "proxy-anchor"]
+
+
+def loss_of(name: str, metric: str, classes: int) -> tuple[MetricLoss, int, int]:
+    """Return a loss with its constants of the configs, and the widths of both halves of an embedding."""
+    cfg = compose("idml", [f"loss={name}", *METRICS[metric]])
+    torch.manual_seed(0)
+    loss = build_loss(dict(cfg.loss), dict(cfg.metric), classes, cfg.model.semantic_dim)
+    return loss, cfg.model.semantic_dim, cfg.model.uncertainty_dim
+
+
+def outcome(loss: MetricLoss, embeddings: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    """Return the loss and its gradient to embeddings and proxies."""
+    embeddings = embeddings.clone().requires_grad_()
+    if hasattr(loss.miner, "seed_step"):
+        loss.miner.seed_step(1)
+    value = loss(embeddings, labels)
+    value.backward()
+    gradients = [embeddings.grad, *(parameter.grad for parameter in loss.proxies())]
+    return {"loss": value.detach()} | {f"gradient {i}": one for i, one in enumerate(gradients)}
+
+
+def check_loss(name: str, metric: str) -> dict:
+    """Return the case with its largest relative error against float64 on the CPU."""
+    loss, semantic, uncertainty = loss_of(name, metric, 5)
+    draw = torch.Generator().manual_seed(0)
+    embeddings = torch.randn(40, semantic + uncertainty, generator=draw)
+    labels = torch.arange(40) % 5
+    wanted = outcome(loss.double(), embeddings.double(), labels)
+    loss.zero_grad()
+    found = outcome(loss.float().to(DEVICE), embeddings.to(DEVICE), labels.to(DEVICE))
+    errors = {
+        key: float((found[key].cpu().double() - value).norm() / value.norm().clamp_min(1e-12))
+        for key, value in wanted.items()
+    }
+    worst = max(errors, key=lambda key: errors[key] if errors[key] == errors[key] else float("inf"))
+    case = {"what": f"{name}, {metric}", "worst": worst, "error": errors[worst]}
+    return case | {"green": errors[worst] <= BOUND}
+
+
+def check_neighbours() -> dict:
+    """Return whether the GPU finds the CPU's neighbours, every one and in their order."""
+    embeddings, _ = synthetic(CHECKED_SAMPLES)
+    wanted = nearest_neighbours(embeddings, K)
+    differing = int((nearest_neighbours(embeddings.to(DEVICE), K).cpu() != wanted).sum())
+    return {"what": f"{K} neighbours of {CHECKED_SAMPLES}", "error": differing, "green": not differing}
+
+
+def timed_search() -> dict:
+    """Return the times of the search among as many samples as SOP's test set has."""
+    embeddings = synthetic(SAMPLES)[0].to(DEVICE)
+    return milliseconds({f"{K} neighbours of {SAMPLES}": lambda: nearest_neighbours(embeddings, K)})
+
+
+def timed_steps() -> dict:
+    """Return the times, forward and backward in bfloat16 autocast, of ResNet-50's Proxy-Anchor objectives."""
+    images = torch.randn(BATCH, 3, SIDE, SIDE, device=DEVICE)
+    labels = torch.arange(BATCH, device=DEVICE) % CLASSES
+
+    def step_of(metric: str, share: float | None):
+        loss, semantic, uncertainty = loss_of("proxy-anchor", metric, CLASSES)
+        network = EmbeddingNetwork(build_backbone("resnet50"), semantic, uncertainty).to(DEVICE)
+        loss = loss.to(DEVICE)
+        trained = [*network.parameters(), *loss.proxies()]
+
+        def step():
+            with torch.autocast(torch.device(DEVICE).type, torch.bfloat16):
+                value = objective(network, loss, images, labels, share)
+            return torch.autograd.grad(value, trained, allow_unused=True)
+
+        return step
+
+    return milliseconds(
+        {
+            "ResNet-50, Proxy-Anchor": step_of("plain", None),
+            "ResNet-50, Proxy-Anchor + mixup": step_of("plain", 0.5),
+            "ResNet-50, IDML-PA": step_of("introspective", 0.5),
+        }
+    )
+
+
+def show(found: dict, path: Path) -> None:
+    """Print the checks that are red, and the times."""
+    console, checks = Console(), found["checks"]
+    red = [one for one in checks if not one["green"]]
+    console.print(f"{len(checks) - len(red)} of {len(checks)} checks hold; all figures: {path}", markup=False)
+    for one in red:
+        console.print(f"red: {one}", markup=False)
+    table = Table("what", "ms, median", "least", "largest")
+    for name, one in found.get("milliseconds", {}).items():
+        table.add_row(name, *(f"{one[key]:.2f}" for key in ("median", "least", "largest")))
+    if table.rows:
+        console.print(table)
+
+
+def measure(out: Path) -> int:
+    """Check, then time, writing the JSON as it goes; return the exit code."""
+    require_gpu()
+    out.mkdir(parents=True, exist_ok=True)
+    path, (commit, dirty) = out / "idml.json", git_state(repository_root())
+    checks = [check_loss(*case) for case in cases()] + [check_neighbours()]
+    found: dict = {"commit": commit, "dirty": dirty, **environment(), "checks": checks}
+    write_figures(found, path)
+    green = all(one["green"] for one in checks)
+    if green:
+        found["milliseconds"] = {}
+        for timed in (timed_search, timed_steps):
+            found["milliseconds"] |= timed()
+            write_figures(found, path)
+    show(found, path)
+    return 0 if green else 1
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Return the exit code: 0, 1 where a check is red, 2 after one sentence on standard error."""
+    parser = argparse.ArgumentParser(prog="python -m idml.gpu_evidence", description=__doc__.split("\n")[0])
+    parser.add_argument("--out", type=Path, default=Path("runs/gpu"), help="folder of the figures")
+    parser.add_argument("--mamba-ssm-source", type=Path, help="has no use here; the other papers' peer")
+    parser.add_argument("--data-root", type=Path, help="train the lite rows too, from here")
+    parser.add_argument("--workers", type=int, default=6, help="processes that train side by side")
+    options = parser.parse_args(arguments)
+    try:
+        code = measure(options.out)
+        if options.data_root is not None:
+            code = max(code, train_rows("idml", GPU_ROWS, options.data_root, options.workers))
+        return code
+    except UserError as error:
+        Console(stderr=True, soft_wrap=True).print(f"error: {error}", markup=False)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())
