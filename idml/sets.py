@@ -150,10 +150,10 @@ def load_retrieval_set(name: str, split: str, data_root: str | Path | None) -> I
     first = manifest.counts["classes"][0]
     chosen = [annotation for annotation in annotations if (annotation.number <= first) == (split == "train")]
     expected = manifest.counts["images"][SPLITS.index(split)]
-    if len(chosen) != expected:
+    if len(chosen) != expected or not chosen:
+        wanted = f"{len(chosen)} images, not {expected}" if chosen or expected else "no images"
         raise UserError(
-            f"the {split} classes of {root} have {len(chosen)} images, not {expected}: get the data again, source: "
-            f"{manifest.source}"
+            f"the {split} classes of {root} have {wanted}: get the data again, source: {manifest.source}"
         )
     for annotation in chosen:
         if not (root / annotation.path).is_file():

@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from idml import scoring
+from idml.tests.test_sets import cub
+from shared.data import manifest
 from shared.run import __main__ as command_line
 from shared.run.job import run_folder
 
@@ -113,3 +115,21 @@ def test_embeddings_that_are_not_numbers_are_one_line(reproduce, capsys, monkeyp
     assert reproduce(ROW, trained=False) == 2
     err = capsys.readouterr().err
     assert "lower optim.lr" in err and err.count("\n") == 1
+
+
+def test_a_corrupt_image_and_annotations_that_do_not_match_are_one_line(
+    reproduce, capsys, monkeypatch, tmp_path
+):
+    monkeypatch.setattr(manifest, "FOLDER", tmp_path / "manifests")
+    manifest.FOLDER.mkdir()
+    folder = cub(tmp_path / "data")
+    toy = ["data.classes=2", "data.held_out=0", "selection=last-epoch", "optim.batch_size=4"]
+    toy += [f"paths.data_root={tmp_path / 'data'}", "data.image_size=32"]
+    (folder / "images/001.bird/1.png").write_bytes(b"no picture")
+    assert reproduce("cub50-pa", *toy, trained=False) == 2
+    err = capsys.readouterr().err
+    assert "1.png" in err and "get the data again" in err and err.count("\n") == 1
+    (folder / "image_class_labels.txt").write_text("1 1\n")
+    assert reproduce("cub50-pa-mixup", *toy, trained=False) == 2
+    err = capsys.readouterr().err
+    assert "do not match, image 2 is in one" in err and err.count("\n") == 1

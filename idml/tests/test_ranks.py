@@ -3,6 +3,9 @@
 Tolerance 1e-10 relative, in float64: the ranks add the same numbers in another order.
 """
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch.nn.parallel import DistributedDataParallel
@@ -11,6 +14,8 @@ from idml.losses import BUILDERS
 from idml.tests.small import INTROSPECTIVE, small_config
 from idml.train import prepare
 from shared.errors import UserError
+from shared.metrics.record import read_record
+from shared.run.config import repository_root
 from shared.run.tests.gloo import on_ranks
 
 CLOSE = {"rtol": 1e-10, "atol": 1e-12}
@@ -85,3 +90,37 @@ def test_batch_that_ranks_cannot_mix_alike_is_refused(tmp_path):
     data.require_equal_pairs(3)
     with pytest.raises(UserError, match="optim.batch_size.*multiple of 4"):
         data.require_equal_pairs(2)
+
+
+def reproduce(folder, *overrides) -> subprocess.CompletedProcess:
+    """Run the digits through the command line, in float64 on the CPU."""
+    command = (
+        f"-m shared.run reproduce idml --rows digits-idml-pa --seeds 0 --results {folder} scale.epochs=2"
+    )
+    options = ["trainer.accelerator=cpu", "optim.precision=64-true", "output.pictures=false", *overrides]
+    return subprocess.run(
+        [sys.executable, *command.split(), *options], cwd=repository_root(), capture_output=True, text=True
+    )
+
+
+@pytest.mark.slow
+def test_two_devices_on_the_command_line_give_the_record_of_one(tmp_path):
+    found = []
+    for devices, strategy in (("1", "auto"), ("2", "ddp")):
+        done = reproduce(tmp_path / devices, f"trainer.devices={devices}", f"trainer.strategy={strategy}")
+        assert done.returncode == 0, done.stderr[-2000:]
+        found.append(read_record(tmp_path / devices / "idml/demo/digits-idml-pa/seed0.json"))
+    one, two = found
+    assert two.config_sha256 == one.config_sha256
+    assert {"recall_at_1", "nmi", "map_at_r", "uncertainty_mean", "auroc_mixed"} <= set(one.metrics)
+    for name, value in one.metrics.items():
+        if name != "train_seconds":
+            assert two.metrics[name] == pytest.approx(value, rel=1e-9), name
+
+
+@pytest.mark.slow
+def test_bad_input_in_one_of_two_devices_is_one_sentence_and_code_2(tmp_path):
+    done = reproduce(tmp_path, "optim.batch_size=30", "trainer.devices=2", "trainer.strategy=ddp")
+    assert done.returncode == 2, done.stderr[-2000:]
+    assert "set optim.batch_size to a multiple of 4" in done.stderr and "Traceback" not in done.stderr
+    assert not list(tmp_path.glob("idml/demo/**/*.json"))

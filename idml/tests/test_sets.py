@@ -133,6 +133,7 @@ def test_annotation_files_that_do_not_match_each_other_are_one_sentence(root):
 @pytest.mark.parametrize(
     "content, words",
     [
+        ("", "images.txt and .*image_class_labels.txt do not match, image 1 is in one"),
         ("1 a b\n", "line 1, has 3 columns, not 2"),
         ("".join(f"{n} one\n" for n, _, _ in images()), "has 'one' where a number must stand"),
         ("".join(f"{n} 1\n" for n, _, _ in images()), "name 8 images of 1 classes, not 8 of 4"),
@@ -149,6 +150,22 @@ def test_matlab_annotations_that_are_cut_short_are_one_sentence(root):
     path.write_bytes(path.read_bytes()[:200])
     with pytest.raises(UserError, match=r"cars_annos.mat .*again"):
         load_retrieval_set("cars196", "train", root)
+
+
+def test_annotations_of_nothing_are_one_sentence(root):
+    folder = cub(root)
+    for name in ("images.txt", "image_class_labels.txt"):
+        (folder / name).write_text("")
+    with pytest.raises(UserError, match="name 0 images of 0 classes, not 8 of 4: get the data again"):
+        load_retrieval_set("cub50", "test", root)
+
+
+def test_a_split_that_is_empty_is_one_sentence(root):
+    folder = cub(root)
+    describe("cub50", ["toy/images.txt", "toy/image_class_labels.txt"], {"classes": [4, 0], "images": [8, 0]})
+    assert len(load_retrieval_set("cub50", "train", root)) == 8
+    with pytest.raises(UserError, match=f"the test classes of {folder} have no images: get the data again"):
+        load_retrieval_set("cub50", "test", root)
 
 
 def test_a_split_of_another_size_than_the_manifest_counts_is_one_sentence(root):
