@@ -116,7 +116,7 @@ def score(cfg, network: nn.Module, test: ImageSet, device: torch.device) -> dict
     ranked = []
     for batch in DataLoader(EvaluationBatches(cfg, test), batch_size=None, num_workers=cfg.trainer.workers):
         with arithmetic(cfg, device):
-            logits = network(batch["images"].to(device))
+            logits = network(batch["images"].to(device, next(network.parameters()).dtype))
         best = logits.topk(min(TOP, logits.shape[1]), 1).indices.cpu()  # (B, 5), best first
         ranked.append(best == batch["labels"][:, None])
     hits = torch.cat(ranked)

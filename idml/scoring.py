@@ -20,19 +20,24 @@ from shared.data.images import ImageSet
 
 @dataclass
 class Embedded:
-    """Images after the network: semantic (n, S) of length 1, uncertainty ||u|| (n,), labels (n,) int64; on the CPU."""
+    """Images after the network, on the CPU.
+
+    semantic (n, S) of length 1, length (n,) that it had before, uncertainty ||u|| (n,), labels (n,) int64.
+    """
 
     semantic: Tensor
+    length: Tensor
     uncertainty: Tensor
     labels: Tensor
 
 
 @torch.no_grad()
-def embed_batch(network: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the semantic embedding (B, S), length 1, and the uncertainty (B,), 0 of a network without one."""
-    rows = network(images).float()
+def embed_batch(network: nn.Module, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the semantic embedding (B, S) at length 1, its length (B,) and the uncertainty (B,), 0 without one."""
+    rows = network(images.to(next(network.parameters()).dtype))
+    rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
     semantic, uncertainty = rows[:, : network.semantic_dim], rows[:, network.semantic_dim :]
-    return F.normalize(semantic, dim=1), uncertainty.norm(dim=1)
+    return F.normalize(semantic, dim=1), semantic.norm(dim=1), uncertainty.norm(dim=1)
 
 
 @torch.no_grad()
@@ -42,8 +47,8 @@ def embed(cfg, network: nn.Module, images: ImageSet, device: torch.device) -> Em
     loader = DataLoader(EvaluationBatches(cfg, images), batch_size=None, num_workers=cfg.trainer.workers)
     parts = []
     for batch in loader:
-        semantic, uncertainty = embed_batch(network, batch["images"].to(device))
-        parts.append((semantic.cpu(), uncertainty.cpu(), batch["labels"]))
+        embedded = embed_batch(network, batch["images"].to(device))
+        parts.append((*(rows.cpu() for rows in embedded), batch["labels"]))
     return Embedded(*map(torch.cat, zip(*parts, strict=True)))
 
 

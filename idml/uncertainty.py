@@ -9,6 +9,7 @@ The AUROC is that of the uncertainty as a detector of each against the clean ima
 
 import numpy as np
 import torch
+from scipy.stats import spearmanr
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -67,7 +68,7 @@ def ambiguous_uncertainties(cfg, network, images: ImageSet, device: torch.device
             "blurred": blurred(clean),
         }
         for name, these in changed.items():
-            found[name].append(embed_batch(network, these.to(device))[1].cpu())
+            found[name].append(embed_batch(network, these.to(device))[2].cpu())
     return {name: torch.cat(parts) for name, parts in found.items()}
 
 
@@ -92,11 +93,18 @@ def auroc(clean: Tensor, changed: Tensor) -> float:
 
 
 def uncertainty_scores(embedded: Embedded, changed: dict[str, Tensor]) -> dict[str, float]:
-    """Return auroc_<change> for every change, R@1 of the certain and of the uncertain half, mean and deviation."""
+    """Return auroc_<change> for every change, R@1 of either half, mean, deviation, and what it has of a length.
+
+    That is its rank correlation with the length of the semantic embedding before it was normalised: near 1 the
+    uncertainty is one more reading of how strongly an image excites the network.
+    """
     certain = certain_half(embedded.uncertainty)
     scores = {f"auroc_{name}": auroc(embedded.uncertainty, values) for name, values in changed.items()}
     scores["recall_at_1_certain_half"] = recall_at_1_of_queries(embedded, certain)
     scores["recall_at_1_uncertain_half"] = recall_at_1_of_queries(embedded, ~certain)
+    scores["uncertainty_length_correlation"] = float(
+        spearmanr(embedded.uncertainty, embedded.length).statistic
+    )
     scores["uncertainty_mean"] = float(embedded.uncertainty.double().mean())
     scores["uncertainty_std"] = float(embedded.uncertainty.double().std())
     return scores

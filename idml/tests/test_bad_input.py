@@ -109,7 +109,7 @@ def test_a_damaged_checkpoint_is_one_line(reproduce, capsys):
 def test_embeddings_that_are_not_numbers_are_one_line(reproduce, capsys, monkeypatch):
     def broken(network, images):
         rows = torch.full((len(images), 4), torch.nan)
-        return rows, rows[:, 0]
+        return rows, rows[:, 0], rows[:, 0]
 
     monkeypatch.setattr(scoring, "embed_batch", broken)
     assert reproduce(ROW, trained=False) == 2
@@ -122,14 +122,15 @@ def test_a_corrupt_image_and_annotations_that_do_not_match_are_one_line(
 ):
     monkeypatch.setattr(manifest, "FOLDER", tmp_path / "manifests")
     manifest.FOLDER.mkdir()
-    folder = cub(tmp_path / "data")
     toy = ["data.classes=2", "data.held_out=0", "selection=last-epoch", "optim.batch_size=4"]
-    toy += [f"paths.data_root={tmp_path / 'data'}", "data.image_size=32"]
+    toy += ["data.image_size=32"]
+    folder = cub(tmp_path / "one")
     (folder / "images/001.bird/1.png").write_bytes(b"no picture")
-    assert reproduce("cub50-pa", *toy, trained=False) == 2
+    assert reproduce("cub50-pa", *toy, f"paths.data_root={tmp_path}/one", trained=False) == 2
     err = capsys.readouterr().err
-    assert "1.png" in err and "get the data again" in err and err.count("\n") == 1
-    (folder / "image_class_labels.txt").write_text("1 1\n")
-    assert reproduce("cub50-pa-mixup", *toy, trained=False) == 2
+    assert "1.png is missing, truncated or no image" in err and "get the file again" in err
+    assert err.count("\n") == 1
+    (cub(tmp_path / "two") / "image_class_labels.txt").write_text("1 1\n")
+    assert reproduce("cub50-pa-mixup", *toy, f"paths.data_root={tmp_path}/two", trained=False) == 2
     err = capsys.readouterr().err
     assert "do not match, image 2 is in one" in err and err.count("\n") == 1

@@ -12,7 +12,14 @@ from idml.scoring import Embedded, chance_level, embed, recall_at_1
 from idml.selection import EpochSelection
 from idml.sets import load_retrieval_set
 from idml.tests.small import BATCHES_AN_EPOCH, INTROSPECTIVE, small_config
-from idml.uncertainty import auroc, blurred, certain_half, occluded, partners_of_another_class
+from idml.uncertainty import (
+    auroc,
+    blurred,
+    certain_half,
+    occluded,
+    partners_of_another_class,
+    uncertainty_scores,
+)
 
 HELD_OUT = ["data.held_out=0.4", "selection=held-out"]
 
@@ -167,6 +174,17 @@ def test_scores_are_of_the_semantic_half_alone(tmp_path):
     torch.testing.assert_close(before.semantic.norm(dim=1), torch.ones(len(test)))
 
 
+def test_an_uncertainty_that_is_the_semantic_embedding_ranks_as_its_length(tmp_path):
+    cfg = small_config(tmp_path, *INTROSPECTIVE)
+    module, _, sets = train.prepare(cfg)
+    module.model.uncertainty.load_state_dict(module.model.semantic.state_dict())
+    embedded = embed(cfg, module.model, sets["best-test-epoch"], torch.device("cpu"))
+    assert embedded.length.equal(embedded.uncertainty) and embedded.length.std() > 0
+    assert uncertainty_scores(embedded, {})["uncertainty_length_correlation"] == pytest.approx(1)
+    embedded.length = -embedded.length
+    assert uncertainty_scores(embedded, {})["uncertainty_length_correlation"] == pytest.approx(-1)
+
+
 def test_chance_level_is_the_share_of_pairs_of_one_class():
     labels = torch.tensor([0, 0, 1, 1, 1])
     pairs = [(a, b) for a in range(5) for b in range(5) if a != b]
@@ -176,7 +194,10 @@ def test_chance_level_is_the_share_of_pairs_of_one_class():
 def test_recall_at_1_counts_nearest_images_of_the_own_class():
     angles = torch.tensor([0.0, 0.1, 1.0, 1.05, 2.0])
     embedded = Embedded(
-        torch.stack([angles.cos(), angles.sin()], 1), torch.zeros(5), torch.tensor([0, 0, 1, 0, 1])
+        torch.stack([angles.cos(), angles.sin()], 1),
+        torch.ones(5),
+        torch.zeros(5),
+        torch.tensor([0, 0, 1, 0, 1]),
     )
     assert recall_at_1(embedded) == 2 / 5
 
