@@ -5,13 +5,10 @@
 ``run`` is what the launcher calls for a row and seed, ``seconds_of_run`` what it prints the cost from.
 """
 
-import os
 import time
-from itertools import cycle, islice
 from pathlib import Path
 
 import lightning.pytorch as pl
-import numpy as np
 import torch
 
 from globalmamba.data import EvaluationBatches, training_data
@@ -19,9 +16,9 @@ from globalmamba.evaluate import score, speed
 from globalmamba.machine import require_backend
 from globalmamba.model import build_model, parameters_of, require_task
 from globalmamba.module import ClassificationModule
-from shared.run.callbacks import AtomicCheckpointIO, Resumption
-from shared.run.loggers import loggers
-from shared.run.machine import arithmetic, device_of, require_device, require_precision, synchronise
+from shared.run.fit import fit as train
+from shared.run.fit import seconds_of_training
+from shared.run.machine import device_of, require_device, require_precision
 from shared.run.training_data import TrainingData
 
 
@@ -37,29 +34,9 @@ def prepare(cfg) -> tuple[ClassificationModule, TrainingData]:
     return ClassificationModule(network, cfg, data.sampler.steps), data
 
 
-def fit(cfg, module: ClassificationModule, data: TrainingData, folder: Path, callbacks=None) -> pl.Trainer:
+def fit(cfg, module: ClassificationModule, data: TrainingData, folder: Path, callbacks=()) -> pl.Trainer:
     """Train for the steps of the config, going on from ``folder/last.ckpt`` where there is one."""
-    checkpoint = folder / "last.ckpt"
-    trainer = pl.Trainer(
-        max_steps=data.sampler.steps,
-        max_epochs=-1,
-        accelerator=cfg.trainer.accelerator,
-        devices=cfg.trainer.devices,
-        strategy=cfg.trainer.strategy,
-        precision=cfg.optim.precision,
-        gradient_clip_val=cfg.optim.clip_norm,
-        logger=loggers(cfg, folder),
-        callbacks=[Resumption(checkpoint, cfg.output.checkpoint_every, data.sampler), *(callbacks or [])],
-        plugins=[AtomicCheckpointIO()],
-        enable_checkpointing=False,
-        enable_model_summary=False,
-        enable_progress_bar=os.isatty(2),
-        use_distributed_sampler=False,
-        log_every_n_steps=10,
-    )
-    trainer.fit(module, datamodule=data, ckpt_path=checkpoint if checkpoint.exists() else None)
-    trainer.save_checkpoint(checkpoint)
-    return trainer
+    return train(cfg, module, data, folder, callbacks, gradient_clip_val=cfg.optim.clip_norm)
 
 
 def run(cfg, folder: Path) -> dict | None:
@@ -87,17 +64,6 @@ def seconds_of_run(cfg) -> float:
     Of a batch that several devices share, one device's part is loaded and timed.
     """
     module, data = prepare(cfg)
-    data.sampler.world_size = max(cfg.trainer.devices, 1)
-    optimizer, device = module.configure_optimizers()["optimizer"], device_of(cfg)
-    module.to(device)
-    times = []
-    for batch in islice(cycle(data.train_dataloader()), 4):  # the first one warms up
-        begin = time.perf_counter()
-        with arithmetic(cfg, device):
-            loss = module.loss({name: value.to(device) for name, value in batch.items()}, 0)
-        loss.backward()
-        optimizer.step()
-        synchronise(device)
-        times.append(time.perf_counter() - begin)
-    rate = speed(cfg, module.model, device)["images_per_second"]
-    return data.sampler.steps * float(np.median(times[1:])) + EvaluationBatches(cfg).images / rate
+    seconds = seconds_of_training(cfg, module, data)
+    rate = speed(cfg, module.model, device_of(cfg))["images_per_second"]
+    return seconds + EvaluationBatches(cfg).images / rate

@@ -6,10 +6,8 @@ of a tenth, crops and flips, and a part of the batches mixed by mixup or CutMix.
 
 import time
 from collections.abc import Callable
-from itertools import cycle, islice
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -24,7 +22,8 @@ from shared.data.images import Batches, ImageSet, keyed_subset
 from shared.data.keyed import keyed_uniform
 from shared.data.sampler import KeyedBatchSampler
 from shared.errors import UserError
-from shared.run.machine import arithmetic, device_of, require_device, require_precision, synchronise
+from shared.run.fit import seconds_of_training
+from shared.run.machine import arithmetic, require_device, require_precision
 from shared.run.module import GuardedModule
 from shared.run.ranks import world_size
 from shared.run.training_data import TrainingData
@@ -146,16 +145,4 @@ def run(cfg, folder: Path, fit: Callable) -> dict | None:
 def seconds_of_run(cfg) -> float:
     """Estimate the seconds of the training of a run from three timed steps."""
     module, data, _ = prepare(cfg)
-    data.sampler.world_size = max(cfg.trainer.devices, 1)
-    optimizer, device = module.configure_optimizers()["optimizer"], device_of(cfg)
-    module.to(device)
-    times = []
-    for batch in islice(cycle(data.train_dataloader()), 4):  # the first one warms up
-        begin = time.perf_counter()
-        with arithmetic(cfg, device):
-            loss = module.loss({name: value.to(device) for name, value in batch.items()}, 0)
-        loss.backward()
-        optimizer.step()
-        synchronise(device)
-        times.append(time.perf_counter() - begin)
-    return data.sampler.steps * float(np.median(times[1:]))
+    return seconds_of_training(cfg, module, data)

@@ -5,13 +5,10 @@
 ``run`` is what the launcher calls for a row and seed, ``seconds_of_run`` what it prints the cost from.
 """
 
-import os
 import time
-from itertools import cycle, islice
 from pathlib import Path
 
 import lightning.pytorch as pl
-import numpy as np
 import torch
 from omegaconf import OmegaConf
 
@@ -26,9 +23,9 @@ from idml.selection import CHOICES, EpochSelection, require_selection
 from idml.sets import load_retrieval_set
 from idml.uncertainty import ambiguous_uncertainties, uncertainty_scores
 from shared.data.images import ImageSet
-from shared.run.callbacks import AtomicCheckpointIO, Resumption
 from shared.run.checkpoints import load_weights, read_checkpoint
-from shared.run.loggers import loggers
+from shared.run.fit import fit as train
+from shared.run.fit import seconds_of_training
 from shared.run.machine import device_of, require_device, require_precision, synchronise
 from shared.run.training_data import TrainingData
 
@@ -56,28 +53,8 @@ def prepare(cfg) -> tuple[RetrievalModule, TrainingData, dict[str, ImageSet]]:
 
 def fit(cfg, module: pl.LightningModule, data: TrainingData, folder: Path, callbacks=()) -> pl.Trainer:
     """Train for the steps of the config, going on from ``folder/last.ckpt`` where there is one."""
-    checkpoint = folder / "last.ckpt"
-    trainer = pl.Trainer(
-        max_steps=data.sampler.steps,
-        max_epochs=-1,
-        accelerator=cfg.trainer.accelerator,
-        devices=cfg.trainer.devices,
-        strategy=cfg.trainer.strategy,
-        precision=cfg.optim.precision,
-        gradient_clip_val=cfg.optim.clip_value,
-        gradient_clip_algorithm="value",
-        logger=loggers(cfg, folder),
-        callbacks=[*callbacks, Resumption(checkpoint, cfg.output.checkpoint_every, data.sampler)],
-        plugins=[AtomicCheckpointIO()],
-        enable_checkpointing=False,
-        enable_model_summary=False,
-        enable_progress_bar=os.isatty(2),
-        use_distributed_sampler=False,
-        log_every_n_steps=10,
-    )
-    trainer.fit(module, datamodule=data, ckpt_path=checkpoint if checkpoint.exists() else None)
-    trainer.save_checkpoint(checkpoint)
-    return trainer
+    clipping = {"gradient_clip_val": cfg.optim.clip_value, "gradient_clip_algorithm": "value"}
+    return train(cfg, module, data, folder, callbacks, **clipping)
 
 
 def run(cfg, folder: Path) -> dict | None:
@@ -137,17 +114,8 @@ def seconds_of_run(cfg) -> float:
     if cfg.data.task == "classification":
         return classification.seconds_of_run(cfg)
     module, data, sets = prepare(cfg)
-    data.sampler.world_size = max(cfg.trainer.devices, 1)
-    optimizer, device = module.configure_optimizers()["optimizer"], device_of(cfg)
-    module.to(device)
-    times = []
-    for batch in islice(cycle(data.train_dataloader()), 4):  # the first one warms up
-        begin = time.perf_counter()
-        module.loss({name: value.to(device) for name, value in batch.items()}, 0).backward()
-        optimizer.step()
-        synchronise(device)
-        times.append(time.perf_counter() - begin)
-    batch = batch["images"].to(device)
+    seconds, device = seconds_of_training(cfg, module, data), device_of(cfg)
+    batch = next(iter(data.train_dataloader()))["images"].to(device)
     module.eval()
     begin = time.perf_counter()
     with torch.no_grad():
@@ -155,4 +123,4 @@ def seconds_of_run(cfg) -> float:
     synchronise(device)
     seconds_per_image = (time.perf_counter() - begin) / len(batch)
     scored = sum(map(len, sets.values())) * (cfg.scale.epochs + len(sets) + 1)
-    return data.sampler.steps * float(np.median(times[1:])) + scored * seconds_per_image
+    return seconds + scored * seconds_per_image

@@ -18,7 +18,7 @@ from pdml.scenes import Scene, Split
 from shared.data.keyed import keyed_bits
 from shared.data.sampler import KeyedBatchSampler
 from shared.run.module import GuardedModule
-from shared.run.ranks import gather_rows
+from shared.run.ranks import gather_rows, with_global_batchnorm
 
 AUGMENTATION, PIXEL = 21, 22  # first part of a key: what is drawn
 
@@ -90,6 +90,10 @@ class PDMLModule(GuardedModule):
     def __init__(self, model: PatchModel, optim, total_steps: int):
         super().__init__()
         self.model, self.optim, self.total_steps = model, optim, total_steps
+
+    def setup(self, stage: str) -> None:
+        if self.trainer.world_size > 1:
+            self.model = with_global_batchnorm(self.model)
 
     def training_step(self, batch: PatchBatch, batch_idx: int) -> Tensor:
         rows, chosen = self.model.rows(batch.patches, batch.labels)

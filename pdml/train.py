@@ -11,7 +11,6 @@ import time
 from itertools import cycle, islice
 from pathlib import Path
 
-import lightning.pytorch as pl
 import numpy as np
 import torch
 from scipy.special import entr
@@ -25,9 +24,7 @@ from pdml.module import PatchBatches, PatchData, PDMLModule
 from pdml.scenes import Scene, Split, load_scene
 from pdml.svm import predict_svm
 from shared.metrics.scores import classification_scores
-from shared.run.callbacks import AtomicCheckpointIO, Resumption
-from shared.run.loggers import loggers
-from shared.run.ranks import with_global_batchnorm
+from shared.run.fit import fit
 
 log = logging.getLogger(__name__)
 
@@ -41,32 +38,6 @@ def prepare(cfg) -> tuple[Scene, Split, PDMLModule, PatchData]:
     batches = PatchBatches(scene, split, cfg.patch_size, cfg.seed)
     data = PatchData(batches, cfg.optim.batch_size, cfg.scale.steps, cfg.trainer.workers)
     return scene, split, PDMLModule(model, cfg.optim, cfg.scale.steps), data
-
-
-def fit(cfg, module: PDMLModule, data: PatchData, folder: Path, callbacks: list | None = None) -> pl.Trainer:
-    """Train for ``cfg.scale.steps`` steps, going on from ``folder/last.ckpt`` where there is one."""
-    checkpoint = folder / "last.ckpt"
-    trainer = pl.Trainer(
-        max_steps=cfg.scale.steps,
-        max_epochs=-1,
-        accelerator=cfg.trainer.accelerator,
-        devices=cfg.trainer.devices,
-        strategy=cfg.trainer.strategy,
-        precision=cfg.optim.precision,
-        logger=loggers(cfg, folder),
-        callbacks=[Resumption(checkpoint, cfg.output.checkpoint_every, data.sampler), *(callbacks or [])],
-        plugins=[AtomicCheckpointIO()],
-        enable_checkpointing=False,
-        enable_model_summary=False,
-        enable_progress_bar=os.isatty(2),
-        use_distributed_sampler=False,
-        log_every_n_steps=10,
-    )
-    if trainer.world_size > 1:
-        module.model = with_global_batchnorm(module.model)
-    trainer.fit(module, datamodule=data, ckpt_path=checkpoint if checkpoint.exists() else None)
-    trainer.save_checkpoint(checkpoint)
-    return trainer
 
 
 def readout_scores(scene: Scene, split: Split, readout: Readout) -> dict:

@@ -24,7 +24,7 @@ def trained(folder, *overrides, steps=4, callback=None):
     torch.set_num_threads(1)
     cfg = small_config(folder, *overrides, steps=steps)
     module, data = train.prepare(cfg)
-    train.fit(cfg, module, data, folder, callbacks=[callback] if callback else None)
+    train.fit(cfg, module, data, folder, callbacks=[callback] if callback else [])
     return module
 
 

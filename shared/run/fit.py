@@ -1,0 +1,63 @@
+"""Training as every paper does it: Lightning's loop, resumed where it stopped, and the cost of its steps."""
+
+import os
+import time
+from itertools import cycle, islice
+from pathlib import Path
+from statistics import median
+
+import lightning.pytorch as pl
+
+from shared.run.callbacks import AtomicCheckpointIO, Resumption
+from shared.run.loggers import loggers
+from shared.run.machine import arithmetic, device_of, synchronise
+
+
+def fit(cfg, module: pl.LightningModule, data, folder: Path, callbacks=(), **options) -> pl.Trainer:
+    """Train for all steps of ``data.sampler``, going on from ``folder/last.ckpt`` where there is one.
+
+    The callbacks stand before the one that saves checkpoints, which then hold their state. ``options``: more of
+    Lightning's Trainer, such as how gradients are clipped.
+    """
+    checkpoint = folder / "last.ckpt"
+    trainer = pl.Trainer(
+        max_steps=data.sampler.steps,
+        max_epochs=-1,
+        accelerator=cfg.trainer.accelerator,
+        devices=cfg.trainer.devices,
+        strategy=cfg.trainer.strategy,
+        precision=cfg.optim.precision,
+        logger=loggers(cfg, folder),
+        callbacks=[*callbacks, Resumption(checkpoint, cfg.output.checkpoint_every, data.sampler)],
+        plugins=[AtomicCheckpointIO()],
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        enable_progress_bar=os.isatty(2),
+        use_distributed_sampler=False,
+        log_every_n_steps=10,
+        **options,
+    )
+    trainer.fit(module, datamodule=data, ckpt_path=checkpoint if checkpoint.exists() else None)
+    trainer.save_checkpoint(checkpoint)
+    return trainer
+
+
+def seconds_of_training(cfg, module: pl.LightningModule, data) -> float:
+    """Estimate the seconds of all steps from three timed ones, which change the module.
+
+    Of a batch that several devices share, one device's part is loaded and timed. ``module.loss`` takes a batch, a
+    dictionary of tensors, and the number of the step.
+    """
+    data.sampler.world_size = max(cfg.trainer.devices, 1)
+    optimizer, device = module.configure_optimizers()["optimizer"], device_of(cfg)
+    module.to(device)
+    times = []
+    for batch in islice(cycle(data.train_dataloader()), 4):  # the first one warms up
+        begin = time.perf_counter()
+        with arithmetic(cfg, device):
+            loss = module.loss({name: value.to(device) for name, value in batch.items()}, 0)
+        loss.backward()
+        optimizer.step()
+        synchronise(device)
+        times.append(time.perf_counter() - begin)
+    return data.sampler.steps * median(times[1:])
