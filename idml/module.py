@@ -55,10 +55,9 @@ class RetrievalModule(GuardedModule):
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         super().on_before_optimizer_step(optimizer)
         if self.warming_up() and not self.step_was_skipped:
-            # A rate of 0 keeps the weights, a gradient of 0 keeps the optimiser's memory empty as well.
+            # AdamW passes over what has no gradient and keeps no memory of it: its first step comes after the warm-up.
             for parameter in self.model.backbone_parameters():
-                if parameter.grad is not None:
-                    parameter.grad.zero_()
+                parameter.grad = None
 
     def configure_optimizers(self):
         optim = self.optim

@@ -45,6 +45,8 @@ def prepare(cfg) -> tuple[RetrievalModule, TrainingData, dict[str, ImageSet]]:
     data = training_data(cfg, images)
     torch.manual_seed(cfg.seed)
     network = build_embedding_network(cfg)
+    # Again, so that a row's proxies are those of its baseline, whose network has drawn less.
+    torch.manual_seed(cfg.seed)
     loss, metric = (OmegaConf.to_container(part) for part in (cfg.loss, cfg.metric))
     criterion = build_loss(loss, metric, len(images.classes), cfg.model.semantic_dim)
     steps_per_epoch = data.sampler.steps // cfg.scale.epochs
