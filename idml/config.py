@@ -27,6 +27,7 @@ class ModelConfig:
     name: str = MISSING
     backbone: str = MISSING
     pretrained: bool = MISSING
+    weights_sha256: str | None = MISSING
     freeze_batchnorm: bool = MISSING
     semantic_dim: int | None = MISSING
     uncertainty_dim: int = MISSING

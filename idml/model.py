@@ -3,6 +3,9 @@
 Batch norms take their statistics from the batch of all ranks.
 """
 
+import hashlib
+from pathlib import Path
+
 from torch import nn
 
 from idml.backbones import build_backbone
@@ -16,13 +19,28 @@ PYRAMIDS = {"pyramidnet200": (200, 240)}  # depth, alpha
 
 
 def weights_of(cfg) -> str | None:
-    """Return the file of the pretrained weights, None where the row trains from scratch; UserError without one."""
+    """Return the file of the pretrained weights, None where the row trains from scratch.
+
+    Raises UserError without one, and for another file than the row is meant for: what is in it changes every number, so
+    its digest is part of the configuration.
+    """
     if cfg.model.pretrained and not cfg.paths.weights:
         raise UserError(
             f"row {cfg.row} starts from ImageNet's weights and nothing is fetched: give timm's or torchvision's "
             f"{cfg.model.backbone} as paths.weights=<file>"
         )
-    return cfg.paths.weights if cfg.model.pretrained else None
+    if not cfg.model.pretrained:
+        return None
+    path, wanted = Path(cfg.paths.weights), cfg.model.weights_sha256
+    if path.is_file():  # where it is not, reading it says so
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        if not digest.startswith(wanted or ""):
+            raise UserError(
+                f"{path} has the sha256 {digest[:8]}..., but row {cfg.row} starts from torchvision's "
+                f"resnet50-{wanted}.pth: give that one, or set model.weights_sha256={digest[:8]} to measure with this"
+            )
+    return cfg.paths.weights
 
 
 def build_embedding_network(cfg) -> EmbeddingNetwork:

@@ -72,11 +72,9 @@ def ambiguous_uncertainties(cfg, network, images: ImageSet, device: torch.device
     return {name: torch.cat(parts) for name, parts in found.items()}
 
 
-def recall_at_1_of_queries(embedded: Embedded, chosen: Tensor) -> float:
-    """Return R@1 over the queries that ``chosen`` (n,) bool keeps, all images being searched."""
-    nearest = nearest_neighbours(embedded.semantic, 1)[:, 0]
-    hits = embedded.labels[nearest] == embedded.labels
-    return float(hits[chosen].double().mean())
+def hits_at_1(embedded: Embedded) -> Tensor:
+    """Return whether an image's nearest other one is of its class, (n,) bool."""
+    return embedded.labels[nearest_neighbours(embedded.semantic, 1)[:, 0]] == embedded.labels
 
 
 def certain_half(uncertainty: Tensor) -> Tensor:
@@ -98,10 +96,10 @@ def uncertainty_scores(embedded: Embedded, changed: dict[str, Tensor]) -> dict[s
     That is its rank correlation with the length of the semantic embedding before it was normalised: near 1 the
     uncertainty is one more reading of how strongly an image excites the network.
     """
-    certain = certain_half(embedded.uncertainty)
+    certain, hits = certain_half(embedded.uncertainty), hits_at_1(embedded).double()
     scores = {f"auroc_{name}": auroc(embedded.uncertainty, values) for name, values in changed.items()}
-    scores["recall_at_1_certain_half"] = recall_at_1_of_queries(embedded, certain)
-    scores["recall_at_1_uncertain_half"] = recall_at_1_of_queries(embedded, ~certain)
+    scores["recall_at_1_certain_half"] = float(hits[certain].mean())
+    scores["recall_at_1_uncertain_half"] = float(hits[~certain].mean())
     scores["uncertainty_length_correlation"] = float(
         spearmanr(embedded.uncertainty, embedded.length).statistic
     )

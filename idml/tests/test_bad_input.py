@@ -106,6 +106,16 @@ def test_a_damaged_checkpoint_is_one_line(reproduce, capsys):
     assert "last.ckpt is damaged or no checkpoint" in err and "move it away" in err and err.count("\n") == 1
 
 
+def test_one_class_alone_in_a_batch_is_one_line(reproduce, capsys):
+    assert reproduce(ROW, "loss=contrastive", "optim.batch_size=1", trained=False) == 2
+    err = capsys.readouterr().err
+    assert (
+        "a batch of 1 images has one class alone, and contrastive compares classes: raise optim.batch_size"
+        in err
+    )
+    assert err.count("\n") == 1
+
+
 def test_embeddings_that_are_not_numbers_are_one_line(reproduce, capsys, monkeypatch):
     def broken(network, images):
         rows = torch.full((len(images), 4), torch.nan)

@@ -1,9 +1,12 @@
 """Every experiment of IDML composes, stands in the ledger, and runs a step at toy size with all parameters."""
 
+import hashlib
+
 import pytest
 
 from idml import classification
 from idml.losses import BUILDERS
+from idml.model import weights_of
 from idml.train import prepare
 from shared.errors import UserError
 from shared.metrics.ledger import load_ledger
@@ -71,7 +74,7 @@ def test_experiment_composes_to_its_own_row_and_says_what_it_is_and_how_it_is_ru
 
 
 @pytest.mark.parametrize("row", FILES)
-def test_experiment_takes_a_step_at_toy_size_and_every_parameter_gets_gradient(row):
+def test_experiment_takes_a_step_at_toy_size_and_every_parameter_gets_gradient_but_of_raw_pairs(row):
     cfg = toy(row)
     if cfg.data.task == "classification":
         module, data, _ = classification.prepare(cfg)
@@ -86,8 +89,10 @@ def test_experiment_takes_a_step_at_toy_size_and_every_parameter_gets_gradient(r
     released = cfg.metric.name == "released"
     if released:  # rounding leaves crumbs
         assert all(dict(module.model.named_parameters())[name].grad.abs().max() < 1e-6 for name in DEAD)
-    # As it is, the uncertainty of a fresh network brings every pair so near that nothing pulls any more.
-    if not row.startswith("choice-raw"):
+    if row.startswith("choice-raw"):
+        # Unscaled, the uncertainty of a fresh network brings every pair to distance 0: nothing pulls any more.
+        assert len(without) == len([p for p in module.model.parameters() if p.requires_grad])
+    else:
         assert without <= (DEAD if released else set())
 
 
@@ -147,6 +152,18 @@ def test_unknown_key_is_named_in_one_sentence(key):
     with pytest.raises(UserError, match=key.split(".")[-1]) as error:
         compose("idml", [f"{key}=1"])
     assert "\n" not in str(error.value)
+
+
+def test_other_weights_are_another_configuration_and_refused_unless_it_says_so(tmp_path):
+    path = tmp_path / "weights.pth"
+    path.write_bytes(b"weights")
+    digest = hashlib.sha256(b"weights").hexdigest()[:8]
+    cfg = row_config("idml", "idml-pa-cub", 0, [f"paths.weights={path}"])
+    with pytest.raises(UserError, match=f"sha256 {digest}.* resnet50-0676ba61.pth: give that one, or set"):
+        weights_of(cfg)
+    before = hash_of(cfg)
+    cfg.model.weights_sha256 = digest
+    assert weights_of(cfg) == str(path) and hash_of(cfg) != before
 
 
 def test_unknown_row_is_named_with_the_nearest_ones():
