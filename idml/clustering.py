@@ -1,4 +1,4 @@
-"""Scores of clustering: k-means of the embeddings at length 1, then NMI and the F1 of pairs, with their spread over seeds.
+"""Scores of clustering: k-means of embeddings at length 1, then NMI and the F1 of pairs, with their spread over seeds.
 
 The number of clusters is the number of classes, as in the release. NMI is mutual information over the
 arithmetic mean of the two entropies. F1 is the harmonic mean of precision and recall over pairs of samples: of the
