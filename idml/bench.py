@@ -112,9 +112,9 @@ def add_search(rows: Rows, samples: int, queries: int, k: int, threads: int) -> 
     """Measure the search by every backend that runs here and return the neighbours that they agree on."""
     try:
         flat = measured(flat_call, samples, queries, k, threads=threads).seconds
-        backends = ("torch", "faiss")
+        backends = ("auto", "torch", "faiss")
     except ImportError:
-        flat, backends = None, ("torch",)
+        flat, backends = None, ("auto", "torch")
     found = []
     for backend in backends:
         here = measured(search_call, backend, samples, queries, k, threads=threads)

@@ -7,6 +7,9 @@ a border that candidates beyond the last may cross from the query's similarity t
 neither on backend, threads, chunks nor the place of a row, and ties go to the lower index.
 """
 
+import functools
+import time
+import warnings
 from contextlib import contextmanager
 
 import torch
@@ -26,7 +29,9 @@ LAST_INDEX = 2**INDEX_BITS - 1
 NEVER = -(2**62)  # below every key: the query itself
 FAISS_ROWS = 4096  # the number of queries that faiss itself takes at once
 CHUNK_BYTES = 2**27  # of one tensor (queries, n); up to four such tensors live at once
-PAIRS = 1024  # pairs of rows compared in float64 at once
+PAIRS = 1024  # pairs of rows compared in float64 at once, on a GPU
+NORMED = 1024  # rows brought to length 1 at once
+SMALL, TRIAL = 8192, 256  # samples of a trial, and of the least set that is worth one; its queries
 
 
 def unit_rows(embeddings: torch.Tensor) -> torch.Tensor:
@@ -49,9 +54,11 @@ def unit_rows(embeddings: torch.Tensor) -> torch.Tensor:
             f"{_count(largest[:, 0] == 0)} are all zeros and have no direction: "
             "the network's output died, lower optim.lr or give another checkpoint"
         )
-    # By a power of two, which rounds nothing: squares of very large or small values would leave float64.
-    rows /= torch.exp2(torch.frexp(largest).exponent.double() - 1)
-    rows /= torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+    # A part at a time, which stays in the cache.
+    for some, most in zip(rows.split(NORMED), largest.split(NORMED), strict=True):
+        # By a power of two, which rounds nothing: squares of very large or small values would leave float64.
+        some /= torch.exp2(torch.frexp(most).exponent.double() - 1)
+        some /= torch.linalg.vector_norm(some, dim=1, keepdim=True)
     return rows
 
 
@@ -101,10 +108,27 @@ def _backend(name: str, rough: torch.Tensor):
         )
     if name not in ("auto", "faiss", "torch"):
         raise UserError(f"there is no backend {name!r} for neighbours: choose auto, faiss or torch")
-    # The neighbours are the same either way. With MKL torch takes less than half the time (python -m idml.bench).
-    if name == "faiss" or (name == "auto" and fits and not torch.backends.mkl.is_available()):
+    if name == "auto":
+        large = fits and len(rough) >= SMALL
+        name = _faster(rough.shape[1], torch.get_num_threads()) if large else "torch"
+    if name == "faiss":
         return _propose_faiss, FAISS_ROWS
     return _propose_torch, max(1, CHUNK_BYTES // (len(rough) * rough.element_size()))
+
+
+@functools.cache
+def _faster(width: int, threads: int) -> str:
+    """Return the backend that is faster here, told by one trial a process; the neighbours are the same either way.
+
+    They multiply matrices by different libraries, each of which takes half the other's time on some CPU.
+    """
+    seconds, rough = {}, torch.randn(SMALL, width, generator=torch.Generator().manual_seed(0))
+    for name, propose in (("torch", _propose_torch), ("faiss", _propose_faiss)):
+        for _ in range(2):  # the first one warms up
+            begin = time.perf_counter()
+            propose(rough, torch.arange(TRIAL), TRIAL)
+            seconds[name] = time.perf_counter() - begin
+    return min(seconds, key=seconds.get)
 
 
 def _propose_faiss(rough: torch.Tensor, queries: torch.Tensor, width: int):
@@ -128,13 +152,32 @@ def _settle(unit, queries, similarity, index, k: int, doubt: float) -> torch.Ten
     close = (similarity[:, :-1] - similarity[:, 1:] <= doubt) & settled[:, None]
     row, place = (pad(close, (1, 0)) | pad(close, (0, 1))).nonzero(as_tuple=True)
     similarity = similarity.double()
-    for i, j in zip(row.split(PAIRS), place.split(PAIRS), strict=True):
-        similarity[i, j] = (unit[queries[i]] * unit[index[i, j]]).sum(1)
+    similarity[row, place] = _products(unit, queries, row, index[row, place])
     nearest = _ordered(similarity, index, queries, k)
     everyone = torch.arange(len(unit), device=unit.device)
     for rows in (~settled).nonzero()[:, 0].split(max(1, CHUNK_BYTES // (8 * len(unit)))):
         nearest[rows] = _ordered(unit[queries[rows]] @ unit.T, everyone, queries[rows], k)
     return nearest
+
+
+def _products(
+    unit: torch.Tensor, queries: torch.Tensor, row: torch.Tensor, other: torch.Tensor
+) -> torch.Tensor:
+    """Return unit[queries[row]] . unit[other], (p,) float64, for rising ``row`` (p,) and ``other`` (p,)."""
+    if unit.device.type != "cpu":
+        pairs = zip(row.split(PAIRS), other.split(PAIRS), strict=True)
+        return torch.cat(
+            [row.new_zeros(0, dtype=unit.dtype)] + [(unit[queries[i]] * unit[j]).sum(1) for i, j in pairs]
+        )
+    # A product of matrices at some places alone: nothing is copied, which would take most of the time.
+    order = (row * len(unit) + other).argsort()
+    starts = torch.searchsorted(row, torch.arange(len(queries) + 1))
+    with warnings.catch_warnings(action="ignore", category=UserWarning):  # sparse tensors are said to be new
+        pattern = torch.sparse_csr_tensor(
+            starts, other[order], unit.new_zeros(len(row)), (len(queries), len(unit)), check_invariants=False
+        )
+        found = torch.sparse.sampled_addmm(pattern, unit[queries], unit.T, beta=0.0).values()
+    return torch.empty_like(found).index_copy_(0, order, found)
 
 
 def _ordered(similarity, index, queries, k: int) -> torch.Tensor:

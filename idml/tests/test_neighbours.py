@@ -167,13 +167,12 @@ def cpu_seconds(call) -> float:
 @pytest.mark.parametrize("k", [12, 100])
 def test_search_is_no_slower_than_a_flat_index_plus_a_fifth(one_thread, k):
     rows = torch.randn(16384, 512, generator=torch.Generator().manual_seed(6))
-    queries = torch.arange(2048)
     normed = unit_rows(rows).float().numpy()
     index = faiss.IndexFlatIP(512)
     index.add(normed)
 
     def ratio():
-        ours = min(cpu_seconds(lambda: nearest_neighbours(rows, k, queries=queries)) for _ in range(3))
-        return ours / min(cpu_seconds(lambda: index.search(normed[:2048], k + 1)) for _ in range(3))
+        ours = min(cpu_seconds(lambda: nearest_neighbours(rows, k)) for _ in range(2))
+        return ours / min(cpu_seconds(lambda: index.search(normed, k + 1)) for _ in range(2))
 
     assert ratio() <= 1.2 or ratio() <= 1.2
