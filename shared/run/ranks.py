@@ -105,6 +105,8 @@ def with_global_batchnorm(module: nn.Module) -> nn.Module:
             module.num_features, module.eps, module.momentum, module.affine, module.track_running_stats
         )
         new.load_state_dict(module.state_dict())
+        for ours, theirs in zip(new.parameters(), module.parameters(), strict=True):
+            ours.requires_grad_(theirs.requires_grad)
         return new.to(next(iter(module.state_dict().values())).dtype).train(module.training)
     for name, child in module.named_children():
         setattr(module, name, with_global_batchnorm(child))

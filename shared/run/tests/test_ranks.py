@@ -72,6 +72,11 @@ def test_global_batchnorm_is_batchnorm_where_there_is_one_process():
     assert torch.equal(plain.running_var, swapped.running_var)
 
 
+def test_frozen_parameters_stay_frozen():
+    frozen = with_global_batchnorm(nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)).requires_grad_(False))
+    assert not any(parameter.requires_grad for parameter in frozen.parameters())
+
+
 def guard_on_rank(rank: int) -> dict:
     module = Guarded()
     module.on_train_batch_start(None, 0)
