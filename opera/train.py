@@ -1,0 +1,161 @@
+"""One run of OPERA or of a baseline: pre-training, then what its features are worth on one set or several.
+
+    make reproduce-opera ROWS=cifar10-supervised,cifar10-moco-v3,cifar10-opera SCALE=lite DATA_ROOT=...
+
+``run`` is what the launcher calls for a row and seed, ``seconds_of_run`` what it prints the cost from. A pre-training
+stands in a folder of its own, named by what it depends on, so that rows which differ in what follows share it.
+"""
+
+import copy
+import os
+import time
+from pathlib import Path
+
+import torch
+from omegaconf import OmegaConf
+from torch import nn
+
+from opera.backbones import build_backbone
+from opera.data import pretraining_data
+from opera.hierarchy import Hierarchy, conflict
+from opera.knn import knn_scores
+from opera.module import PretrainingModule
+from opera.tuning import KINDS, TuningModule, outputs, top_scores, tuning_data
+from opera.views import Views
+from shared.data.images import load_image_set
+from shared.errors import UserError
+from shared.metrics.record import config_sha256
+from shared.run.config import repository_root
+from shared.run.fit import fit, seconds_of_training
+from shared.run.job import claimed
+from shared.run.machine import device_of, require_device, require_precision
+from shared.run.ranks import with_global_batchnorm
+from shared.run.training_data import TrainingData
+
+CONFLICT_BATCHES = 8  # over which the conflict is averaged
+PRETRAINING = (
+    "seed",
+    "model",
+    "heads",
+    "objective",
+    "data",
+    "views",
+    "optim",
+)  # what it depends on, and epochs
+
+
+def build_hierarchy(cfg) -> Hierarchy:
+    """Return the network of a pre-training, untrained; UserError for what cannot be built."""
+    torch.manual_seed(cfg.seed)
+    backbone = build_backbone(cfg.model.backbone, cfg.data.image_size)
+    objective, heads = cfg.objective, OmegaConf.to_container(cfg.heads)
+    hierarchy = Hierarchy(
+        backbone,
+        cfg.data.classes,
+        heads,
+        objective.arrangement,
+        objective.temperature,
+        objective.loss_weights,
+    )
+    return with_global_batchnorm(hierarchy)
+
+
+def prepare(cfg) -> tuple[PretrainingModule, TrainingData]:
+    """Return all that a pre-training needs, as a function of the config alone; raises UserError for bad input."""
+    require_device(cfg)
+    require_precision(cfg)
+    if cfg.task.kind not in KINDS or not cfg.task.sets:
+        raise UserError(
+            f"task.kind={cfg.task.kind}, task.sets={cfg.task.sets}: choose one of {', '.join(KINDS)}, and a set or more"
+        )
+    data = pretraining_data(cfg)
+    return PretrainingModule(build_hierarchy(cfg), Views(cfg.views), cfg, data.sampler.steps), data
+
+
+def pretraining_folder(cfg) -> Path:
+    """Return the folder of a pre-training: the same for all configs that pre-train alike."""
+    tree = OmegaConf.to_container(cfg, resolve=True)
+    kept = {name: tree[name] for name in PRETRAINING} | {"epochs": cfg.scale.epochs}
+    return repository_root() / cfg.paths.runs / "pretraining" / f"seed{cfg.seed}-{config_sha256(kept)[:12]}"
+
+
+def pretrained(cfg) -> tuple[PretrainingModule, TrainingData, float, bool]:
+    """Return the module after its pre-training, its data, the seconds that it took now and whether this is rank 0.
+
+    Raises UserError where another process is at the same pre-training.
+    """
+    module, data = prepare(cfg)
+    folder = pretraining_folder(cfg)
+    if int(os.environ.get("RANK", 0)):
+        return *_fitted(cfg, module, data, folder), False
+    with claimed(folder) as mine:
+        if not mine:
+            raise UserError(
+                f"{folder.name} is being pre-trained by another process: type the command again after that"
+            )
+        return *_fitted(cfg, module, data, folder), True
+
+
+def _fitted(cfg, module, data, folder: Path) -> tuple[PretrainingModule, TrainingData, float]:
+    begin = time.perf_counter()
+    fit(cfg, module, data, folder)
+    return module, data, time.perf_counter() - begin
+
+
+def run(cfg, folder: Path) -> dict | None:
+    """Pre-train and score one row and seed; returns the metrics (None on ranks other than 0)."""
+    module, data, seconds, first = pretrained(cfg)
+    metrics = {"pretrain_seconds": seconds, "train_images": float(len(data.batches))}
+    metrics["skipped_steps"] = float(module.skipped_steps)
+    metrics["parameters"] = float(sum(p.numel() for p in module.model.online.backbone.parameters()))
+    if module.model.predictor is not None and module.model.class_head is not None:
+        metrics["gradient_cosine"] = measured_conflict(cfg, module, data)
+    for number, name in enumerate(cfg.task.sets):
+        found = evaluate_on(cfg, module.model.online.backbone, name, folder / name)
+        suffix = "" if number == 0 else f"_{name}"
+        metrics |= {key + suffix: value for key, value in found.items()}
+    return metrics if first else None
+
+
+def measured_conflict(cfg, module: PretrainingModule, data: TrainingData) -> float:
+    """Return the mean over batches of the cosine between the two objectives' gradients (``hierarchy.conflict``)."""
+    device = device_of(cfg)
+    model = copy.deepcopy(module.model).to(device).train()
+    found = []
+    for number in range(min(CONFLICT_BATCHES, len(data.batches) // cfg.optim.batch_size)):
+        samples = range(number * cfg.optim.batch_size, (number + 1) * cfg.optim.batch_size)
+        batch = {name: value.to(device) for name, value in data.batches[(0, samples)].items()}
+        found.append(conflict(model, *module.both_views(batch), batch["labels"]))
+    return sum(found) / len(found)
+
+
+def evaluate_on(cfg, backbone: nn.Module, name: str, folder: Path) -> dict[str, float]:
+    """Return top1, top5 and, for a probe, top1_knn of a backbone on a data set, training what the task says."""
+    data, test = tuning_data(cfg, name)
+    backbone, device, found = copy.deepcopy(backbone), device_of(cfg), {}
+    if cfg.task.neighbours is not None:
+        train = load_image_set(name, "train", cfg.paths.data_root)
+        features = outputs(cfg, backbone, train, device, data.batches.chosen)
+        of_test, labels = outputs(cfg, backbone, test, device)
+        votes = knn_scores(
+            *features, of_test, len(test.classes), cfg.task.neighbours, cfg.task.neighbour_temperature
+        )
+        found["top1_knn"] = top_scores(votes, labels)["top1"]
+    torch.manual_seed(cfg.seed)
+    module = TuningModule(backbone, len(test.classes), cfg, data.sampler.steps)
+    fit(cfg, module, data, folder)
+    logits, labels = outputs(cfg, module.model, test, device)
+    return found | top_scores(logits, labels) | {"n_test": float(len(test))}
+
+
+def seconds_of_run(cfg) -> float:
+    """Estimate the seconds of a whole run from three timed steps of the pre-training and of the first task."""
+    module, data = prepare(cfg)
+    total = seconds_of_training(cfg, module, data)
+    for name in cfg.task.sets:
+        data, test = tuning_data(cfg, name)
+        tuned = TuningModule(
+            copy.deepcopy(module.model.online.backbone), len(test.classes), cfg, data.sampler.steps
+        )
+        total += seconds_of_training(cfg, tuned, data)
+    return total

@@ -1,0 +1,154 @@
+"""From a pre-trained backbone to a classifier: a linear one on features that stay, "probe", or all of it, "finetune".
+
+The probe is MoCo-v3's: crops and flips, SGD, batch statistics as they were. Fine-tuning and transfer are DeiT's recipe
+on timm's augmentations (``shared/data/augment.py``), AdamW.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset
+
+from opera.module import BATCH
+from opera.schedules import learning_rate
+from shared.data.augment import Augmentation, mix
+from shared.data.images import Batches, ImageSet, keyed_subset, load_image_set
+from shared.data.keyed import keyed_bits
+from shared.data.sampler import KeyedBatchSampler
+from shared.errors import UserError
+from shared.run.machine import arithmetic
+from shared.run.module import GuardedModule
+from shared.run.ranks import world_size
+from shared.run.training_data import TrainingData
+
+KINDS = ("probe", "finetune")
+MIXING, DROPPING = 61, 62  # first part of a key: what is drawn
+TOP = 5
+
+
+class Classifier(nn.Module):
+    """Images (B, 3, S, S) -> logits (B, classes): a backbone and a linear map."""
+
+    def __init__(self, backbone: nn.Module, classes: int):
+        super().__init__()
+        self.backbone, self.head = backbone, nn.Linear(backbone.num_features, classes)
+        nn.init.normal_(self.head.weight, std=0.01)
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(self.backbone(images))
+
+
+class TuningModule(GuardedModule):
+    """Trains a classifier on a pre-trained backbone; UserError for an unknown kind."""
+
+    def __init__(self, backbone: nn.Module, classes: int, cfg, steps: int):
+        super().__init__()
+        if cfg.task.kind not in KINDS:
+            raise UserError(f"task.kind={cfg.task.kind} is unknown: choose one of {', '.join(KINDS)}")
+        self.model, self.classes, self.steps = Classifier(backbone, classes), classes, steps
+        self.task, self.seed = cfg.task, cfg.seed
+        self.frozen = cfg.task.kind == "probe"
+        if self.frozen:
+            backbone.requires_grad_(False)
+        self.warmup = round(steps * cfg.task.warmup_epochs / cfg.task.epochs)
+
+    def train(self, mode: bool = True) -> nn.Module:
+        super().train(mode)
+        if self.frozen:
+            self.model.backbone.eval()
+        return self
+
+    def on_train_batch_start(self, batch, batch_idx: int) -> None:
+        super().on_train_batch_start(batch, batch_idx)
+        torch.manual_seed(int(keyed_bits(DROPPING, self.seed, batch_idx, self.global_rank)) >> 1)
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        self.last_loss = loss = self.loss(batch, batch_idx)
+        self.log_dict({"loss": loss.detach(), "lr": self.optimizers().param_groups[0]["lr"]}, prog_bar=True)
+        return loss
+
+    def loss(self, batch: dict[str, Tensor], step: int) -> Tensor:
+        """Return the loss, 0-d, of this rank's part of a batch: images (B, 3, S, S), labels (B,) int64."""
+        images, targets = mix(
+            batch["images"],
+            batch["labels"],
+            key=(MIXING, self.seed, step),
+            mixup_alpha=self.task.mixup_alpha,
+            cutmix_alpha=self.task.cutmix_alpha,
+            switch_probability=0.5,
+            smoothing=self.task.smoothing,
+            classes=self.classes,
+        )
+        logits = self.model(images.to(self.model.head.weight.dtype))
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        losses = F.cross_entropy(logits, targets.to(logits.dtype), reduction="none")
+        # The sum over all ranks by their common count; DistributedDataParallel averages, which is undone here.
+        return losses.sum() * world_size() / self.task.batch_size
+
+    def configure_optimizers(self):
+        task = self.task
+        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        if self.frozen:
+            rate = task.lr * task.batch_size / BATCH
+            optimizer = torch.optim.SGD(trained, rate, momentum=0.9, weight_decay=task.weight_decay)
+        else:
+            groups = [
+                {"params": [p for p in trained if p.ndim > 1], "weight_decay": task.weight_decay},
+                {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+            ]
+            optimizer = torch.optim.AdamW(groups, task.lr)
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: learning_rate(step, self.steps, self.warmup)
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def tuning_data(cfg, name: str) -> tuple[TrainingData, ImageSet]:
+    """Return the training batches of a set and its test images; UserError for data that are missing or too few."""
+    images, test = (load_image_set(name, split, cfg.paths.data_root) for split in ("train", "test"))
+    chosen = None
+    if cfg.task.train_images is not None and name == cfg.data.manifest:
+        chosen = keyed_subset(images.labels, cfg.task.train_images, cfg.seed)
+    batches = Batches(images, Augmentation(cfg.augment), cfg.seed, chosen=chosen)
+    sampler = KeyedBatchSampler(len(batches), cfg.task.batch_size, cfg.seed, steps=1)
+    sampler.steps = cfg.task.epochs * (len(batches) // cfg.task.batch_size)
+    mixes = cfg.task.mixup_alpha > 0 or cfg.task.cutmix_alpha > 0
+    return TrainingData(batches, sampler, mixes, cfg.trainer.workers), test
+
+
+class InOrder(Dataset):
+    """The images of a set in order, as a test takes them, ``output.batch_size`` at a time: a batch by its number."""
+
+    def __init__(self, cfg, images: ImageSet, chosen=None):
+        self.batches = Batches(images, Augmentation(cfg.augment), cfg.seed, train=False, chosen=chosen)
+        self.size = cfg.output.batch_size
+
+    def __len__(self) -> int:
+        return -(-len(self.batches) // self.size)
+
+    def __getitem__(self, number: int) -> dict[str, Tensor]:
+        if not 0 <= number < len(self):
+            raise IndexError(number)  # ends an iteration
+        return self.batches[(0, range(number * self.size, min((number + 1) * self.size, len(self.batches))))]
+
+
+@torch.no_grad()
+def outputs(cfg, network: nn.Module, images: ImageSet, device, chosen=None) -> tuple[Tensor, Tensor]:
+    """Return a network's outputs (n, C) for the images of a set, float32 or float64 on ``device``, and labels (n,)."""
+    network = network.to(device).eval()
+    dtype = next(network.parameters()).dtype
+    found, labels = [], []
+    loader = DataLoader(InOrder(cfg, images, chosen), batch_size=None, num_workers=cfg.trainer.workers)
+    for batch in loader:
+        with arithmetic(cfg, device):
+            rows = network(batch["images"].to(device, dtype))
+        found.append(rows.to(torch.promote_types(rows.dtype, torch.float32)))
+        labels.append(batch["labels"].to(device))
+    return torch.cat(found), torch.cat(labels)
+
+
+def top_scores(logits: Tensor, labels: Tensor) -> dict[str, float]:
+    """Return top1 and top5, fractions, of logits (n, classes) and labels (n,)."""
+    hits = logits.topk(min(TOP, logits.shape[1]), 1).indices == labels[:, None]
+    return {"top1": float(hits[:, 0].double().mean()), "top5": float(hits.any(1).double().mean())}
