@@ -165,9 +165,9 @@ def cpu_seconds(call) -> float:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("k", [12, 100])
-def test_search_is_little_slower_than_a_flat_index(one_thread, k):
-    """The bar is a fifth at 60,502 (bench.py); what settles the order, linear in n, weighs more in this small set."""
-    rows = torch.randn(16384, 512, generator=torch.Generator().manual_seed(6))
+def test_search_is_no_slower_than_a_flat_index_plus_a_fifth(one_thread, k):
+    """The bar is of 60,502 samples (bench.py): what settles the order is linear in n and weighs more in few."""
+    rows = torch.randn(28672, 512, generator=torch.Generator().manual_seed(6))
     normed = unit_rows(rows).float().numpy()
     index = faiss.IndexFlatIP(512)
     index.add(normed)
@@ -176,4 +176,4 @@ def test_search_is_little_slower_than_a_flat_index(one_thread, k):
         ours = min(cpu_seconds(lambda: nearest_neighbours(rows, k)) for _ in range(2))
         return ours / min(cpu_seconds(lambda: index.search(normed, k + 1)) for _ in range(2))
 
-    assert ratio() <= 1.35 or ratio() <= 1.35
+    assert ratio() <= 1.2 or ratio() <= 1.2
