@@ -10,7 +10,7 @@ from torch.utils.data import Dataset
 
 from idml.sets import load_retrieval_set
 from shared.data.augment import Augmentation
-from shared.data.images import Batches, ImageSet
+from shared.data.images import KEPT_BYTES, Batches, ImageSet
 from shared.data.keyed import keyed_permutation
 from shared.data.sampler import ClassBalancedBatchSampler, KeyedBatchSampler
 from shared.errors import UserError
@@ -73,11 +73,18 @@ def training_data(cfg, images: ImageSet) -> TrainingData:
 
 
 class EvaluationBatches(Dataset):
-    """The images of a set in order, ``output.batch_size`` at a time: a batch by its number."""
+    """The images of a set in order, ``output.batch_size`` at a time: a batch by its number.
+
+    They are the same whenever they are asked for: a small set is kept as it is prepared.
+    """
 
     def __init__(self, cfg, images: ImageSet):
         self.batches = Batches(images, Augmentation(cfg.augment), cfg.seed, train=False)
         self.size = cfg.output.batch_size
+        size = 3 * 4 * cfg.augment.image_size**2
+        self.kept: dict[int, dict[str, torch.Tensor]] | None = (
+            {} if len(images) * size <= KEPT_BYTES else None
+        )
 
     def __len__(self) -> int:
         return math.ceil(len(self.batches) / self.size)
@@ -85,5 +92,10 @@ class EvaluationBatches(Dataset):
     def __getitem__(self, number: int) -> dict[str, torch.Tensor]:
         if not 0 <= number < len(self):
             raise IndexError(number)  # ends an iteration
+        if self.kept is not None and number in self.kept:
+            return self.kept[number]
         begin = number * self.size
-        return self.batches[(0, range(begin, min(begin + self.size, len(self.batches))))]
+        batch = self.batches[(0, range(begin, min(begin + self.size, len(self.batches))))]
+        if self.kept is not None:
+            self.kept[number] = batch
+        return batch

@@ -1,7 +1,7 @@
 """What only a GPU can show of IDML: losses and neighbours are right there, what a step costs, and the lite rows.
 
     make gpu-evidence OUT=FOLDER [DATA_ROOT=FOLDER]
-    python -m idml.gpu_evidence --out FOLDER [--data-root FOLDER] [--workers 6]
+    python -m idml.gpu_evidence --out FOLDER [--data-root FOLDER] [--workers 16]
 
 First every loss with every metric that it takes is compared with float64 on the CPU, value and gradients, and the
 neighbours of all samples with those that the CPU finds. Only if all of that holds is anything timed: the search at the
@@ -93,7 +93,7 @@ def check_neighbours() -> dict:
 def timed_search() -> dict:
     """Return the times of the search among as many samples as SOP's test set has."""
     embeddings = synthetic(SAMPLES)[0].to(DEVICE)
-    return milliseconds({f"{K} neighbours of {SAMPLES}": lambda: nearest_neighbours(embeddings, K)})
+    return milliseconds({f"{K} neighbours of {SAMPLES}": lambda: nearest_neighbours(embeddings, K)}, 5, 1)
 
 
 def timed_steps() -> dict:
@@ -119,7 +119,8 @@ def timed_steps() -> dict:
             "ResNet-50, Proxy-Anchor": step_of("plain", None),
             "ResNet-50, Proxy-Anchor + mixup": step_of("plain", 0.5),
             "ResNet-50, IDML-PA": step_of("introspective", 0.5),
-        }
+        },
+        queued=1,
     )
 
 
@@ -161,7 +162,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=Path("runs/gpu"), help="folder of the figures")
     parser.add_argument("--mamba-ssm-source", type=Path, help="has no use here; the other papers' peer")
     parser.add_argument("--data-root", type=Path, help="train the lite rows too, from here")
-    parser.add_argument("--workers", type=int, default=6, help="processes that train side by side")
+    parser.add_argument("--workers", type=int, default=16, help="processes that train side by side")
     options = parser.parse_args(arguments)
     try:
         code = measure(options.out)

@@ -41,10 +41,11 @@ def embed_batch(network: nn.Module, images: Tensor) -> tuple[Tensor, Tensor, Ten
 
 
 @torch.no_grad()
-def embed(cfg, network: nn.Module, images: ImageSet, device: torch.device) -> Embedded:
+def embed(cfg, network: nn.Module, images: ImageSet | EvaluationBatches, device: torch.device) -> Embedded:
     """Return the embeddings of all images of a set, in order; the network is left in evaluation mode."""
     network = network.to(device).eval()
-    loader = DataLoader(EvaluationBatches(cfg, images), batch_size=None, num_workers=cfg.trainer.workers)
+    batches = images if isinstance(images, EvaluationBatches) else EvaluationBatches(cfg, images)
+    loader = DataLoader(batches, batch_size=None, num_workers=cfg.trainer.workers)
     parts = []
     for batch in loader:
         embedded = embed_batch(network, batch["images"].to(device))

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import lightning.pytorch as pl
 
+from idml.data import EvaluationBatches
 from idml.scoring import embed, recall_at_1
 from shared.data.images import ImageSet
 from shared.errors import UserError
@@ -36,6 +37,7 @@ class EpochSelection(pl.Callback):
     def __init__(self, cfg, folder: Path, sets: dict[str, ImageSet], steps_per_epoch: int):
         self.cfg, self.folder, self.sets, self.steps_per_epoch = cfg, folder, sets, steps_per_epoch
         self.curves: dict[str, list[float]] = {choice: [] for choice in sets}
+        self.batches = {choice: EvaluationBatches(cfg, images) for choice, images in sets.items()}
 
     def path(self, choice: str) -> Path:
         """Return the file of the weights of a choice."""
@@ -45,9 +47,9 @@ class EpochSelection(pl.Callback):
         if (batch_idx + 1) % self.steps_per_epoch or not trainer.is_global_zero:
             return
         network = pl_module.model
-        for choice, images in self.sets.items():
+        for choice, batches in self.batches.items():
             curve = self.curves[choice]
-            curve.append(recall_at_1(embed(self.cfg, network, images, pl_module.device)))
+            curve.append(recall_at_1(embed(self.cfg, network, batches, pl_module.device)))
             if curve[-1] > max(curve[:-1], default=-1.0):  # of equals the first
                 state = {f"model.{name}": value for name, value in network.state_dict().items()}
                 content = {"state_dict": state, "global_step": trainer.global_step, "epoch": len(curve)}

@@ -39,6 +39,7 @@ from shared.errors import UserError
 LOGGER = logging.getLogger(__name__)
 SUBSET = 31  # first part of a key: what is drawn
 DIGITS_TRAIN, DIGITS_SEED = 0.8, 0
+KEPT_BYTES = 2**28  # of decoded images of a set: all of a small set, a negligible part of a large one
 
 
 class ImageSet:
@@ -74,14 +75,22 @@ class HeldImages(ImageSet):
 
 
 class ImageFiles(ImageSet):
-    """Images of any size, decoded when they are asked for."""
+    """Images of any size, decoded when they are asked for; the first KEPT_BYTES of them only once in a process."""
 
     def __init__(self, listing: Listing, source: str):
         super().__init__(listing.classes, listing.labels)
         self.listing, self.source = listing, source
+        self.kept: dict[int, Tensor] = {}
+        self.room = KEPT_BYTES
 
     def image(self, index: int) -> Tensor:
-        return read_image(self.listing.path(index), self.source)[0]
+        if index in self.kept:
+            return self.kept[index]
+        image = read_image(self.listing.path(index), self.source)[0]
+        if image.nbytes <= self.room:
+            self.kept[index] = image
+            self.room -= image.nbytes
+        return image
 
 
 def read_image(path: Path, source: str) -> tuple[Tensor, str]:

@@ -6,6 +6,7 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -23,20 +24,22 @@ def require_gpu() -> None:
         raise UserError("no GPU is visible to PyTorch: run this on a machine with one")
 
 
-def milliseconds(calls: dict[str, Callable[[], object]]) -> dict[str, dict[str, float]]:
-    """Return median, least and largest time of a call on the GPU, CALLS of one form after the other in turn."""
+def milliseconds(
+    calls: dict[str, Callable[[], object]], repeats: int = REPEATS, queued: int = CALLS
+) -> dict[str, dict[str, float]]:
+    """Return median, least and largest time of a call on the GPU, ``queued`` of one form after the other in turn."""
     times: dict[str, list[float]] = {name: [] for name in calls}
-    for turn in range(REPEATS + 2):
+    for turn in range(repeats + 2):
         for name, call in calls.items():
             begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             torch.cuda._sleep(HEAD_START)
             begin.record()
-            for _ in range(CALLS):
+            for _ in range(queued):
                 call()
             end.record()
             end.synchronize()
             if turn >= 2:
-                times[name].append(begin.elapsed_time(end) / CALLS)
+                times[name].append(begin.elapsed_time(end) / queued)
     return {n: {"median": statistics.median(t), "least": min(t), "largest": max(t)} for n, t in times.items()}
 
 
@@ -50,12 +53,17 @@ def write_figures(found: dict, path: Path) -> None:
 def train_rows(paper: str, starts: tuple[str, ...], data_root: Path, workers: int) -> int:
     """Train the lite rows of a paper whose names start so, seeds without evidence; return the exit code.
 
-    The processes, ``workers`` of them, share the rows by their locks.
+    Every row is a process, ``workers`` of them at a time, which share the processor's cores.
     """
     from shared.run.launch import rows_of  # Hydra need not be there to check and time
 
-    rows = [row for row in rows_of(paper, "lite") if row.startswith(starts)]
     command = [sys.executable, "-m", "shared.run", "reproduce", paper, "--scale", "lite"]
-    command += ["--rows", ",".join(rows), "--data-root", str(data_root)]
-    started = [subprocess.Popen(command, cwd=repository_root()) for _ in range(workers)]
-    return max(process.wait() for process in started)
+    command += ["--data-root", str(data_root)]
+    surroundings = os.environ | {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // workers))}
+
+    def train(row: str) -> int:
+        return subprocess.run([*command, "--rows", row], cwd=repository_root(), env=surroundings).returncode
+
+    rows = [row for row in rows_of(paper, "lite") if row.startswith(starts)]
+    with ThreadPoolExecutor(workers) as pool:
+        return max(pool.map(train, rows))
