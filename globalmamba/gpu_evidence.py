@@ -28,7 +28,7 @@ from globalmamba.kernels.selective_scan import op, selective_scan
 from shared.errors import UserError
 from shared.metrics.record import environment, git_state
 from shared.run.config import repository_root
-from shared.run.gpu import CALLS, REPEATS, milliseconds, require_gpu, train_rows, write_figures
+from shared.run.gpu import CALLS, REPEATS, checks_of, milliseconds, require_gpu, train_rows, write_figures
 
 # Relative L2 error: half a unit in the last place of the outputs' type, and float32's drift over the sums.
 BOUND = {torch.float32: 5e-6, torch.bfloat16: 4e-3, torch.float16: 6e-4}
@@ -77,13 +77,14 @@ CHECKED = [
     for dtype in BOUND
     for reverse, transposed in (((False,), False), (BOTH, True))
 ]
-# Every option on and off, and what the timed shapes are made of: whole blocks of channels, several in a group.
+# Every option on and off.
 OPTIONAL = ("D", "z", "delta_bias", "dlast")
 CHECKED += [
     case(63, 16, absent=tuple(itertools.compress(OPTIONAL, off)))
     for off in itertools.product((False, True), repeat=len(OPTIONAL))
 ]
-CHECKED += [
+# What the timed shapes are made of: whole blocks of channels, several in a group.
+AS_TIMED = [
     case(length, state, torch.bfloat16, reverse, transposed, width, absent)
     for (length, state, width, reverse, absent), transposed in itertools.product(
         (
@@ -289,14 +290,13 @@ def require_triton() -> None:
         raise UserError(f"the Triton scan cannot run here: {reason}")
 
 
-def measure(out: Path, source: Path | None) -> int:
+def measure(out: Path, source: Path | None, timed_forms_only: bool = False) -> int:
     """Check, then time, writing the JSON as it goes; return the exit code."""
     require_triton()
     out.mkdir(parents=True, exist_ok=True)
     path, (commit, dirty) = out / "selective_scan.json", git_state(repository_root())
-    torch.use_deterministic_algorithms(True, warn_only=True)  # fresh memory holds NaN
-    found: dict = {"commit": commit, "dirty": dirty, **environment(), "checks": [check(**c) for c in CHECKED]}
-    torch.use_deterministic_algorithms(False)
+    cases = AS_TIMED if timed_forms_only else CHECKED + AS_TIMED
+    found: dict = {"commit": commit, "dirty": dirty, **environment(), "checks": checks_of(check, cases)}
     write_figures(found, path)
     green = all(one["green"] for one in found["checks"])
     if green:
@@ -325,11 +325,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--mamba-ssm-source", type=Path, help="a checkout of mamba-ssm to compile and time beside"
     )
+    parser.add_argument("--timed-forms-only", action="store_true", help="check no more than what is timed")
     parser.add_argument("--data-root", type=Path, help="train the lite rows meant for a GPU too, from here")
     parser.add_argument("--workers", type=int, default=4, help="processes that train side by side")
     options = parser.parse_args(arguments)
     try:
-        code = measure(options.out, options.mamba_ssm_source)
+        code = measure(options.out, options.mamba_ssm_source, options.timed_forms_only)
         if options.data_root is not None:
             code = max(code, train_rows("globalmamba", GPU_ROWS, options.data_root, options.workers))
         return code

@@ -25,7 +25,7 @@ from torch import Tensor
 from shared.errors import UserError
 from shared.metrics.record import environment, git_state
 from shared.run.config import repository_root
-from shared.run.gpu import CALLS, REPEATS, milliseconds, require_gpu, train_rows, write_figures
+from shared.run.gpu import CALLS, REPEATS, checks_of, milliseconds, require_gpu, train_rows, write_figures
 from v2m.kernels.scan2d import op, scan2d
 from v2m.mixer import ReleasedMixer, V2MMixer
 from v2m.released_composition import released_composition
@@ -64,13 +64,13 @@ CHECKED = [
     for dtype in BOUND
     for kinds in KINDS
 ]
+# As VMamba's four scans read one image.
+CHECKED += [case(7, 9, 16, torch.bfloat16, ALL, "both", shared=True)]
 # What the timed shapes are made of: whole blocks of channels, several of them.
-CHECKED += [
+AS_TIMED = [
     case(height, width, state, torch.bfloat16, directions, kinds, channels)
     for _, channels, height, width, state, directions, kinds in SHAPES.values()
 ]
-# As VMamba's four scans read one image.
-CHECKED += [case(7, 9, 16, torch.bfloat16, ALL, "both", shared=True)]
 
 
 def inputs(batch: int, channels: int, height: int, width: int, state: int, dtype, groups: int, kinds) -> dict:
@@ -295,14 +295,13 @@ def require_triton() -> None:
         raise UserError(f"the Triton scan cannot run here: {reason}")
 
 
-def measure(out: Path, source: Path | None) -> int:
+def measure(out: Path, source: Path | None, timed_forms_only: bool = False) -> int:
     """Check, then time, writing the JSON as it goes; return the exit code."""
     require_triton()
     out.mkdir(parents=True, exist_ok=True)
     path, (commit, dirty) = out / "scan2d.json", git_state(repository_root())
-    torch.use_deterministic_algorithms(True, warn_only=True)  # fresh memory holds NaN
-    found: dict = {"commit": commit, "dirty": dirty, **environment(), "checks": [check(**c) for c in CHECKED]}
-    torch.use_deterministic_algorithms(False)
+    cases = AS_TIMED if timed_forms_only else CHECKED + AS_TIMED
+    found: dict = {"commit": commit, "dirty": dirty, **environment(), "checks": checks_of(check, cases)}
     write_figures(found, path)
     green = all(one["green"] for one in found["checks"])
     if green:
@@ -327,11 +326,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--mamba-ssm-source", type=Path, help="a checkout of mamba-ssm to compile and time beside"
     )
+    parser.add_argument("--timed-forms-only", action="store_true", help="check no more than what is timed")
     parser.add_argument("--data-root", type=Path, help="train the lite rows meant for a GPU too, from here")
     parser.add_argument("--workers", type=int, default=4, help="processes that train side by side")
     options = parser.parse_args(arguments)
     try:
-        code = measure(options.out, options.mamba_ssm_source)
+        code = measure(options.out, options.mamba_ssm_source, options.timed_forms_only)
         if options.data_root is not None:
             code = max(code, train_rows("v2m", GPU_ROWS, options.data_root, options.workers))
         return code

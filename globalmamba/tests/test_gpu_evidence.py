@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from globalmamba import gpu_evidence
+from shared.run import gpu
 from shared.run.gpu import train_rows
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -27,7 +28,9 @@ def test_without_a_gpu_it_says_so_in_one_sentence_and_writes_nothing(tmp_path, c
 
 def test_a_red_check_is_reported_and_nothing_is_timed(tmp_path, monkeypatch):
     monkeypatch.setattr(gpu_evidence, "require_triton", lambda: None)
-    monkeypatch.setattr(gpu_evidence, "CHECKED", [{"length": 1}, {"length": 2}])
+    monkeypatch.setattr(gpu_evidence, "CHECKED", [{"length": 1}])
+    monkeypatch.setattr(gpu_evidence, "AS_TIMED", [{"length": 2}])
+    monkeypatch.setattr(gpu, "CHECKERS", 1)
     monkeypatch.setattr(gpu_evidence, "check", lambda length: {"length": length, "green": length == 1})
     monkeypatch.setattr(gpu_evidence, "timed", lambda *shape: pytest.fail("timed behind a red check"))
     assert gpu_evidence.main(["--out", str(tmp_path)]) == 1
@@ -61,7 +64,13 @@ def rehearse(out: str) -> None:
     # The interpreter cuts off to bfloat16, where a GPU rounds: its error is twice as large.
     few = [c for c in gpu_evidence.CHECKED if c["length"] in (1, 7) and c["dtype"] is torch.float32]
     few += [gpu_evidence.case(3, 2, absent=gpu_evidence.OPTIONAL)]
-    changes = {"DEVICE": "cpu", "require_triton": lambda: None, "milliseconds": called, "CHECKED": few}
+    changes = {
+        "DEVICE": "cpu",
+        "require_triton": lambda: None,
+        "milliseconds": called,
+        "CHECKED": few,
+        "AS_TIMED": [],
+    }
     changes |= {"peer": lambda source: Peer, "copy_bandwidth": lambda: 1e12}
     changes["SHAPES"] = {
         name: (2, 64 * directions, 5, state, directions)
@@ -69,6 +78,7 @@ def rehearse(out: str) -> None:
     }
     for name, value in changes.items():
         setattr(gpu_evidence, name, value)
+    gpu.CHECKERS = 1
     raise SystemExit(gpu_evidence.main(["--out", out]))
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from shared.run import gpu
 from shared.run.gpu import train_rows
 from v2m import gpu_evidence
 from v2m.kernels.scan2d import scan2d
@@ -31,7 +32,9 @@ def test_without_a_gpu_it_says_so_in_one_sentence_and_writes_nothing(tmp_path, c
 
 def test_a_red_check_is_reported_and_nothing_is_timed(tmp_path, monkeypatch):
     monkeypatch.setattr(gpu_evidence, "require_triton", lambda: None)
-    monkeypatch.setattr(gpu_evidence, "CHECKED", [{"length": 1}, {"length": 2}])
+    monkeypatch.setattr(gpu_evidence, "CHECKED", [{"length": 1}])
+    monkeypatch.setattr(gpu_evidence, "AS_TIMED", [{"length": 2}])
+    monkeypatch.setattr(gpu, "CHECKERS", 1)
     monkeypatch.setattr(gpu_evidence, "check", lambda length: {"length": length, "green": length == 1})
     monkeypatch.setattr(gpu_evidence, "timed", lambda *shape: pytest.fail("timed behind a red check"))
     assert gpu_evidence.main(["--out", str(tmp_path)]) == 1
@@ -109,7 +112,13 @@ def rehearse(out: str) -> None:
         gpu_evidence.case(1, 4, 2, torch.float32, ("left",), "both", 4),
         gpu_evidence.case(1, 2, 2, torch.float32, ("left", "down"), "both", 4, shared=True),
     ]
-    changes = {"DEVICE": "cpu", "require_triton": lambda: None, "milliseconds": called, "CHECKED": few}
+    changes = {
+        "DEVICE": "cpu",
+        "require_triton": lambda: None,
+        "milliseconds": called,
+        "CHECKED": few,
+        "AS_TIMED": [],
+    }
     changes |= {"peer": lambda source: Peer, "MIXER": (1, 4, 2)}
     changes["SHAPES"] = {
         name: (1, 4, 2 if shape[2] > 1 else 1, 3, 2, shape[5], shape[6])
@@ -117,6 +126,7 @@ def rehearse(out: str) -> None:
     }
     for name, value in changes.items():
         setattr(gpu_evidence, name, value)
+    gpu.CHECKERS = 1
     raise SystemExit(gpu_evidence.main(["--out", out]))
 
 

@@ -37,3 +37,15 @@ def test_every_row_that_starts_so_is_a_process_and_the_worst_code_comes_back(tmp
     assert len(rows) > 1 and len(set(rows)) == len(rows)
     assert all(row.startswith("jasper-random") for row in rows)
     assert all(str(tmp_path) in command for command in commands)
+
+
+def filled(size: int) -> dict:
+    return {"size": size, "green": bool(torch.empty(size).isnan().all())}
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_checks_keep_their_order_and_see_nan_in_fresh_memory(processes, monkeypatch):
+    monkeypatch.setattr(gpu, "CHECKERS", processes)
+    found = gpu.checks_of(filled, [{"size": size} for size in (3, 1, 2)])
+    assert found == [{"size": size, "green": True} for size in (3, 1, 2)]
+    assert not torch.are_deterministic_algorithms_enabled()
