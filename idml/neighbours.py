@@ -163,20 +163,21 @@ def _settle(unit, queries, similarity, index, k: int, doubt: float) -> torch.Ten
 def _products(
     unit: torch.Tensor, queries: torch.Tensor, row: torch.Tensor, other: torch.Tensor
 ) -> torch.Tensor:
-    """Return unit[queries[row]] . unit[other], (p,) float64, for rising ``row`` (p,) and ``other`` (p,)."""
+    """Return unit[queries[row]] . unit[other], (p,) float64, for ``row`` (p,) and ``other`` (p,)."""
     if unit.device.type != "cpu":
         pairs = zip(row.split(PAIRS), other.split(PAIRS), strict=True)
         return torch.cat(
             [row.new_zeros(0, dtype=unit.dtype)] + [(unit[queries[i]] * unit[j]).sum(1) for i, j in pairs]
         )
-    # A product of matrices at some places alone: nothing is copied, which would take most of the time.
-    order = (row * len(unit) + other).argsort()
-    starts = torch.searchsorted(row, torch.arange(len(queries) + 1))
+    # A product of matrices at some places alone: nothing is copied, which would take most of the time. Its rows are the
+    # samples, each read once for all queries that it is compared with; the queries stay in the cache.
+    order = (other * len(queries) + row).argsort()
+    starts = torch.searchsorted(other[order], torch.arange(len(unit) + 1))
     with warnings.catch_warnings(action="ignore", category=UserWarning):  # sparse tensors are said to be new
         pattern = torch.sparse_csr_tensor(
-            starts, other[order], unit.new_zeros(len(row)), (len(queries), len(unit)), check_invariants=False
+            starts, row[order], unit.new_zeros(len(row)), (len(unit), len(queries)), check_invariants=False
         )
-        found = torch.sparse.sampled_addmm(pattern, unit[queries], unit.T, beta=0.0).values()
+        found = torch.sparse.sampled_addmm(pattern, unit, unit[queries].T, beta=0.0).values()
     return torch.empty_like(found).index_copy_(0, order, found)
 
 
