@@ -58,7 +58,9 @@ def sine_cosine_positions(height: int, width: int, dim: int) -> Tensor:
     return torch.cat([torch.zeros(1, dim), grid])[None]
 
 
-def vision_transformer(image_size: int, patch: int, dim: int, depth: int, heads: int) -> VisionTransformer:
+def vision_transformer(
+    image_size: int, patch: int, dim: int, depth: int, heads: int, drop_path: float
+) -> VisionTransformer:
     """Return MoCo-v3's ViT for images of one size: what ends it is the class token."""
     network = VisionTransformer(
         img_size=image_size,
@@ -67,6 +69,7 @@ def vision_transformer(image_size: int, patch: int, dim: int, depth: int, heads:
         depth=depth,
         num_heads=heads,
         num_classes=0,
+        drop_path_rate=drop_path,
         global_pool="token",
         norm_layer=partial(nn.LayerNorm, eps=1e-6),
     )
@@ -88,18 +91,22 @@ def vision_transformer(image_size: int, patch: int, dim: int, depth: int, heads:
     return network
 
 
+# image size and rate of stochastic depth -> network
 BUILDERS = {
-    "resnet50": lambda image_size: timm_resnet50(num_classes=0),
-    "vit-small": lambda image_size: vision_transformer(image_size, 16, 384, 12, 12),
-    "vit-base": lambda image_size: vision_transformer(image_size, 16, 768, 12, 12),
-    "resnet-small": lambda image_size: resnet_small(),
-    "vit-tiny": lambda image_size: vision_transformer(image_size, max(image_size // 8, 1), 192, 6, 3),
-    "convnet-tiny": lambda image_size: ConvNetTiny(),
+    "resnet50": lambda size, drop_path: timm_resnet50(num_classes=0, drop_path_rate=drop_path),
+    "vit-small": lambda size, drop_path: vision_transformer(size, 16, 384, 12, 12, drop_path),
+    "vit-base": lambda size, drop_path: vision_transformer(size, 16, 768, 12, 12, drop_path),
+    "resnet-small": lambda size, drop_path: resnet_small(),
+    "vit-tiny": lambda size, drop_path: vision_transformer(size, max(size // 8, 1), 192, 6, 3, drop_path),
+    "convnet-tiny": lambda size, drop_path: ConvNetTiny(),
 }
 
 
-def build_backbone(name: str, image_size: int) -> nn.Module:
-    """Return an untrained backbone with ``num_features``, the width of its features; UserError for an unknown name."""
+def build_backbone(name: str, image_size: int, drop_path: float = 0.0) -> nn.Module:
+    """Return an untrained backbone with ``num_features``, the width of its features; UserError for an unknown name.
+
+    ``drop_path``: the largest rate at which stochastic depth leaves out a block; our small ResNets have none.
+    """
     if name not in BUILDERS:
         raise UserError(f"model.backbone={name} is unknown: choose one of {', '.join(BUILDERS)}")
-    return BUILDERS[name](image_size)
+    return BUILDERS[name](image_size, drop_path)

@@ -42,6 +42,7 @@ class ObjectiveConfig:
     arrangement: str = MISSING
     temperature: float = MISSING
     loss_weights: str = MISSING
+    denominator: str = MISSING
     momentum: float = MISSING
 
 

@@ -16,15 +16,19 @@ On one space the two would pull at each other: two images of a class are negativ
     hierarchy   D  the class head on q: OPERA
     instance       no classes: MoCo-v3
     supervised     no instances: a linear classifier on y
+    supcon         no instances and no proxies: the supervised contrastive loss (arXiv 2004.11362) on z, an image
+                   without a label alike to its other view alone
 
 The paper (eq. 13) weighs the four terms alike, "printed". The release has T for each of L_self's and 1/2 for each of
-L_full's, "released".
+L_full's, "released". The printed softmax sums over all but the true key or class in its denominator, "others"; the
+released one over "all".
 """
 
 import copy
 from typing import NamedTuple
 
 import torch
+from pytorch_metric_learning.losses import SupConLoss
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -32,8 +36,9 @@ from opera.heads import mlp
 from shared.errors import UserError
 from shared.run.ranks import gather_rows, mean_over_ranks, rank
 
-ARRANGEMENTS = ("one-space", "backbone", "parallel", "hierarchy", "instance", "supervised")
+ARRANGEMENTS = ("one-space", "backbone", "parallel", "hierarchy", "instance", "supervised", "supcon")
 LOSS_WEIGHTS = ("released", "printed")
+DENOMINATORS = ("all", "others")
 UNLABELLED = -1  # in the place of a label
 
 
@@ -70,13 +75,16 @@ class Hierarchy(nn.Module):
         arrangement: str,
         temperature: float,
         loss_weights: str = "released",
+        denominator: str = "all",
     ):
         super().__init__()
-        if arrangement not in ARRANGEMENTS or loss_weights not in LOSS_WEIGHTS:
-            raise UserError(
-                f"arrangement={arrangement}, loss_weights={loss_weights}: choose the arrangement from "
-                f"{', '.join(ARRANGEMENTS)}, the weights from {', '.join(LOSS_WEIGHTS)}"
-            )
+        for name, value, known in (
+            ("arrangement", arrangement, ARRANGEMENTS),
+            ("loss_weights", loss_weights, LOSS_WEIGHTS),
+            ("denominator", denominator, DENOMINATORS),
+        ):
+            if value not in known:
+                raise UserError(f"objective.{name}={value} is unknown: choose one of {', '.join(known)}")
         if not temperature > 0:
             raise UserError(f"temperature={temperature}: set it above 0")
         if arrangement != "instance" and classes < 2:
@@ -85,9 +93,10 @@ class Hierarchy(nn.Module):
                 "instance"
             )
         self.arrangement, self.temperature, self.loss_weights = arrangement, temperature, loss_weights
+        self.only_others = denominator == "others"
         width, dim, hidden = backbone.num_features, heads["dim"], heads["hidden"]
-        contrasts = arrangement != "supervised"
-        projector = mlp(heads["projector_layers"], width, hidden, dim, True) if contrasts else nn.Identity()
+        projects, contrasts = arrangement != "supervised", arrangement not in ("supervised", "supcon")
+        projector = mlp(heads["projector_layers"], width, hidden, dim, True) if projects else nn.Identity()
         self.online = Encoder(backbone, projector)
         self.momentum = self.predictor = self.class_head = None
         if contrasts:
@@ -95,7 +104,7 @@ class Hierarchy(nn.Module):
             self.momentum = copy.deepcopy(self.online).requires_grad_(False)
         if arrangement in ("one-space", "supervised"):
             self.class_head = nn.Linear(width if arrangement == "supervised" else dim, classes)
-        elif arrangement != "instance":
+        elif arrangement not in ("instance", "supcon"):
             below = width if arrangement == "backbone" else dim
             self.class_head = mlp(heads["class_layers"], below, heads["class_hidden"], classes, False)
 
@@ -111,11 +120,12 @@ class Hierarchy(nn.Module):
         return self.online.backbone(images)
 
     def spaces(self, first: Tensor, second: Tensor) -> list[dict[str, Tensor]]:
-        """Return y, z, q of either view (B, ...), by these names; of ``supervised`` y alone."""
+        """Return y, z, q of either view (B, ...), by these names, as far as the arrangement has them."""
         found = [{"y": y} for y in both_views(self.online.backbone, first, second)]
-        if self.predictor is not None:
-            for view in found:
+        for view in found:
+            if self.arrangement != "supervised":
                 view["z"] = self.online.projector(view["y"])
+            if self.predictor is not None:
                 view["q"] = self.predictor(view["z"])
         return found
 
@@ -147,10 +157,13 @@ class Hierarchy(nn.Module):
         if self.predictor is not None:
             keys = self.keys(first, second)[::-1]  # of the other view
             instance = sum(
-                info_nce(v["q"], key, self.temperature) for v, key in zip(views, keys, strict=True)
+                info_nce(v["q"], key, self.temperature, self.only_others)
+                for v, key in zip(views, keys, strict=True)
             )
         if self.class_head is not None:
-            classes = sum(cross_entropy(self.logits(view), labels) for view in views)
+            classes = sum(cross_entropy(self.logits(view), labels, self.only_others) for view in views)
+        if self.arrangement == "supcon":
+            classes = supervised_contrast([view["z"] for view in views], labels, self.temperature)
         return instance, classes
 
 
@@ -161,25 +174,53 @@ def both_views(network: nn.Module, first: Tensor, second: Tensor) -> tuple[Tenso
     return network(torch.cat([first, second])).chunk(2)
 
 
-def info_nce(queries: Tensor, keys: Tensor, temperature: float) -> Tensor:
-    """Return the mean cross-entropy, 0-d, of finding an image's own key among those of all ranks.
+def softmax_loss(logits: Tensor, targets: Tensor, only_others: bool) -> Tensor:
+    """Return the losses (B,) of logits (B, N) at targets (B,) int64; 0 where the target is -1.
+
+    ``only_others``: the target is left out of the denominator, as eq. 13 prints it, and a loss may be below 0.
+    """
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    if not only_others:
+        return F.cross_entropy(logits, targets, reduction="none", ignore_index=UNLABELLED)
+    place = targets.clamp_min(0)[:, None]
+    others = logits.scatter(1, place, -torch.inf).logsumexp(1)
+    return torch.where(targets >= 0, others - logits.gather(1, place)[:, 0], 0.0)
+
+
+def info_nce(queries: Tensor, keys: Tensor, temperature: float, only_others: bool = False) -> Tensor:
+    """Return the mean loss, 0-d, of finding an image's own key among those of all ranks.
 
     queries, keys: (B, dim) of this rank, of any length; no gradient goes to keys.
     """
     queries = F.normalize(queries.float() if queries.dtype == torch.bfloat16 else queries, dim=1)
     keys = F.normalize(keys.to(queries.dtype), dim=1)
-    counts = gather_rows(torch.tensor([len(keys)], device=keys.device)).tolist()
-    own = sum(counts[: rank()]) + torch.arange(len(keys), device=keys.device)
+    own = _first_row(keys) + torch.arange(len(keys), device=keys.device)
     with torch.autocast(queries.device.type, enabled=False):
         similarity = queries @ gather_rows(keys.detach()).T / temperature  # (B, all)
-    return mean_over_ranks(F.cross_entropy(similarity, own, reduction="none"))
+        return mean_over_ranks(softmax_loss(similarity, own, only_others))
 
 
-def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return the mean cross-entropy, 0-d, over the labelled images of all ranks; 0 where none is labelled."""
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    losses = F.cross_entropy(logits, labels, reduction="none", ignore_index=UNLABELLED)
-    return mean_over_ranks(losses, labels != UNLABELLED)
+def _first_row(rows: Tensor) -> int:
+    """Return which of the rows of all ranks the first one of this rank's is."""
+    counts = gather_rows(torch.tensor([len(rows)], device=rows.device)).tolist()
+    return sum(counts[: rank()])
+
+
+def cross_entropy(logits: Tensor, labels: Tensor, only_others: bool = False) -> Tensor:
+    """Return the mean loss, 0-d, over the labelled images of all ranks; 0 where none is labelled."""
+    return mean_over_ranks(softmax_loss(logits, labels, only_others), labels != UNLABELLED)
+
+
+def supervised_contrast(embeddings: list[Tensor], labels: Tensor, temperature: float) -> Tensor:
+    """Return the supervised contrastive loss, 0-d, of both views' embeddings (B, dim) of all ranks, of any length.
+
+    An image without a label is alike to its other view alone.
+    """
+    alone = -2 - _first_row(labels) - torch.arange(len(labels), device=labels.device)
+    every_label = gather_rows(torch.where(labels == UNLABELLED, alone, labels))
+    rows = [gather_rows(one.to(torch.promote_types(one.dtype, torch.float32))) for one in embeddings]
+    with torch.autocast(labels.device.type, enabled=False):
+        return SupConLoss(temperature)(torch.cat(rows), every_label.repeat(2))
 
 
 def conflict(hierarchy: Hierarchy, first: Tensor, second: Tensor, labels: Tensor) -> float:

@@ -56,6 +56,7 @@ def build_hierarchy(cfg) -> Hierarchy:
         objective.arrangement,
         objective.temperature,
         objective.loss_weights,
+        objective.denominator,
     )
     return with_global_batchnorm(hierarchy)
 
@@ -64,6 +65,10 @@ def prepare(cfg) -> tuple[PretrainingModule, TrainingData]:
     """Return all that a pre-training needs, as a function of the config alone; raises UserError for bad input."""
     require_device(cfg)
     require_precision(cfg)
+    if cfg.task.kind == "dense":
+        raise UserError(
+            f"{cfg.row} is blocked: detection and segmentation do not stand in this repository yet, choose another row"
+        )
     if cfg.task.kind not in KINDS or not cfg.task.sets:
         raise UserError(
             f"task.kind={cfg.task.kind}, task.sets={cfg.task.sets}: choose one of {', '.join(KINDS)}, and a set or more"
@@ -142,10 +147,20 @@ def evaluate_on(cfg, backbone: nn.Module, name: str, folder: Path) -> dict[str, 
         )
         found["top1_knn"] = top_scores(votes, labels)["top1"]
     torch.manual_seed(cfg.seed)
-    module = TuningModule(backbone, len(test.classes), cfg, data.sampler.steps)
+    tuned = with_drop_path(cfg, backbone)
+    module = TuningModule(tuned, len(test.classes), cfg, data.sampler.steps)
     fit(cfg, module, data, folder)
     logits, labels = outputs(cfg, module.model, test, device)
     return found | top_scores(logits, labels) | {"n_test": float(len(test))}
+
+
+def with_drop_path(cfg, backbone: nn.Module) -> nn.Module:
+    """Return a pre-trained backbone with the task's stochastic depth."""
+    if not cfg.task.drop_path:
+        return backbone
+    tuned = with_global_batchnorm(build_backbone(cfg.model.backbone, cfg.data.image_size, cfg.task.drop_path))
+    tuned.load_state_dict(backbone.state_dict())
+    return tuned
 
 
 def seconds_of_run(cfg) -> float:
@@ -154,8 +169,7 @@ def seconds_of_run(cfg) -> float:
     total = seconds_of_training(cfg, module, data)
     for name in cfg.task.sets:
         data, test = tuning_data(cfg, name)
-        tuned = TuningModule(
-            copy.deepcopy(module.model.online.backbone), len(test.classes), cfg, data.sampler.steps
-        )
+        backbone = with_drop_path(cfg, copy.deepcopy(module.model.online.backbone))
+        tuned = TuningModule(backbone, len(test.classes), cfg, data.sampler.steps)
         total += seconds_of_training(cfg, tuned, data)
     return total

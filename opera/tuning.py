@@ -49,8 +49,7 @@ class TuningModule(GuardedModule):
         self.model, self.classes, self.steps = Classifier(backbone, classes), classes, steps
         self.task, self.seed = cfg.task, cfg.seed
         self.frozen = cfg.task.kind == "probe"
-        if self.frozen:
-            backbone.requires_grad_(False)
+        backbone.requires_grad_(not self.frozen)  # with what a pre-training froze
         self.warmup = round(steps * cfg.task.warmup_epochs / cfg.task.epochs)
 
     def train(self, mode: bool = True) -> nn.Module:
@@ -80,7 +79,7 @@ class TuningModule(GuardedModule):
             smoothing=self.task.smoothing,
             classes=self.classes,
         )
-        logits = self.model(images.to(self.model.head.weight.dtype))
+        logits = self.model(images.to(self.model.head.weight.dtype, memory_format=torch.channels_last))
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         losses = F.cross_entropy(logits, targets.to(logits.dtype), reduction="none")
         # The sum over all ranks by their common count; DistributedDataParallel averages, which is undone here.
@@ -108,7 +107,7 @@ def tuning_data(cfg, name: str) -> tuple[TrainingData, ImageSet]:
     """Return the training batches of a set and its test images; UserError for data that are missing or too few."""
     images, test = (load_image_set(name, split, cfg.paths.data_root) for split in ("train", "test"))
     chosen = None
-    if cfg.task.train_images is not None and name == cfg.data.manifest:
+    if cfg.task.train_images is not None:
         chosen = keyed_subset(images.labels, cfg.task.train_images, cfg.seed)
     batches = Batches(images, Augmentation(cfg.augment), cfg.seed, chosen=chosen)
     sampler = KeyedBatchSampler(len(batches), cfg.task.batch_size, cfg.seed, steps=1)

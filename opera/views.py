@@ -9,6 +9,7 @@ device at once: every one of them is compared with torchvision's in ``tests/test
 of (seed, epoch, image, view), so neither workers, ranks, a resumption nor the device change it.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -106,7 +107,7 @@ class Views:
             draws = keyed_uniform(BLUR, *key, 1)
             sigma = cfg.blur_sigma[0] + (cfg.blur_sigma[1] - cfg.blur_sigma[0]) * draws
             chosen = self._chosen(BLUR, cfg.blur[view], (*key, 0), crops.device)
-            crops = torch.where(chosen, blurred(crops, sigma), crops)
+            crops = torch.where(chosen, blurred(crops, sigma, cfg.blur_sigma[1]), crops)
         if cfg.solarize[view]:
             chosen = self._chosen(SOLARIZE, cfg.solarize[view], key, crops.device)
             crops = torch.where(chosen & (crops >= 0.5), 1 - crops, crops)
@@ -215,16 +216,16 @@ def hue(images: Tensor, turn: Tensor) -> Tensor:
     return value - spread * torch.minimum(place, 4 - place).clamp(0, 1)
 
 
-def blurred(images: Tensor, sigma: np.ndarray) -> Tensor:
-    """Return images blurred by a Gaussian of sigma (b,) pixels, cut off at 3 of them, the border mirrored."""
+def blurred(images: Tensor, sigma: np.ndarray, largest: float) -> Tensor:
+    """Return images blurred by a Gaussian of sigma (b,) pixels, cut off at 3 ``largest`` ones, the border mirrored."""
     size = images.shape[-1]
-    weights = blur_weights(torch.from_numpy(sigma.astype(np.float32)).to(images.device), size)[:, None]
+    sigma = torch.from_numpy(sigma.astype(np.float32)).to(images.device)
+    weights = blur_weights(sigma, size, min(size - 1, math.ceil(3 * largest)))[:, None]
     return weights @ images @ weights.mT
 
 
-def blur_weights(sigma: Tensor, size: int) -> Tensor:
-    """Return the weights (b, size, size) of a blur along one axis, for sigma (b,)."""
-    reach = min(size - 1, 6)  # 3 standard deviations of 2 pixels
+def blur_weights(sigma: Tensor, size: int, reach: int) -> Tensor:
+    """Return the weights (b, size, size) of a blur along one axis, for sigma (b,), cut off at ``reach`` pixels."""
     offsets = torch.arange(-reach, reach + 1, device=sigma.device)
     kernel = torch.exp(-0.5 * (offsets / sigma[:, None]).square())  # (b, taps)
     kernel = kernel / kernel.sum(1, keepdim=True)

@@ -7,7 +7,15 @@ import pytest
 import torch
 from torch import nn
 
-from opera.hierarchy import ARRANGEMENTS, UNLABELLED, Hierarchy, conflict, cross_entropy, info_nce
+from opera.hierarchy import (
+    ARRANGEMENTS,
+    UNLABELLED,
+    Hierarchy,
+    conflict,
+    cross_entropy,
+    info_nce,
+    supervised_contrast,
+)
 from shared.errors import UserError
 
 GOLDEN = 1e-9  # relative, float64
@@ -202,8 +210,12 @@ def test_views_share_one_pass_where_no_batch_statistics_tell_them_apart():
 @pytest.mark.parametrize(
     "arguments, words",
     [
-        ({"arrangement": "omni"}, "choose the arrangement from one-space"),
-        ({"loss_weights": "equal"}, "the weights from released, printed"),
+        ({"arrangement": "omni"}, "objective.arrangement=omni is unknown: choose one of one-space"),
+        (
+            {"loss_weights": "equal"},
+            "objective.loss_weights=equal is unknown: choose one of released, printed",
+        ),
+        ({"denominator": "none"}, "objective.denominator=none is unknown: choose one of all, others"),
         ({"temperature": 0.0}, "temperature=0.0: set it above 0"),
         ({"classes": 0}, "arrangement=hierarchy needs labels of two classes"),
     ],
@@ -213,3 +225,33 @@ def test_what_cannot_be_built_is_one_sentence(arguments, words):
     with pytest.raises(UserError, match=words) as error:
         Hierarchy(Body(), heads=HEADS, **options)
     assert "\n" not in str(error.value)
+
+
+def test_the_printed_softmax_leaves_the_true_one_out_of_the_denominator():
+    torch.manual_seed(0)
+    logits, labels = torch.randn(5, 4, dtype=torch.float64), torch.tensor([0, 3, UNLABELLED, 1, 1])
+    expected = [
+        torch.logsumexp(torch.cat([row[:label], row[label + 1 :]]), 0) - row[label]
+        for row, label in zip(logits, labels.tolist(), strict=True)
+        if label >= 0
+    ]
+    torch.testing.assert_close(cross_entropy(logits, labels, True), torch.stack(expected).mean())
+    queries, keys = torch.eye(3, dtype=torch.float64), torch.eye(3, dtype=torch.float64)
+    assert float(info_nce(queries, keys, 0.5, True)) == pytest.approx(np.log(2) - 2)
+    assert float(info_nce(queries, keys, 0.5)) == pytest.approx(np.log(np.exp(2) + 2) - 2)
+
+
+def test_the_supervised_contrast_is_the_mean_over_the_others_of_a_class_and_over_the_other_view_without_one():
+    torch.manual_seed(0)
+    views = [torch.randn(4, 6, dtype=torch.float64) for _ in range(2)]
+    labels = torch.tensor([0, 1, 0, UNLABELLED])
+    rows = torch.nn.functional.normalize(torch.cat(views), dim=1)
+    alike = torch.tensor([0, 1, 0, 7, 0, 1, 0, 7])
+    losses = []
+    for i in range(8):
+        others = [j for j in range(8) if j != i]
+        similarity = rows[i] @ rows.T / 0.1
+        below = torch.logsumexp(similarity[others], 0)
+        losses.append(torch.stack([below - similarity[j] for j in others if alike[j] == alike[i]]).mean())
+    found = supervised_contrast(views, labels, 0.1)
+    torch.testing.assert_close(found, torch.stack(losses).mean(), rtol=1e-9, atol=0)

@@ -126,7 +126,7 @@ def test_a_run_gives_the_scores_of_probe_and_neighbours_and_the_conflict_where_t
     # Two epochs of a probe on one of pre-training tell little; neighbours need no training.
     assert 0 < metrics["top1"] <= metrics["top5"] <= 1 and metrics["top1_knn"] > 0.5
     assert metrics["n_test"] == 359 and metrics["skipped_steps"] == 0
-    assert ("gradient_cosine" in metrics) == (arrangement not in ("instance", "supervised"))
+    assert ("gradient_cosine" in metrics) == (arrangement not in ("instance", "supervised", "supcon"))
 
 
 def test_rows_that_pretrain_alike_share_a_pretraining_and_others_do_not(tmp_path):
