@@ -2,10 +2,7 @@
 
 from pathlib import Path
 
-from hydra import compose, initialize_config_dir
-
-import opera.config  # noqa: F401  (registers the types of the configuration)
-from shared.run.config import repository_root
+from shared.run.config import compose
 
 SMALL = [
     "heads.dim=16",
@@ -23,6 +20,4 @@ def small_config(folder: Path, *overrides: str, epochs: int = 1):
     """Return the config of such a run with its paths under ``folder``."""
     paths = [f"paths.runs={folder}/runs", f"paths.results={folder}/results"]
     warmup = "optim.warmup_epochs=0.2"
-    # Once the ledger stands, ``shared.run.config.compose`` does this.
-    with initialize_config_dir(str(repository_root() / "opera/configs"), version_base="1.3"):
-        return compose("train", [*SMALL, f"scale.epochs={epochs}", warmup, *paths, *overrides])
+    return compose("opera", [*SMALL, f"scale.epochs={epochs}", warmup, *paths, *overrides])
