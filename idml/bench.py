@@ -23,9 +23,9 @@ from rich.table import Table
 
 from idml import loop_form
 from idml.clustering import ITERATIONS, clustering_scores, kmeans
-from idml.measure import Measured, measured
 from idml.neighbours import nearest_neighbours, unit_rows
 from idml.retrieval import neighbours_needed, retrieval_metrics
+from shared.run.measure import Measured, measured
 
 SAMPLES, CLASSES, WIDTH = 60502, 11316, 512
 SMALLEST, LARGEST = 2, 12  # samples in a class

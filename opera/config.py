@@ -84,6 +84,7 @@ class ScaleConfig:
 class OutputConfig:
     batch_size: int = MISSING
     checkpoint_every: int = MISSING
+    compile: bool = MISSING
 
 
 @dataclass

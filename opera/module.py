@@ -34,6 +34,10 @@ class PretrainingModule(GuardedModule):
         super().__init__()
         # Convolutions run a third faster on channels that lie side by side.
         self.model, self.views = hierarchy.to(memory_format=torch.channels_last), views
+        if cfg.output.compile:
+            for encoder in (hierarchy.online, hierarchy.momentum):
+                if encoder is not None:
+                    encoder.backbone.compile()
         self.optim, self.base_momentum, self.seed, self.steps = (
             cfg.optim,
             cfg.objective.momentum,

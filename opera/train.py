@@ -33,6 +33,7 @@ from shared.run.ranks import with_global_batchnorm
 from shared.run.training_data import TrainingData
 
 CONFLICT_BATCHES = 8  # over which the conflict is averaged
+NEIGHBOURS = 20  # where a task names none and a checkpoint is scored
 PRETRAINING = (
     "seed",
     "model",
@@ -61,10 +62,8 @@ def build_hierarchy(cfg) -> Hierarchy:
     return with_global_batchnorm(hierarchy)
 
 
-def prepare(cfg) -> tuple[PretrainingModule, TrainingData]:
-    """Return all that a pre-training needs, as a function of the config alone; raises UserError for bad input."""
-    require_device(cfg)
-    require_precision(cfg)
+def require_task(cfg) -> None:
+    """Raise UserError for a task that there is not."""
     if cfg.task.kind == "dense":
         raise UserError(
             f"{cfg.row} is blocked: detection and segmentation do not stand in this repository yet, choose another row"
@@ -73,6 +72,13 @@ def prepare(cfg) -> tuple[PretrainingModule, TrainingData]:
         raise UserError(
             f"task.kind={cfg.task.kind}, task.sets={cfg.task.sets}: choose one of {', '.join(KINDS)}, and a set or more"
         )
+
+
+def prepare(cfg) -> tuple[PretrainingModule, TrainingData]:
+    """Return all that a pre-training needs, as a function of the config alone; raises UserError for bad input."""
+    require_device(cfg)
+    require_precision(cfg)
+    require_task(cfg)
     data = pretraining_data(cfg)
     return PretrainingModule(build_hierarchy(cfg), Views(cfg.views), cfg, data.sampler.steps), data
 
@@ -109,6 +115,9 @@ def _fitted(cfg, module, data, folder: Path) -> tuple[PretrainingModule, Trainin
 
 def run(cfg, folder: Path) -> dict | None:
     """Pre-train and score one row and seed; returns the metrics (None on ranks other than 0)."""
+    require_task(cfg)
+    for name in cfg.task.sets:
+        tuning_data(cfg, name)  # what is bad is said before days of pre-training
     module, data, seconds, first = pretrained(cfg)
     metrics = {"pretrain_seconds": seconds, "train_images": float(len(data.batches))}
     metrics["skipped_steps"] = float(module.skipped_steps)
@@ -139,19 +148,24 @@ def evaluate_on(cfg, backbone: nn.Module, name: str, folder: Path) -> dict[str, 
     data, test = tuning_data(cfg, name)
     backbone, device, found = copy.deepcopy(backbone), device_of(cfg), {}
     if cfg.task.neighbours is not None:
-        train = load_image_set(name, "train", cfg.paths.data_root)
-        features = outputs(cfg, backbone, train, device, data.batches.chosen)
-        of_test, labels = outputs(cfg, backbone, test, device)
-        votes = knn_scores(
-            *features, of_test, len(test.classes), cfg.task.neighbours, cfg.task.neighbour_temperature
-        )
-        found["top1_knn"] = top_scores(votes, labels)["top1"]
+        found["top1_knn"] = neighbour_scores(cfg, backbone, name)
     torch.manual_seed(cfg.seed)
     tuned = with_drop_path(cfg, backbone)
     module = TuningModule(tuned, len(test.classes), cfg, data.sampler.steps)
     fit(cfg, module, data, folder)
     logits, labels = outputs(cfg, module.model, test, device)
     return found | top_scores(logits, labels) | {"n_test": float(len(test))}
+
+
+def neighbour_scores(cfg, backbone: nn.Module, name: str) -> float:
+    """Return the top-1 of k-NN on a set's frozen features, a fraction (``knn.knn_scores``)."""
+    data, test = tuning_data(cfg, name)
+    device, train = device_of(cfg), load_image_set(name, "train", cfg.paths.data_root)
+    features = outputs(cfg, backbone, train, device, data.batches.chosen)
+    of_test, labels = outputs(cfg, backbone, test, device)
+    neighbours = cfg.task.neighbours or NEIGHBOURS
+    votes = knn_scores(*features, of_test, len(test.classes), neighbours, cfg.task.neighbour_temperature)
+    return top_scores(votes, labels)["top1"]
 
 
 def with_drop_path(cfg, backbone: nn.Module) -> nn.Module:

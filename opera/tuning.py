@@ -110,6 +110,12 @@ def tuning_data(cfg, name: str) -> tuple[TrainingData, ImageSet]:
     if cfg.task.train_images is not None:
         chosen = keyed_subset(images.labels, cfg.task.train_images, cfg.seed)
     batches = Batches(images, Augmentation(cfg.augment), cfg.seed, chosen=chosen)
+    if cfg.task.epochs < 1:
+        raise UserError(f"task.epochs={cfg.task.epochs} trains nothing: give 1 or more")
+    if cfg.task.batch_size > len(batches):
+        raise UserError(
+            f"{len(batches)} images of {name} do not fill one batch of {cfg.task.batch_size}: lower task.batch_size"
+        )
     sampler = KeyedBatchSampler(len(batches), cfg.task.batch_size, cfg.seed, steps=1)
     sampler.steps = cfg.task.epochs * (len(batches) // cfg.task.batch_size)
     mixes = cfg.task.mixup_alpha > 0 or cfg.task.cutmix_alpha > 0
@@ -148,6 +154,10 @@ def outputs(cfg, network: nn.Module, images: ImageSet, device, chosen=None) -> t
 
 
 def top_scores(logits: Tensor, labels: Tensor) -> dict[str, float]:
-    """Return top1 and top5, fractions, of logits (n, classes) and labels (n,)."""
+    """Return top1 and top5, fractions, of logits (n, classes) and labels (n,); UserError where they are not numbers."""
+    if not logits.isfinite().all():
+        raise UserError(
+            "the answers of the network are not finite: the training diverged, lower optim.lr or task.lr"
+        )
     hits = logits.topk(min(TOP, logits.shape[1]), 1).indices == labels[:, None]
     return {"top1": float(hits[:, 0].double().mean()), "top5": float(hits.any(1).double().mean())}

@@ -3,6 +3,9 @@
 Tolerance 1e-10 relative, in float64: the ranks add the same numbers in another order.
 """
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch.nn.parallel import DistributedDataParallel
@@ -10,6 +13,8 @@ from torch.nn.parallel import DistributedDataParallel
 from opera.hierarchy import ARRANGEMENTS
 from opera.tests.small import small_config
 from opera.train import prepare
+from shared.metrics.record import read_record
+from shared.run.config import repository_root
 from shared.run.tests.gloo import on_ranks
 
 CLOSE = {"rtol": 1e-10, "atol": 1e-12}
@@ -72,3 +77,27 @@ def test_two_ranks_equal_one_process(case, two, tmp_path):
         torch.testing.assert_close(found["losses"], one["losses"], **CLOSE)
         for name, value in one["state"].items():
             torch.testing.assert_close(found["state"][name], value, msg=name, **CLOSE)
+
+
+def reproduce(folder, *overrides: str) -> subprocess.CompletedProcess:
+    """Run the digits through the command line, in float64 on the CPU."""
+    command = f"-m shared.run reproduce opera --rows digits-opera --seeds 0 --results {folder} scale.epochs=2"
+    options = ["trainer.accelerator=cpu", "optim.precision=64-true", "task.epochs=2", *overrides]
+    return subprocess.run(
+        [sys.executable, *command.split(), *options], cwd=repository_root(), capture_output=True, text=True
+    )
+
+
+@pytest.mark.slow
+def test_two_devices_on_the_command_line_give_the_record_of_one(tmp_path):
+    found = []
+    for devices, strategy in (("1", "auto"), ("2", "ddp")):
+        done = reproduce(tmp_path / devices, f"trainer.devices={devices}", f"trainer.strategy={strategy}")
+        assert done.returncode == 0, done.stderr[-2000:]
+        found.append(read_record(tmp_path / devices / "opera/demo/digits-opera/seed0.json"))
+    one, two = found
+    assert two.config_sha256 == one.config_sha256
+    assert {"top1", "top5", "top1_knn", "gradient_cosine"} <= set(one.metrics)
+    for name, value in one.metrics.items():
+        if name != "pretrain_seconds":
+            assert two.metrics[name] == pytest.approx(value, rel=1e-8), name

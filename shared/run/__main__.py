@@ -169,7 +169,10 @@ def metric_rows(metrics: dict) -> list[list[str]]:
 def evaluate(options: argparse.Namespace) -> int:
     config_folder(options.paper)
     cfg = row_config(options.paper, options.row, options.seed, overrides_of(options, options.paper))
-    checkpoint = Path(options.ckpt) if options.ckpt else run_folder(cfg) / "last.ckpt"
+    scoring = importlib.import_module(f"{options.paper}.evaluate")
+    # A paper whose runs leave their checkpoint elsewhere says where.
+    found = getattr(scoring, "checkpoint_of", lambda cfg: run_folder(cfg) / "last.ckpt")
+    checkpoint = Path(options.ckpt) if options.ckpt else found(cfg)
     if not checkpoint.is_file():
         train = f"make reproduce-{options.paper} SCALE={cfg.scale.name} ROWS={cfg.row} SEEDS={cfg.seed}"
         raise UserError(f"{checkpoint} is missing: train it with `{train}`, or name another one with CKPT=")
@@ -178,9 +181,7 @@ def evaluate(options: argparse.Namespace) -> int:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} is there already and not empty: give a new folder with OUT= (--out)")
     quieten()
-    metrics = importlib.import_module(f"{options.paper}.evaluate").evaluate_checkpoint(
-        cfg, checkpoint, folder
-    )
+    metrics = scoring.evaluate_checkpoint(cfg, checkpoint, folder)
     notes = [f"checkpoint: {checkpoint}"] + ([f"pictures: {folder}"] if folder.exists() else [])
     show([Table(f"{cfg.row}, seed {cfg.seed}", ["metric", "value"], metric_rows(metrics), notes)])
     return 0

@@ -1,0 +1,103 @@
+"""Score a checkpoint of OPERA, of a baseline or of MoCo-v3's authors, without training.
+
+    make evaluate-opera ROW=digits-opera SEED=0                                    # its pre-training
+    make evaluate-opera ROW=digits-opera SEED=0 CKPT=runs/opera/demo/digits-opera/seed0-.../digits/last.ckpt
+    make evaluate-opera ROW=lin-vit-s-moco-v3-300 CKPT=vit-s-300ep.pth.tar DATA_ROOT=/data
+
+A pre-training is scored by k-NN on every set of ``task.sets``, a tuned classifier by its own answers on the set that it
+was tuned on. The images come from the config, as in training. The weights are read with ``weights_only=True``.
+"""
+
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from opera.backbones import build_backbone
+from opera.moco_checkpoints import is_official, load_moco_v3
+from opera.train import build_hierarchy, neighbour_scores, pretraining_folder
+from opera.tuning import KINDS, Classifier, outputs, top_scores
+from shared.data.images import ImageSet, load_image_set
+from shared.errors import UserError
+from shared.run.checkpoints import load_weights, read_checkpoint
+from shared.run.machine import device_of, require_precision
+
+
+def checkpoint_of(cfg) -> Path:
+    """Return where the pre-training of a row and seed leaves its checkpoint."""
+    return pretraining_folder(cfg) / "last.ckpt"
+
+
+def suffixed(cfg, name: str, found: dict[str, float]) -> dict[str, float]:
+    """Return a set's scores as a run names them: those of the first of ``task.sets`` bare, others ``_<set>`` behind."""
+    suffix = "" if name == cfg.task.sets[0] else f"_{name}"
+    return {key + suffix: value for key, value in found.items()}
+
+
+def score_neighbours(cfg, backbone: nn.Module) -> dict[str, float]:
+    """Return top1_knn and n_test of a backbone on every set."""
+    found: dict[str, float] = {}
+    for name in cfg.task.sets:
+        tested = float(len(load_image_set(name, "test", cfg.paths.data_root)))
+        scores = {"top1_knn": neighbour_scores(cfg, backbone, name), "n_test": tested}
+        found |= suffixed(cfg, name, scores)
+    return found
+
+
+def tuned_on(cfg, path: Path, classes: int) -> tuple[str, ImageSet]:
+    """Return name and test images of the set that a classifier was tuned on.
+
+    A run leaves it in a folder of the set's name; elsewhere the number of classes tells it, where only one set of
+    ``task.sets`` has so many. Raises UserError where nothing tells it.
+    """
+    named = [name for name in cfg.task.sets if name == path.absolute().parent.name]
+    tests = {name: load_image_set(name, "test", cfg.paths.data_root) for name in named or cfg.task.sets}
+    fitting = [name for name, test in tests.items() if len(test.classes) == classes]
+    if len(fitting) != 1:
+        sizes = ", ".join(f"{name} {len(test.classes)}" for name, test in tests.items())
+        raise UserError(
+            f"{path} tells {classes} classes apart, and the sets of row {cfg.row} have: {sizes}; say which one it was "
+            "tuned on with task.sets=[NAME]"
+        )
+    return fitting[0], tests[fitting[0]]
+
+
+def score_classifier(cfg, state: dict[str, Tensor], path: Path, backbone: nn.Module) -> dict[str, float]:
+    """Return top1, top5 and n_test of a tuned classifier on its set; ``backbone`` gets its weights."""
+    classifier = Classifier(backbone, len(state["head.weight"]))
+    load_weights(classifier, state, cfg.row, path)
+    name, test = tuned_on(cfg, path, len(state["head.weight"]))
+    found = top_scores(*outputs(cfg, classifier, test, device_of(cfg)))
+    return suffixed(cfg, name, found | {"n_test": float(len(test))})
+
+
+def evaluate_checkpoint(cfg, path: Path, folder: Path) -> dict:
+    """Return the scores of a checkpoint by the names of a run; nothing is drawn into ``folder``.
+
+    A pre-training's, and a file's of MoCo-v3's authors: top1_knn and n_test of every set. A tuned classifier's: top1,
+    top5 and n_test of its set. All: parameters of the backbone; those of runs steps_trained. Raises UserError for a
+    missing or damaged checkpoint, for one of another arrangement or backbone, for a set that cannot be told, and for a
+    precision that this machine has not.
+    """
+    require_precision(cfg)
+    if cfg.task.kind not in KINDS or not cfg.task.sets:
+        raise UserError(
+            f"row {cfg.row} has task.kind={cfg.task.kind} and task.sets={cfg.task.sets}, which nothing here scores: "
+            f"choose a row with one of {', '.join(KINDS)}"
+        )
+    path = Path(path)
+    backbone = build_backbone(cfg.model.backbone, cfg.data.image_size)
+    parameters = {"parameters": float(sum(parameter.numel() for parameter in backbone.parameters()))}
+    if is_official(path):
+        load_moco_v3(backbone, path)
+        return score_neighbours(cfg, backbone) | parameters
+    state, steps = read_checkpoint(path)
+    trained = parameters | {"steps_trained": float(steps)}
+    if any(name.startswith("online.backbone.") for name in state):
+        hierarchy = build_hierarchy(cfg)
+        load_weights(hierarchy, state, cfg.row, path)
+        return score_neighbours(cfg, hierarchy.online.backbone) | trained
+    if "head.weight" in state:
+        return score_classifier(cfg, state, path, backbone) | trained
+    raise UserError(
+        f"{path} holds neither a pre-training nor a tuned classifier of OPERA: give a last.ckpt of row {cfg.row}"
+    )

@@ -1,0 +1,142 @@
+"""A checkpoint has the scores of its run, and one of something else is told in one sentence."""
+
+import pytest
+import torch
+
+from opera import train
+from opera.evaluate import checkpoint_of, evaluate_checkpoint
+from opera.tests.small import SMALL, small_config
+from shared.data.images import load_image_set
+from shared.errors import UserError
+from shared.run.__main__ import main
+
+# The same arithmetic on the same images in the same batches.
+SAME = 1e-12
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """Return a small run, its config, its two checkpoints and its metrics."""
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("whole")
+    cfg = small_config(folder)
+    metrics = train.run(cfg, folder / "run")
+    return cfg, checkpoint_of(cfg), folder / "run/digits/last.ckpt", metrics
+
+
+def test_a_pretraining_has_the_neighbours_of_its_run(whole, tmp_path):
+    cfg, path, _, metrics = whole
+    found = evaluate_checkpoint(cfg, path, tmp_path / "pictures")
+    assert set(found) == {"top1_knn", "n_test", "parameters", "steps_trained"}
+    for name in ("top1_knn", "n_test", "parameters"):
+        assert found[name] == pytest.approx(metrics[name], abs=SAME)
+    assert found["steps_trained"] == 11 and not (tmp_path / "pictures").exists()
+
+
+def test_a_task_without_neighbours_has_them_scored_all_the_same(whole, tmp_path):
+    cfg, path, _, metrics = whole
+    without = cfg.copy()
+    without.task.neighbours = None
+    assert evaluate_checkpoint(without, path, tmp_path)["top1_knn"] == metrics["top1_knn"]  # 20 either way
+
+
+def test_a_file_in_the_form_of_moco_v3_is_scored_by_neighbours(whole, tmp_path):
+    cfg, path, _, metrics = whole
+    state, prefix = torch.load(path, weights_only=True)["state_dict"], "model.online.backbone."
+    official = {
+        f"module.base_encoder.{name.removeprefix(prefix)}": value
+        for name, value in state.items()
+        if name.startswith(prefix)
+    }
+    torch.save({"state_dict": official}, tmp_path / "moco.pth.tar")
+    found = evaluate_checkpoint(cfg, tmp_path / "moco.pth.tar", tmp_path)
+    assert found == {name: metrics[name] for name in ("top1_knn", "n_test", "parameters")}
+
+
+def test_a_classifier_has_the_accuracy_of_its_run(whole, tmp_path):
+    cfg, _, path, metrics = whole
+    found = evaluate_checkpoint(cfg, path, tmp_path)
+    assert set(found) == {"top1", "top5", "n_test", "parameters", "steps_trained"}
+    for name in ("top1", "top5", "n_test", "parameters"):
+        assert found[name] == pytest.approx(metrics[name], abs=SAME)
+    assert found["steps_trained"] == 22  # two epochs
+    elsewhere = tmp_path / "moved.ckpt"
+    elsewhere.write_bytes(path.read_bytes())
+    assert evaluate_checkpoint(cfg, elsewhere, tmp_path) == found
+
+
+def test_every_set_of_the_task_is_scored_by_the_names_of_a_run(whole, tmp_path, monkeypatch):
+    cfg, path, tuned, metrics = whole
+
+    def half_of_the_digits(name, split, data_root):
+        images = load_image_set("digits", split, data_root)
+        if name == "half" and split == "test":
+            images.labels, images.pixels = images.labels[::2], images.pixels[::2]
+        return images
+
+    for module in ("opera.evaluate", "opera.train", "opera.tuning"):
+        monkeypatch.setattr(f"{module}.load_image_set", half_of_the_digits)
+    both = cfg.copy()
+    both.task.sets = ["digits", "half"]
+    found = evaluate_checkpoint(both, path, tmp_path)
+    assert found["top1_knn"] == metrics["top1_knn"] and (found["n_test"], found["n_test_half"]) == (359, 180)
+    assert 0.5 < found["top1_knn_half"] <= 1
+    # The folder tells which one a classifier was tuned on; their classes would not.
+    assert evaluate_checkpoint(both, tuned, tmp_path)["top1"] == metrics["top1"]
+    half = tmp_path / "half/last.ckpt"
+    half.parent.mkdir()
+    half.write_bytes(tuned.read_bytes())
+    assert set(evaluate_checkpoint(both, half, tmp_path)) >= {"top1_half", "n_test_half"}
+    (tmp_path / "last.ckpt").write_bytes(tuned.read_bytes())
+    with pytest.raises(
+        UserError, match=r"10 classes apart, .* digits 10, half 10; say which one .* task.sets="
+    ):
+        evaluate_checkpoint(both, tmp_path / "last.ckpt", tmp_path)
+
+
+def test_the_command_prints_the_scores(whole, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    cfg, path, _, metrics = whole
+    overrides = [override for override in SMALL if not override.startswith("logging")]
+    assert main(["evaluate", "opera", "--row", "digits-opera", "--ckpt", str(path), *overrides]) == 0
+    out = capsys.readouterr().out
+    assert f"{metrics['top1_knn'] * 100:.2f}" in out and str(path) in out
+
+
+@pytest.mark.parametrize(
+    ("which", "overrides", "words"),
+    [
+        (1, ["objective.arrangement=instance"], "does not fit row default"),
+        (1, ["objective.arrangement=backbone"], "does not fit row default"),
+        (1, ["model.backbone=resnet-small"], "does not fit row default"),
+        (2, ["model.backbone=resnet-small"], "does not fit row default"),
+        (1, ["task=dense"], "task.kind=dense"),
+        (1, ["optim.precision=16-mixed"], "optim.precision=16-mixed is not known"),
+    ],
+)
+def test_a_checkpoint_that_does_not_fit_is_told_in_one_sentence(whole, tmp_path, which, overrides, words):
+    with pytest.raises(UserError, match=words) as error:
+        evaluate_checkpoint(small_config(tmp_path, *overrides), whole[which], tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_a_classifier_of_other_classes_is_told_so(whole, tmp_path):
+    cfg, _, path, _ = whole
+    content = torch.load(path, weights_only=True)
+    for name in ("model.head.weight", "model.head.bias"):
+        content["state_dict"][name] = content["state_dict"][name][:7]
+    torch.save(content, tmp_path / "seven.ckpt")
+    with pytest.raises(UserError, match="tells 7 classes apart, and the sets of row default have: digits 10"):
+        evaluate_checkpoint(cfg, tmp_path / "seven.ckpt", tmp_path)
+
+
+def test_a_damaged_a_missing_and_a_strange_file_are_told_in_one_sentence(whole, tmp_path):
+    cfg, path = whole[:2]
+    with pytest.raises(UserError, match="is missing"):
+        evaluate_checkpoint(cfg, tmp_path / "absent.ckpt", tmp_path)
+    (tmp_path / "damaged.ckpt").write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(UserError, match="is damaged"):
+        evaluate_checkpoint(cfg, tmp_path / "damaged.ckpt", tmp_path)
+    torch.save({"state_dict": {"model.weight": torch.ones(2)}, "global_step": 1}, tmp_path / "strange.ckpt")
+    with pytest.raises(UserError, match="neither a pre-training nor a tuned classifier"):
+        evaluate_checkpoint(cfg, tmp_path / "strange.ckpt", tmp_path)
