@@ -15,7 +15,6 @@ import importlib.util
 import platform
 import statistics
 import sys
-from collections import defaultdict
 
 import torch
 from rich.console import Console
@@ -29,7 +28,7 @@ from shared.run.measure import Measured, measured
 
 SAMPLES, CLASSES, WIDTH = 60502, 11316, 512
 SMALLEST, LARGEST = 2, 12  # samples in a class
-SEARCHES = 3  # of the search and its peer, in turn
+SEARCHES = 3  # by the default backend and its peer, in turn
 WARM_UP = 64  # queries, so that what is loaded on first use does not count
 
 
@@ -116,20 +115,22 @@ class Rows:
 def add_search(rows: Rows, samples: int, queries: int, k: int, threads: int) -> torch.Tensor:
     """Measure the search by every backend that runs here and return the neighbours that they agree on.
 
-    In turn with its peer, so that both meet the same moods of the machine: medians of SEARCHES.
+    The one that is taken by default and its peer in turn, medians of SEARCHES, so that both meet the same moods of the
+    machine; the others once.
     """
-    backends = ("auto", "torch", "faiss") if importlib.util.find_spec("faiss") else ("auto", "torch")
-    times, here = defaultdict(list), {}
+    flat: list[float] = []
+    chosen: list[Measured] = []
     for _ in range(SEARCHES):
-        if "faiss" in backends:
-            times["flat"].append(measured(flat_call, samples, queries, k, threads=threads).seconds)
-        for backend in backends:
-            here[backend] = measured(search_call, backend, samples, queries, k, threads=threads)
-            times[backend].append(here[backend].seconds)
-    flat = statistics.median(times["flat"]) if "faiss" in backends else None
-    for backend in backends:
-        found = here[backend]._replace(seconds=statistics.median(times[backend]))
-        rows.add(f"search, k {k}, {backend}", found, "faiss.IndexFlatIP", flat)
+        if importlib.util.find_spec("faiss"):
+            flat.append(measured(flat_call, samples, queries, k, threads=threads).seconds)
+        chosen.append(measured(search_call, "auto", samples, queries, k, threads=threads))
+    seconds = statistics.median(one.seconds for one in chosen)
+    here = {"auto": chosen[0]._replace(seconds=seconds)}
+    for backend in ("torch", "faiss") if flat else ("torch",):
+        here[backend] = measured(search_call, backend, samples, queries, k, threads=threads)
+    for backend, one in here.items():
+        peer = statistics.median(flat) if flat else None
+        rows.add(f"search, k {k}, {backend}", one, "faiss.IndexFlatIP", peer)
     found = [one.result for one in here.values()]
     if not all(torch.equal(found[0], other) for other in found):
         raise AssertionError("the backends found different neighbours")
