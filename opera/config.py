@@ -38,12 +38,23 @@ class HeadsConfig:
 
 
 @dataclass
+class MaskConfig:
+    ratio: float = MISSING
+    width: int = MISSING
+    depth: int = MISSING
+    heads: int = MISSING
+    weight: float = MISSING
+    train_patches: bool = MISSING
+
+
+@dataclass
 class ObjectiveConfig:
     arrangement: str = MISSING
     temperature: float = MISSING
     loss_weights: str = MISSING
     denominator: str = MISSING
     momentum: float = MISSING
+    mask: MaskConfig | None = None
 
 
 @dataclass

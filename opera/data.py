@@ -80,7 +80,7 @@ def pretraining_data(cfg) -> TrainingData:
     if cfg.data.train_images is not None:
         chosen = keyed_subset(images.labels, cfg.data.train_images, cfg.seed)
     labels = seen_labels(images.labels, cfg.data.labelled, cfg.seed)
-    if cfg.objective.arrangement not in ("instance",) and not (labels[chosen] >= 0).any():
+    if cfg.objective.arrangement not in ("instance", "masked") and not (labels[chosen] >= 0).any():
         raise UserError(
             f"objective.arrangement={cfg.objective.arrangement} needs labels and data.labelled={cfg.data.labelled} "
             "leaves none: raise it, or take the arrangement instance"

@@ -139,10 +139,11 @@ class Hierarchy(nn.Module):
         below = {"supervised": "y", "backbone": "y", "parallel": "z"}.get(self.arrangement, "q")
         return self.class_head(view[below])
 
-    def forward(self, first: Tensor, second: Tensor, labels: Tensor) -> Terms:
+    def forward(self, first: Tensor, second: Tensor, labels: Tensor, key=None) -> Terms:
         """Return the objective of two views (B, ...) of the images with labels (B,) int64, -1 where there is none.
 
-        Every rank gives its part of the batch and gets the objective of the whole.
+        Every rank gives its part of the batch and gets the objective of the whole. ``key`` says which images they are
+        (``views.Key``), to arrangements that draw something of each.
         """
         instance, classes = self.terms(self.spaces(first, second), first, second, labels)
         # Weights of one term each: the release's 2 T and 1/2 of L_self are T.

@@ -6,7 +6,7 @@ from torch import Tensor
 from opera.hierarchy import Hierarchy, Terms
 from opera.lars import LARS
 from opera.schedules import learning_rate, momentum
-from opera.views import Views
+from opera.views import Key, Views
 from shared.data.keyed import keyed_bits
 from shared.errors import UserError
 from shared.run.module import GuardedModule
@@ -60,16 +60,20 @@ class PretrainingModule(GuardedModule):
 
     def terms(self, batch: dict[str, Tensor]) -> Terms:
         """Return the objective of all ranks' batch from this rank's part of it (``data.PretrainingBatches``)."""
-        return self.model(*self.both_views(batch), batch["labels"])
+        return self.model(*self.both_views(batch), batch["labels"], self.key(batch))
 
     def loss(self, batch: dict[str, Tensor], step: int) -> Tensor:
         """Return the objective alone, 0-d: what is timed to tell the cost of a run."""
         return self.terms(batch).total
 
+    def key(self, batch: dict[str, Tensor]) -> Key:
+        """Return what every draw of a batch is a function of."""
+        return self.seed, int(batch["epoch"]), batch["indices"].cpu().numpy()
+
     @torch.no_grad()
     def both_views(self, batch: dict[str, Tensor]) -> list[Tensor]:
         """Return the two views, normalised, float32 (b, 3, S, S), made where the batch is."""
-        key = (self.seed, int(batch["epoch"]), batch["indices"].cpu().numpy())
+        key = self.key(batch)
         with torch.autocast(batch["labels"].device.type, enabled=False):
             if "images" in batch:
                 made = [self.views(batch["images"], key, view) for view in (0, 1)]

@@ -19,6 +19,7 @@ from opera.backbones import build_backbone
 from opera.data import pretraining_data
 from opera.hierarchy import Hierarchy, conflict
 from opera.knn import knn_scores
+from opera.masked import MASKED_ARRANGEMENTS, MaskedHierarchy
 from opera.module import PretrainingModule
 from opera.tuning import KINDS, TuningModule, outputs, top_scores, tuning_data
 from opera.views import Views
@@ -50,15 +51,16 @@ def build_hierarchy(cfg) -> Hierarchy:
     torch.manual_seed(cfg.seed)
     backbone = build_backbone(cfg.model.backbone, cfg.data.image_size)
     objective, heads = cfg.objective, OmegaConf.to_container(cfg.heads)
-    hierarchy = Hierarchy(
-        backbone,
-        cfg.data.classes,
-        heads,
-        objective.arrangement,
-        objective.temperature,
-        objective.loss_weights,
-        objective.denominator,
-    )
+    given = (backbone, cfg.data.classes, heads, objective.arrangement, objective.temperature)
+    reading = {"loss_weights": objective.loss_weights, "denominator": objective.denominator}
+    if objective.arrangement in MASKED_ARRANGEMENTS:
+        if objective.mask is None:
+            raise UserError(
+                f"objective.arrangement={objective.arrangement} needs objective.mask: say objective=mae or opera-mae"
+            )
+        hierarchy = MaskedHierarchy(*given, OmegaConf.to_container(objective.mask), **reading)
+    else:
+        hierarchy = Hierarchy(*given, **reading)
     return with_global_batchnorm(hierarchy)
 
 
