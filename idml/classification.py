@@ -16,10 +16,10 @@ from torch.utils.data import DataLoader
 from idml.data import EvaluationBatches
 from idml.model import build_classification_network
 from idml.module import decay, parameters_of
-from idml.sets import load_classification_set
 from shared.data.augment import Augmentation, mix
 from shared.data.images import Batches, ImageSet, keyed_subset
 from shared.data.keyed import keyed_uniform
+from shared.data.published import load_classification_set
 from shared.data.sampler import KeyedBatchSampler
 from shared.errors import UserError
 from shared.run.fit import seconds_of_training

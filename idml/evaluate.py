@@ -12,8 +12,9 @@ from idml.figures import draw_uncertainty
 from idml.model import build_classification_network, build_embedding_network
 from idml.module import parameters_of
 from idml.scoring import embed, scores
-from idml.sets import load_classification_set, load_retrieval_set
+from idml.sets import load_retrieval_set
 from idml.uncertainty import ambiguous_uncertainties, uncertainty_scores
+from shared.data.published import load_classification_set
 from shared.run.checkpoints import load_weights, read_checkpoint
 from shared.run.machine import device_of, require_precision
 

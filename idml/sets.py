@@ -3,8 +3,7 @@
 CUB-200-2011 (classes 1-100 / 101-200), Cars196 (1-98 / 99-196), Stanford Online Products (its own two files), each as
 published, and smaller packs of the first two: CUB's first 50 classes (1-25 / 26-50) and the training images of Cars196
 alone. The digits of scikit-learn are split 0-4 / 5-9. Annotations are located through ``shared/data/manifests``, which
-give their sources and checksums and the numbers of images and classes of either split. Classification takes CIFAR as
-published.
+give their sources and checksums and the numbers of images and classes of either split.
 """
 
 from collections.abc import Callable
@@ -13,11 +12,10 @@ from pathlib import Path
 
 import numpy as np
 import scipy.io
-import torchvision
 
 from shared.data.digits import load_digits
 from shared.data.folders import Listing
-from shared.data.images import HeldImages, ImageFiles, ImageSet, load_image_set
+from shared.data.images import HeldImages, ImageFiles, ImageSet
 from shared.data.manifest import Manifest, load_manifest, locate
 from shared.errors import UserError
 
@@ -165,27 +163,3 @@ def load_retrieval_set(name: str, split: str, data_root: str | Path | None) -> I
     names, labels = np.unique(labels, return_inverse=True)
     paths = np.array([annotation.path.encode() for annotation in chosen])
     return ImageFiles(Listing(root, tuple(map(str, names)), labels.astype(np.int64), paths), manifest.source)
-
-
-CIFAR = {"cifar10": torchvision.datasets.CIFAR10, "cifar100": torchvision.datasets.CIFAR100}
-
-
-def load_classification_set(name: str, split: str, data_root: str | Path | None) -> ImageSet:
-    """Return a split, "train" or "test", of CIFAR-10 or CIFAR-100 as published, or of an image set of ``shared``.
-
-    The published files are pickles, which torchvision reads after it has compared their checksums. Raises UserError for
-    data that are missing or other ones.
-    """
-    if name not in CIFAR:
-        return load_image_set(name, split, data_root)
-    manifest = load_manifest(name)
-    for entry in manifest.files:
-        locate(manifest, data_root, entry.path)
-    try:
-        found = CIFAR[name](root=str(data_root), train=split == "train", download=False)
-    except RuntimeError as error:
-        raise UserError(
-            f"{name} in {data_root} is not as published: get the data again, source: {manifest.source}"
-        ) from error
-    pixels = np.ascontiguousarray(found.data.transpose(0, 3, 1, 2))  # (n, 3, 32, 32)
-    return HeldImages(tuple(found.classes), np.asarray(found.targets, np.int64), pixels)

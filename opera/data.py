@@ -10,8 +10,9 @@ from torch.utils.data import Dataset
 
 from opera.hierarchy import UNLABELLED
 from opera.views import Views
-from shared.data.images import ImageSet, keyed_subset, load_image_set
+from shared.data.images import ImageSet, keyed_subset
 from shared.data.keyed import keyed_permutation
+from shared.data.published import load_classification_set
 from shared.data.sampler import KeyedBatchSampler
 from shared.errors import UserError
 from shared.run.training_data import TrainingData
@@ -75,7 +76,7 @@ def pretraining_data(cfg) -> TrainingData:
 
     ``data.train_images`` draws that many by the seed, of every class alike.
     """
-    images = load_image_set(cfg.data.manifest, "train", cfg.paths.data_root)
+    images = load_classification_set(cfg.data.manifest, "train", cfg.paths.data_root)
     chosen = np.arange(len(images))
     if cfg.data.train_images is not None:
         chosen = keyed_subset(images.labels, cfg.data.train_images, cfg.seed)

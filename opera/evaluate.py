@@ -16,7 +16,8 @@ from opera.backbones import build_backbone
 from opera.moco_checkpoints import is_official, load_moco_v3
 from opera.train import build_hierarchy, neighbour_scores, pretraining_folder
 from opera.tuning import KINDS, Classifier, outputs, top_scores
-from shared.data.images import ImageSet, load_image_set
+from shared.data.images import ImageSet
+from shared.data.published import load_classification_set
 from shared.errors import UserError
 from shared.run.checkpoints import load_weights, read_checkpoint
 from shared.run.machine import device_of, require_precision
@@ -37,7 +38,7 @@ def score_neighbours(cfg, backbone: nn.Module) -> dict[str, float]:
     """Return top1_knn and n_test of a backbone on every set."""
     found: dict[str, float] = {}
     for name in cfg.task.sets:
-        tested = float(len(load_image_set(name, "test", cfg.paths.data_root)))
+        tested = float(len(load_classification_set(name, "test", cfg.paths.data_root)))
         scores = {"top1_knn": neighbour_scores(cfg, backbone, name), "n_test": tested}
         found |= suffixed(cfg, name, scores)
     return found
@@ -50,7 +51,9 @@ def tuned_on(cfg, path: Path, classes: int) -> tuple[str, ImageSet]:
     ``task.sets`` has so many. Raises UserError where nothing tells it.
     """
     named = [name for name in cfg.task.sets if name == path.absolute().parent.name]
-    tests = {name: load_image_set(name, "test", cfg.paths.data_root) for name in named or cfg.task.sets}
+    tests = {
+        name: load_classification_set(name, "test", cfg.paths.data_root) for name in named or cfg.task.sets
+    }
     fitting = [name for name, test in tests.items() if len(test.classes) == classes]
     if len(fitting) != 1:
         sizes = ", ".join(f"{name} {len(test.classes)}" for name, test in tests.items())

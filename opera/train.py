@@ -23,7 +23,7 @@ from opera.masked import MASKED_ARRANGEMENTS, MaskedHierarchy
 from opera.module import PretrainingModule
 from opera.tuning import KINDS, TuningModule, outputs, top_scores, tuning_data
 from opera.views import Views
-from shared.data.images import load_image_set
+from shared.data.published import load_classification_set
 from shared.errors import UserError
 from shared.metrics.record import config_sha256
 from shared.run.config import repository_root
@@ -162,7 +162,7 @@ def evaluate_on(cfg, backbone: nn.Module, name: str, folder: Path) -> dict[str, 
 def neighbour_scores(cfg, backbone: nn.Module, name: str) -> float:
     """Return the top-1 of k-NN on a set's frozen features, a fraction (``knn.knn_scores``)."""
     data, test = tuning_data(cfg, name)
-    device, train = device_of(cfg), load_image_set(name, "train", cfg.paths.data_root)
+    device, train = device_of(cfg), load_classification_set(name, "train", cfg.paths.data_root)
     features = outputs(cfg, backbone, train, device, data.batches.chosen)
     of_test, labels = outputs(cfg, backbone, test, device)
     neighbours = cfg.task.neighbours or NEIGHBOURS

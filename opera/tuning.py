@@ -12,8 +12,9 @@ from torch.utils.data import DataLoader, Dataset
 from opera.module import BATCH
 from opera.schedules import learning_rate
 from shared.data.augment import Augmentation, mix
-from shared.data.images import Batches, ImageSet, keyed_subset, load_image_set
+from shared.data.images import Batches, ImageSet, keyed_subset
 from shared.data.keyed import keyed_bits
+from shared.data.published import load_classification_set
 from shared.data.sampler import KeyedBatchSampler
 from shared.errors import UserError
 from shared.run.machine import arithmetic
@@ -105,7 +106,7 @@ class TuningModule(GuardedModule):
 
 def tuning_data(cfg, name: str) -> tuple[TrainingData, ImageSet]:
     """Return the training batches of a set and its test images; UserError for data that are missing or too few."""
-    images, test = (load_image_set(name, split, cfg.paths.data_root) for split in ("train", "test"))
+    images, test = (load_classification_set(name, split, cfg.paths.data_root) for split in ("train", "test"))
     chosen = None
     if cfg.task.train_images is not None:
         chosen = keyed_subset(images.labels, cfg.task.train_images, cfg.seed)

@@ -75,7 +75,7 @@ def test_every_set_of_the_task_is_scored_by_the_names_of_a_run(whole, tmp_path, 
         return images
 
     for module in ("opera.evaluate", "opera.train", "opera.tuning"):
-        monkeypatch.setattr(f"{module}.load_image_set", half_of_the_digits)
+        monkeypatch.setattr(f"{module}.load_classification_set", half_of_the_digits)
     both = cfg.copy()
     both.task.sets = ["digits", "half"]
     found = evaluate_checkpoint(both, path, tmp_path)

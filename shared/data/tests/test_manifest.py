@@ -87,7 +87,16 @@ def test_every_manifest_loads_and_says_source_and_terms(name):
 def test_the_data_sets_are_there():
     cubes = {"indian_pines", "pavia_university", "ksc", "houston_2013", "salinas"}
     others = {"digits", "jasper_ridge", "indian_pines_train_pixels", "hsi_ground_truth"}
-    images = {"cifar10_jpg", "cifar10", "cifar100", "tinyimagenet32", "imagenette96", "imagenet1k"}
+    images = {
+        "cifar10_jpg",
+        "cifar10",
+        "cifar100",
+        "tinyimagenet32",
+        "imagenette96",
+        "imagenet1k",
+        "flowers102",
+        "pets",
+    }
     retrieval = {"cub200", "cub50", "cars196", "cars196_train", "sop"}
     assert set(manifest_names()) == cubes | others | images | retrieval
     # The users bring the cubes; nobody here has seen their checksums.
