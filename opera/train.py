@@ -89,7 +89,8 @@ def pretraining_folder(cfg) -> Path:
     """Return the folder of a pre-training: the same for all configs that pre-train alike."""
     tree = OmegaConf.to_container(cfg, resolve=True)
     kept = {name: tree[name] for name in PRETRAINING} | {"epochs": cfg.scale.epochs}
-    return repository_root() / cfg.paths.runs / "pretraining" / f"seed{cfg.seed}-{config_sha256(kept)[:12]}"
+    digest = config_sha256(kept, {"objective.mask": None})  # a key that only masked spaces have
+    return repository_root() / cfg.paths.runs / "pretraining" / f"seed{cfg.seed}-{digest[:12]}"
 
 
 def pretrained(cfg) -> tuple[PretrainingModule, TrainingData, float, bool]:
@@ -138,6 +139,7 @@ def measured_conflict(cfg, module: PretrainingModule, data: TrainingData) -> flo
     device = device_of(cfg)
     model = copy.deepcopy(module.model).to(device).train()
     found = []
+    torch.manual_seed(cfg.seed)  # masked spaces draw what they hide
     for number in range(min(CONFLICT_BATCHES, len(data.batches) // cfg.optim.batch_size)):
         samples = range(number * cfg.optim.batch_size, (number + 1) * cfg.optim.batch_size)
         batch = {name: value.to(device) for name, value in data.batches[(0, samples)].items()}

@@ -48,6 +48,8 @@ def toy(row: str):
     for key, value in SMALL.items():
         group, name = key.split(".")
         cfg[group][name] = value
+    if cfg.objective.mask is not None:
+        cfg.objective.mask.width, cfg.objective.mask.depth, cfg.objective.mask.heads = 8, 1, 1
     cfg.model.backbone = "vit-tiny" if cfg.model.backbone.startswith("vit") else "convnet-tiny"
     return cfg
 
@@ -125,9 +127,14 @@ def measurement(row: str) -> str:
     return hash_of(composed(row))[0]
 
 
+# Tables 9 and 2 have one row in common.
+SAME = {"opera-t9-ft": "opera-ft-vit-b-bs4096-pt300-ft150-top"}
+
+
 def test_no_two_rows_are_the_same_measurement():
-    rows = [row for row in FILES if row not in BLOCKED]
-    assert len({measurement(row) for row in rows}) == len(rows)
+    hashes = {row: measurement(row) for row in FILES if row not in BLOCKED}
+    assert all(hashes[one] == hashes[other] for one, other in SAME.items())
+    assert len(set(hashes.values())) == len(hashes) - len(SAME)
 
 
 def test_tasks_on_one_pretraining_share_it():
