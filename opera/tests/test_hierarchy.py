@@ -194,17 +194,21 @@ def test_the_conflict_is_the_cosine_of_the_two_objectives_gradients():
         conflict(small("instance"), first, second, labels)
 
 
-def test_views_share_one_pass_where_no_batch_statistics_tell_them_apart():
+def test_views_share_one_pass_on_a_gpu_where_no_batch_statistics_tell_them_apart(monkeypatch):
     hierarchy = small("hierarchy").train()
     calls = []
     hierarchy.online.backbone.register_forward_hook(lambda module, inputs, output: calls.append(len(output)))
-    hierarchy(*batch())
-    assert calls == [32]
+    apart = hierarchy(*batch())
+    assert calls == [16, 16]
+    monkeypatch.setattr("opera.hierarchy.launches_are_dear", lambda device: True)
+    together = hierarchy(*batch())
+    assert calls == [16, 16, 32]
+    torch.testing.assert_close(together, apart, rtol=1e-12, atol=0)
     normed = small("hierarchy")
     normed.online.backbone.norm = nn.BatchNorm1d(12)
     normed.online.backbone.register_forward_hook(lambda module, inputs, output: calls.append(len(output)))
     normed.train()(*batch())
-    assert calls == [32, 16, 16]
+    assert calls == [16, 16, 32, 16, 16]
 
 
 @pytest.mark.parametrize(
