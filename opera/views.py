@@ -163,9 +163,8 @@ def resize_weights(start: Tensor, length: Tensor, source: int, size: int) -> Ten
     """
     scale = (length / size)[:, None, None]  # source pixels for one
     reach = scale.clamp_min(1)
-    centre = (
-        torch.arange(size, device=start.device)[:, None] + 0.5
-    ) * scale  # (b, size, 1), from the part's start
+    # In float32 whatever torch's default is, (b, size, 1), from the part's start.
+    centre = (torch.arange(size, device=start.device, dtype=start.dtype)[:, None] + 0.5) * scale
     place = torch.arange(source, device=start.device) - start[:, None, None]  # (b, 1, source)
     inside = (place >= 0) & (place < length[:, None, None])
     weights = (1 - ((place + 0.5 - centre) / reach).abs()).clamp_min(0) * inside
