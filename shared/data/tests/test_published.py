@@ -1,12 +1,17 @@
-"""Flowers and Pets by their own lists, in tiny layouts of the published form; CIFAR's are in idml's tests."""
+"""CIFAR, and Flowers and Pets by their own lists, in tiny layouts of the published form."""
+
+import hashlib
+import pickle
 
 import numpy as np
 import pytest
 import scipy.io
 import torch
+import torchvision
 from torchvision.io import encode_jpeg
 
 from shared.data import manifest, published
+from shared.data.images import load_image_set
 from shared.errors import UserError
 
 
@@ -49,12 +54,72 @@ def pets(tmp_path):
     rows = {"trainval": ["Abyssinian_2 1 1 1", "pug_1 2 2 1", "Abyssinian_1 1 1 1", "pug_12 2 2 1"]}
     rows["test"] = ["Abyssinian_9 1 1 1", "pug_3 2 2 1"]
     for split, lines in rows.items():
-        (folder / "annotations" / f"{split}.txt").write_text(
-            "# name class species breed\n" + "\n".join(lines) + "\n"
-        )
+        (folder / "annotations" / f"{split}.txt").write_text("\n".join(lines) + "\n")
         for number, line in enumerate(lines):
             picture(folder / f"images/{line.split()[0]}.jpg", 40 * (number + 1))
     return tmp_path
+
+
+@pytest.fixture
+def cifar(monkeypatch, tmp_path):
+    """Return what writes a set of two images a file, by the manifest's files, under checksums of their own."""
+
+    def dump(path, content: dict) -> str:
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(pickle.dumps(content))
+        return hashlib.md5(path.read_bytes()).hexdigest()
+
+    def write(name: str) -> list[tuple[np.ndarray, list[int]]]:
+        original, rng, parts, sums = published.CIFAR[name], np.random.default_rng(0), [], []
+        fine = "labels" if name == "cifar10" else "fine_labels"
+        *files, meta = [tmp_path / entry.path for entry in manifest.load_manifest(name).files]
+        for number, path in enumerate(files):
+            parts.append((rng.integers(0, 256, (2, 3072), dtype=np.uint8), [number, 9 - number]))
+            sums.append(
+                [path.name, dump(path, {"data": parts[-1][0], "coarse_labels": [0, 0], fine: parts[-1][1]})]
+            )
+        key = original.meta["key"]
+        sums_of_meta = {"filename": meta.name, "key": key, "md5": dump(meta, {key: list("abcdefghij")})}
+        lists = {"train_list": sums[:-1], "test_list": sums[-1:], "meta": sums_of_meta}
+        monkeypatch.setitem(published.CIFAR, name, type(original.__name__, (original,), lists))
+        return parts
+
+    return write
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100"])
+def test_cifar_keeps_the_pixels_the_labels_and_the_order_of_its_files(cifar, tmp_path, name):
+    parts = cifar(name)
+    for split, chosen in {"train": parts[:-1], "test": parts[-1:]}.items():
+        images = published.load_classification_set(name, split, tmp_path)
+        pixels = np.concatenate(
+            [data.reshape(-1, 3, 32, 32) for data, _ in chosen]
+        )  # rows are planes of colour
+        assert images.classes == tuple("abcdefghij") and images.labels.dtype == np.int64
+        assert images.labels.tolist() == [label for _, labels in chosen for label in labels]
+        assert torch.equal(images.batch(np.arange(len(images))), torch.from_numpy(pixels))
+
+
+def test_cifar_files_that_are_others_are_one_sentence(cifar, tmp_path):
+    cifar("cifar100")
+    path = tmp_path / "cifar-100-python/test"
+    path.write_bytes(path.read_bytes() + b"0")
+    with pytest.raises(
+        UserError, match=r"cifar100 in .* is not as published: get the data again, source: A\. Kriz"
+    ):
+        published.load_classification_set("cifar100", "train", tmp_path)
+    path.unlink()
+    with pytest.raises(
+        UserError, match="cifar-100-python/test is missing in DATA_ROOT=.*: set DATA_ROOT=<folder>"
+    ):
+        published.load_classification_set("cifar100", "train", tmp_path)
+
+
+def test_other_names_are_those_of_the_image_sets():
+    found, expected = (
+        load("digits", "test", None) for load in (published.load_classification_set, load_image_set)
+    )
+    assert np.array_equal(found.labels, expected.labels) and np.array_equal(found.pixels, expected.pixels)
 
 
 def test_flowers_train_on_what_trains_and_validates_and_keep_their_labels(small, flowers):
@@ -69,10 +134,37 @@ def test_flowers_train_on_what_trains_and_validates_and_keep_their_labels(small,
 
 
 def test_pets_are_read_by_their_lists(small, pets):
+    lists = pets / "oxford-iiit-pet/annotations/trainval.txt"
+    lists.write_text(
+        "#Image CLASS-ID SPECIES BREED ID\n" + lists.read_text()
+    )  # as list.txt of the same archive begins
     train, test = (published.load_classification_set("pets", split, pets) for split in ("train", "test"))
     assert train.classes == ("Abyssinian", "pug")
     assert train.labels.tolist() == [0, 1, 0, 1] and test.labels.tolist() == [0, 1]
     assert abs(float(train.image(2).float().mean()) - 120) < 2
+
+
+def test_images_and_labels_are_those_that_torchvision_reads(small, flowers, pets, monkeypatch):
+    def greys(pairs) -> list[tuple[int, int]]:  # the pictures' greys are multiples of 20
+        return sorted((int(label), round(float(np.asarray(image).mean()) / 20)) for image, label in pairs)
+
+    def ours(name: str, split: str):
+        images = published.load_classification_set(name, split, flowers)
+        return [(images.image(index), label) for index, label in enumerate(images.labels)]
+
+    theirs = torchvision.datasets.Flowers102
+    monkeypatch.setattr(theirs, "_check_integrity", lambda self: True)  # it knows the published files alone
+    assert greys(ours("flowers102", "train")) == greys([*theirs(flowers, "train"), *theirs(flowers, "val")])
+    assert greys(ours("flowers102", "test")) == greys(theirs(flowers, "test"))
+    for split, name in {"train": "trainval", "test": "test"}.items():
+        assert greys(ours("pets", split)) == greys(torchvision.datasets.OxfordIIITPet(pets, name))
+
+
+def test_pets_that_are_other_images_than_their_names_say_are_read(small, pets):
+    path = pets / "oxford-iiit-pet/images/pug_3.jpg"  # some published ones are PNG
+    torchvision.io.write_png(torch.full((3, 5, 7), 90, dtype=torch.uint8), str(path))
+    image = published.load_classification_set("pets", "test", pets).image(1)
+    assert image.shape == (3, 5, 7) and bool((image == 90).all())
 
 
 def test_data_that_are_not_as_published_are_one_sentence(small, flowers, pets, tmp_path):
@@ -86,7 +178,7 @@ def test_data_that_are_not_as_published_are_one_sentence(small, flowers, pets, t
     with pytest.raises(UserError, match=r"pug_1\.jpg is missing, which the lists name: get the data again"):
         published.load_classification_set("pets", "train", tmp_path)
     scipy.io.savemat(tmp_path / "flowers-102/imagelabels.mat", {"labels": np.ones((1, 9))})
-    with pytest.raises(UserError, match="wrong checksum|name 6 images of 1 classes to train, not 6 of 3"):
+    with pytest.raises(UserError, match="name 6 images of 1 classes to train, not 6 of 3: get the data"):
         published.load_classification_set("flowers102", "train", tmp_path)
 
 
