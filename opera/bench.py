@@ -18,9 +18,9 @@ from collections.abc import Callable
 import torch
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
+from torch import Tensor, nn
 
-from opera.module import PretrainingModule
+from opera.module import PretrainingModule, build_optimizer
 from opera.plain import plain_batch, plain_momentum, plain_objective, plain_views
 from opera.train import build_hierarchy
 from opera.views import Views
@@ -32,7 +32,7 @@ NETWORKS = {
     "vit-tiny, 32 px": ["model=vit-tiny", "heads=small-vit", "optim=small-vit"],
 }
 COMMON = ["data=cifar10-jpg", "views=small", "augment=small", "objective=opera", "objective.temperature=0.2"]
-MOMENTUM = 0.99
+MOMENTUM, RATE = 0.99, 1e-3
 CLASSES = 10  # of the labels
 PARTS = ("views", "encoders and objective", "backward", "optimiser and momentum encoder")
 
@@ -51,13 +51,19 @@ def images_of(module: PretrainingModule, batch: int, device: str = "cpu") -> dic
     return {name: value.to(device) for name, value in found.items()} | {"epoch": torch.tensor(0)}
 
 
+def optimizer_of(module: PretrainingModule, model: nn.Module) -> torch.optim.Optimizer:
+    """Return the optimiser of a recipe for what trains of a model, at a rate that moves it."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return build_optimizer(module.optim.name, trained, RATE, module.optim.weight_decay)
+
+
 class OurStep:
     """The step that trains; ``parts`` keeps the seconds of its parts."""
 
     def __init__(self, overrides: list[str], batch: int):
         self.module = module_of(overrides)
         self.batch = images_of(self.module, batch)
-        self.optimizer = self.module.configure_optimizers()["optimizer"]
+        self.optimizer = optimizer_of(self.module, self.module.model)
         self.parts: dict[str, list[float]] = defaultdict(list)
 
     def __call__(self) -> None:
@@ -84,8 +90,7 @@ class PlainStep:
         self.batch, self.views = images_of(module, batch), plain_views(module.views.cfg)
         cfg = compose("opera", [*COMMON, *overrides])
         self.model = build_hierarchy(cfg).train()
-        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        self.optimizer = type(module.configure_optimizers()["optimizer"])(trained, lr=1e-3)
+        self.optimizer = optimizer_of(module, self.model)
 
     def __call__(self) -> None:
         first, second = plain_batch(self.views, self.batch["images"])
