@@ -103,11 +103,6 @@ class PlainStep:
 FORMS = {"plain": PlainStep, "ours": OurStep}
 
 
-def silent_step(form: str, overrides: list[str], batch: int) -> Callable[[], None]:
-    """Return a step of a form, not taken yet, as ``measured`` wants it."""
-    return FORMS[form](overrides, batch)
-
-
 def in_turn(calls: dict[str, Callable[[], None]], repeats: int) -> dict[str, list[float]]:
     """Return the seconds of every call, one of each after the other, a first round left out."""
     times: dict[str, list[float]] = {name: [] for name in calls}
@@ -136,7 +131,7 @@ def main(arguments: list[str] | None = None) -> None:
         times = in_turn(steps, options.steps)
         medians = {form: statistics.median(seconds) for form, seconds in times.items()}
         for form, seconds in medians.items():
-            extra = measured(silent_step, form, overrides, options.batch, threads=options.threads).extra_bytes
+            extra = measured(FORMS[form], overrides, options.batch, threads=options.threads).extra_bytes
             memory = "–" if extra is None else f"{extra / 1e6:.0f}"
             ratio = f"{medians['plain'] / seconds:.2f}"
             table.add_row(name, form, f"{options.batch / seconds:.0f}", ratio, memory)

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from opera.backbones import build_backbone
 from opera.moco_checkpoints import is_official, load_moco_v3
-from opera.train import build_hierarchy, neighbour_scores, pretraining_folder
-from opera.tuning import KINDS, Classifier, outputs, top_scores
+from opera.train import build_hierarchy, neighbour_scores, pretraining_folder, require_task
+from opera.tuning import Classifier, outputs, top_scores
 from shared.data.images import ImageSet
 from shared.data.published import load_classification_set
 from shared.errors import UserError
@@ -82,11 +82,7 @@ def evaluate_checkpoint(cfg, path: Path, folder: Path) -> dict:
     precision that this machine has not.
     """
     require_precision(cfg)
-    if cfg.task.kind not in KINDS or not cfg.task.sets:
-        raise UserError(
-            f"row {cfg.row} has task.kind={cfg.task.kind} and task.sets={cfg.task.sets}, which nothing here scores: "
-            f"choose a row with one of {', '.join(KINDS)}"
-        )
+    require_task(cfg)
     path = Path(path)
     backbone = build_backbone(cfg.model.backbone, cfg.data.image_size)
     parameters = {"parameters": float(sum(parameter.numel() for parameter in backbone.parameters()))}

@@ -110,7 +110,7 @@ def test_the_command_prints_the_scores(whole, capsys, monkeypatch):
         (1, ["objective.arrangement=backbone"], "does not fit row default"),
         (1, ["model.backbone=resnet-small"], "does not fit row default"),
         (2, ["model.backbone=resnet-small"], "does not fit row default"),
-        (1, ["task=dense"], "task.kind=dense"),
+        (1, ["task=dense"], "is blocked: detection and segmentation"),
         (1, ["optim.precision=16-mixed"], "optim.precision=16-mixed is not known"),
     ],
 )
