@@ -13,10 +13,8 @@ a GPU.
 
 import argparse
 import sys
-from pathlib import Path
 
 import torch
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
@@ -26,10 +24,8 @@ from idml.embedding import EmbeddingNetwork
 from idml.losses import BUILDERS, MetricLoss, build_loss
 from idml.neighbours import nearest_neighbours
 from idml.objective import objective
-from shared.errors import UserError
-from shared.metrics.record import environment, git_state
-from shared.run.config import compose, repository_root
-from shared.run.gpu import milliseconds, require_gpu, train_rows, write_figures
+from shared.run.config import compose
+from shared.run.gpu import Figures, milliseconds, require_gpu, run_script, worst_of
 
 DEVICE = "cuda"
 GPU_ROWS = ("cub50", "cars196t", "cifar10")
@@ -77,7 +73,7 @@ def check_loss(name: str, metric: str) -> dict:
         key: float((found[key].cpu().double() - value).norm() / value.norm().clamp_min(1e-12))
         for key, value in wanted.items()
     }
-    worst = max(errors, key=lambda key: errors[key] if errors[key] == errors[key] else float("inf"))
+    worst = worst_of(errors)
     case = {"what": f"{name}, {metric}", "worst": worst, "error": errors[worst]}
     return case | {"green": errors[worst] <= BOUND}
 
@@ -124,54 +120,30 @@ def timed_steps() -> dict:
     )
 
 
-def show(found: dict, path: Path) -> None:
-    """Print the checks that are red, and the times."""
-    console, checks = Console(), found["checks"]
-    red = [one for one in checks if not one["green"]]
-    console.print(f"{len(checks) - len(red)} of {len(checks)} checks hold; all figures: {path}", markup=False)
-    for one in red:
-        console.print(f"red: {one}", markup=False)
+def times_of(found: dict) -> Table:
     table = Table("what", "ms, median", "least", "largest")
     for name, one in found.get("milliseconds", {}).items():
         table.add_row(name, *(f"{one[key]:.2f}" for key in ("median", "least", "largest")))
-    if table.rows:
-        console.print(table)
+    return table
 
 
-def measure(out: Path) -> int:
-    """Check, then time, writing the JSON as it goes; return the exit code."""
+def measure(options: argparse.Namespace) -> bool:
+    """Check, then time, writing the figures as it goes; return whether every check is green."""
     require_gpu()
-    out.mkdir(parents=True, exist_ok=True)
-    path, (commit, dirty) = out / "idml.json", git_state(repository_root())
-    checks = [check_loss(*case) for case in cases()] + [check_neighbours()]
-    found: dict = {"commit": commit, "dirty": dirty, **environment(), "checks": checks}
-    write_figures(found, path)
-    green = all(one["green"] for one in checks)
-    if green:
-        found["milliseconds"] = {}
+    figures = Figures(options.out / "idml.json")
+    figures.add(checks=[check_loss(*case) for case in cases()] + [check_neighbours()])
+    if figures.green:
+        times: dict = {}
         for timed in (timed_search, timed_steps):
-            found["milliseconds"] |= timed()
-            write_figures(found, path)
-    show(found, path)
-    return 0 if green else 1
+            times |= timed()
+            figures.add(milliseconds=times)
+    figures.show(times_of(figures.found), [])
+    return figures.green
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Return the exit code: 0, 1 where a check is red, 2 after one sentence on standard error."""
-    parser = argparse.ArgumentParser(prog="python -m idml.gpu_evidence", description=__doc__.split("\n")[0])
-    parser.add_argument("--out", type=Path, default=Path("runs/gpu"), help="folder of the figures")
-    parser.add_argument("--mamba-ssm-source", type=Path, help="has no use here; the other papers' peer")
-    parser.add_argument("--data-root", type=Path, help="train the lite rows too, from here")
-    parser.add_argument("--workers", type=int, default=16, help="processes that train side by side")
-    options = parser.parse_args(arguments)
-    try:
-        code = measure(options.out)
-        if options.data_root is not None:
-            code = max(code, train_rows("idml", GPU_ROWS, options.data_root, options.workers))
-        return code
-    except UserError as error:
-        Console(stderr=True, soft_wrap=True).print(f"error: {error}", markup=False)
-        return 2
+    """Return the exit code (``run_script``)."""
+    return run_script("idml", __doc__.split("\n")[0], measure, GPU_ROWS, arguments, workers=16)
 
 
 if __name__ == "__main__":

@@ -16,10 +16,8 @@ import argparse
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
@@ -30,10 +28,8 @@ from opera.module import PretrainingModule
 from opera.plain import plain_batch, plain_momentum, plain_objective, plain_views
 from opera.train import build_hierarchy
 from opera.views import Views
-from shared.errors import UserError
-from shared.metrics.record import environment, git_state
-from shared.run.config import compose, repository_root
-from shared.run.gpu import milliseconds, require_gpu, train_rows, write_figures
+from shared.run.config import compose
+from shared.run.gpu import Figures, milliseconds, require_gpu, run_script, worst_of
 
 DEVICE = "cuda"
 GPU_ROWS = ("cifar10-all", "tiny32", "imagenette")
@@ -58,10 +54,6 @@ def module_of(overrides: list[str], device: str) -> PretrainingModule:
     """Return the module of a pre-training, untrained, on a device."""
     cfg = compose("opera", [AUGMENT, *overrides])
     return PretrainingModule(build_hierarchy(cfg), Views(cfg.views), cfg, steps=1000).to(device).train()
-
-
-def worst_of(errors: dict[str, float]) -> str:
-    return max(errors, key=lambda name: errors[name] if errors[name] == errors[name] else float("inf"))
 
 
 def error_of(found: Tensor, wanted: Tensor) -> float:
@@ -191,65 +183,44 @@ def timed(name: str) -> dict:
     return found | {"times_plain": ratio, "wanted": BAR, "holds": ratio >= BAR}
 
 
-def show(found: dict, path: Path) -> None:
-    """Print the checks that are red, the times and the bars."""
-    console, checks = Console(), found["checks"]
-    red = [one for one in checks if not one["green"]]
-    console.print(f"{len(checks) - len(red)} of {len(checks)} checks hold; all figures: {path}", markup=False)
-    for one in red:
-        console.print(f"red: {one}", markup=False)
+def times_of(found: dict) -> Table:
     table = Table("network", "form", "ms, median", "images/s", "peak, GB")
     for name, forms in found.get("steps", {}).items():
         for form, one in forms.items():
             if isinstance(one, dict):
                 memory = f"{one['peak_bytes'] / 1e9:.2f}"
                 table.add_row(name, form, f"{one['median']:.2f}", f"{one['images_per_second']:.0f}", memory)
-    if table.rows:
-        console.print(table)
-    for name, forms in found.get("steps", {}).items():
-        verdict = "holds" if forms["holds"] else "missed"
-        console.print(
-            f"{name}: {forms['times_plain']:.2f} times the plain step in bfloat16, wanted {BAR}: {verdict}; the plain "
-            f"views take one core {forms['views_on_a_core_s']:.2f} s a batch beside it",
-            markup=False,
-        )
+    return table
 
 
-def measure(out: Path) -> int:
-    """Check, then time, writing the JSON as it goes; return the exit code."""
+def verdicts(found: dict) -> list[str]:
+    return [
+        f"{name}: {forms['times_plain']:.2f} times the plain step in bfloat16, wanted {BAR}: "
+        f"{'holds' if forms['holds'] else 'missed'}; the plain views take one core {forms['views_on_a_core_s']:.2f} s "
+        "a batch beside it"
+        for name, forms in found.get("steps", {}).items()
+    ]
+
+
+def measure(options: argparse.Namespace) -> bool:
+    """Check, then time, writing the figures as it goes; return whether every check is green."""
     require_gpu()
-    out.mkdir(parents=True, exist_ok=True)
-    path, (commit, dirty) = out / "opera.json", git_state(repository_root())
+    figures = Figures(options.out / "opera.json")
     checks = [check_views(name) for name in STEPS]
     checks += [check_objective(arrangement) for arrangement in (*ARRANGEMENTS, *MASKED_ARRANGEMENTS)]
-    found: dict = {"commit": commit, "dirty": dirty, **environment(), "checks": checks}
-    write_figures(found, path)
-    green = all(one["green"] for one in checks)
-    if green:
-        found["steps"] = {}
+    figures.add(checks=checks)
+    if figures.green:
+        steps: dict = {}
         for name in STEPS:
-            found["steps"][name] = timed(name)
-            write_figures(found, path)
-    show(found, path)
-    return 0 if green else 1
+            steps[name] = timed(name)
+            figures.add(steps=steps)
+    figures.show(times_of(figures.found), verdicts(figures.found))
+    return figures.green
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Return the exit code: 0, 1 where a check is red, 2 after one sentence on standard error."""
-    parser = argparse.ArgumentParser(prog="python -m opera.gpu_evidence", description=__doc__.split("\n")[0])
-    parser.add_argument("--out", type=Path, default=Path("runs/gpu"), help="folder of the figures")
-    parser.add_argument("--mamba-ssm-source", type=Path, help="has no use here; the other papers' peer")
-    parser.add_argument("--data-root", type=Path, help="train the lite rows too, from here")
-    parser.add_argument("--workers", type=int, default=8, help="processes that train side by side")
-    options = parser.parse_args(arguments)
-    try:
-        code = measure(options.out)
-        if options.data_root is not None:
-            code = max(code, train_rows("opera", GPU_ROWS, options.data_root, options.workers))
-        return code
-    except UserError as error:
-        Console(stderr=True, soft_wrap=True).print(f"error: {error}", markup=False)
-        return 2
+    """Return the exit code (``run_script``)."""
+    return run_script("opera", __doc__.split("\n")[0], measure, GPU_ROWS, arguments, workers=8)
 
 
 if __name__ == "__main__":

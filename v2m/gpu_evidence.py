@@ -13,19 +13,25 @@ without a GPU; a bar that is missed is a result and changes no exit code.
 """
 
 import argparse
-import os
 import sys
-from pathlib import Path
 
 import torch
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
 from shared.errors import UserError
-from shared.metrics.record import environment, git_state
-from shared.run.config import repository_root
-from shared.run.gpu import CALLS, REPEATS, checks_of, milliseconds, require_gpu, train_rows, write_figures
+from shared.run.gpu import (
+    CALLS,
+    REPEATS,
+    Figures,
+    checks_of,
+    milliseconds,
+    require_gpu,
+    run_script,
+    verdict_on,
+    worst_of,
+)
+from shared.run.peers import mamba_ssm_or_reason
 from v2m.kernels.scan2d import op, scan2d
 from v2m.mixer import ReleasedMixer, V2MMixer
 from v2m.released_composition import released_composition
@@ -109,44 +115,11 @@ def check(height, width, state, dtype, directions, kinds, channels, shared) -> d
         name: float((first[name].double() - value).norm() / value.norm().clamp_min(1e-30))
         for name, value in wanted.items()
     }
-    worst = max(errors, key=lambda name: errors[name] if errors[name] == errors[name] else float("inf"))
+    worst = worst_of(errors)
     repeatable = all(torch.equal(first[name], again[name]) for name in first)
     green = errors[worst] <= BOUND[dtype] and repeatable
     found = case(height, width, state, str(dtype), directions, kinds, channels, shared)
     return found | {"worst": worst, "error": errors[worst], "repeatable": repeatable, "green": green}
-
-
-def peer(source: Path | None):
-    """Return mamba-ssm's CUDA extension, installed or compiled from its source folder; None without either."""
-    if source is not None:
-        from torch.utils.cpp_extension import load
-
-        folder = source / "csrc" / "selective_scan"
-        if not folder.is_dir():
-            raise UserError(
-                f"{folder} is missing: give the folder of mamba-ssm's source with --mamba-ssm-source"
-            )
-        os.environ["TORCH_CUDA_ARCH_LIST"] = "{}.{}".format(*torch.cuda.get_device_capability())
-        files = [str(path) for path in (*folder.glob("*.cpp"), *folder.glob("*.cu"))]
-        flags = ["-O3", "--use_fast_math", "--expt-relaxed-constexpr", "--expt-extended-lambda"]
-        flags += [f"-U__CUDA_NO_{kind}_OPERATORS__" for kind in ("HALF", "BFLOAT16", "BFLOAT162", "HALF2")]
-        flags += [f"-U__CUDA_NO_{kind}_CONVERSIONS__" for kind in ("HALF", "BFLOAT16", "BFLOAT162")]
-        return load("selective_scan_cuda", files, extra_include_paths=[str(folder)], extra_cuda_cflags=flags)
-    try:
-        import selective_scan_cuda
-    except ImportError:
-        return None
-    return selective_scan_cuda
-
-
-def peer_or_reason(source: Path | None):
-    """Return mamba-ssm's extension, or in words why there is none."""
-    try:
-        return peer(source) or "not installed, and no source folder was given"
-    except UserError:
-        raise
-    except Exception as error:  # a compiler's, of any kind
-        return f"could not be built: {' '.join(str(error).split())[-300:]}"
 
 
 def sequences(grid: Tensor, columns: bool) -> Tensor:
@@ -261,13 +234,7 @@ def bars(found: dict) -> list[dict]:
     return [row | {"holds": row["found"] >= row["wanted"]} for row in rows]
 
 
-def show(found: dict, path: Path) -> None:
-    """Print the checks that are red, the times and the bars."""
-    console, checks = Console(), found["checks"]
-    red = [one for one in checks if not one["green"]]
-    console.print(f"{len(checks) - len(red)} of {len(checks)} checks hold; all figures: {path}", markup=False)
-    for one in red:
-        console.print(f"red: {one}", markup=False)
+def times_of(found: dict) -> Table:
     table = Table("shape", "pass", "form", "ms, median", "least", "largest")
     passes = {
         (shape, of): forms
@@ -278,13 +245,7 @@ def show(found: dict, path: Path) -> None:
     for (shape, of), forms in passes.items():
         for name, one in forms.items():
             table.add_row(shape, of, name, *(f"{one[key]:.3f}" for key in ("median", "least", "largest")))
-    if table.rows:
-        console.print(table)
-    for row in found.get("bars", []):
-        verdict = "holds" if row["holds"] else "missed"
-        console.print(f"{row['bar']}: {row['found']:.2f}, wanted {row['wanted']}: {verdict}", markup=False)
-    if "mamba_ssm" in found:
-        console.print(f"mamba-ssm: {found['mamba_ssm']}", markup=False)
+    return table
 
 
 def require_triton() -> None:
@@ -295,49 +256,29 @@ def require_triton() -> None:
         raise UserError(f"the Triton scan cannot run here: {reason}")
 
 
-def measure(out: Path, source: Path | None, timed_forms_only: bool = False) -> int:
-    """Check, then time, writing the JSON as it goes; return the exit code."""
+def measure(options: argparse.Namespace) -> bool:
+    """Check, then time, writing the figures as it goes; return whether every check is green."""
     require_triton()
-    out.mkdir(parents=True, exist_ok=True)
-    path, (commit, dirty) = out / "scan2d.json", git_state(repository_root())
-    cases = AS_TIMED if timed_forms_only else CHECKED + AS_TIMED
-    found: dict = {"commit": commit, "dirty": dirty, **environment(), "checks": checks_of(check, cases)}
-    write_figures(found, path)
-    green = all(one["green"] for one in found["checks"])
-    if green:
-        extension = peer_or_reason(source)
-        found |= {"repeats": REPEATS, "calls": CALLS, "milliseconds": {}}
-        found["mamba_ssm"] = extension if isinstance(extension, str) else "timed"
+    figures = Figures(options.out / "scan2d.json")
+    figures.add(checks=checks_of(check, AS_TIMED if options.timed_forms_only else CHECKED + AS_TIMED))
+    if figures.green:
+        extension, times = mamba_ssm_or_reason(options.mamba_ssm_source), {}
+        figures.add(repeats=REPEATS, calls=CALLS)
+        figures.add(mamba_ssm=extension if isinstance(extension, str) else "timed")
         for name, shape in SHAPES.items():
-            found["milliseconds"][name] = timed(shape, extension)
-            found["bars"] = bars(found)
-            write_figures(found, path)
-        found["mixers"] = timed_mixers(extension)
-        found["bars"] = bars(found)
-        write_figures(found, path)
-    show(found, path)
-    return 0 if green else 1
+            times[name] = timed(shape, extension)
+            figures.add(milliseconds=times)
+            figures.add(bars=bars(figures.found))
+        figures.add(mixers=timed_mixers(extension))
+        figures.add(bars=bars(figures.found))
+    peer = [f"mamba-ssm: {figures.found['mamba_ssm']}"] if figures.green else []
+    figures.show(times_of(figures.found), [verdict_on(bar) for bar in figures.found.get("bars", [])] + peer)
+    return figures.green
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Return the exit code: 0, 1 where a check is red, 2 after one sentence on standard error."""
-    parser = argparse.ArgumentParser(prog="python -m v2m.gpu_evidence", description=__doc__.split("\n")[0])
-    parser.add_argument("--out", type=Path, default=Path("runs/gpu"), help="folder of the figures")
-    parser.add_argument(
-        "--mamba-ssm-source", type=Path, help="a checkout of mamba-ssm to compile and time beside"
-    )
-    parser.add_argument("--timed-forms-only", action="store_true", help="check no more than what is timed")
-    parser.add_argument("--data-root", type=Path, help="train the lite rows meant for a GPU too, from here")
-    parser.add_argument("--workers", type=int, default=4, help="processes that train side by side")
-    options = parser.parse_args(arguments)
-    try:
-        code = measure(options.out, options.mamba_ssm_source, options.timed_forms_only)
-        if options.data_root is not None:
-            code = max(code, train_rows("v2m", GPU_ROWS, options.data_root, options.workers))
-        return code
-    except UserError as error:
-        Console(stderr=True, soft_wrap=True).print(f"error: {error}", markup=False)
-        return 2
+    """Return the exit code (``run_script``)."""
+    return run_script("v2m", __doc__.split("\n")[0], measure, GPU_ROWS, arguments, workers=4)
 
 
 if __name__ == "__main__":

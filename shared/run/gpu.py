@@ -1,5 +1,6 @@
-"""What the papers' ``gpu_evidence.py`` share: times of calls on the GPU, the file of figures, the trainings."""
+"""What the papers' ``gpu_evidence.py`` share: command line, checks, times on the GPU, file of figures, trainings."""
 
+import argparse
 import json
 import os
 import statistics
@@ -12,8 +13,11 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import torch
+from rich.console import Console
+from rich.table import Table
 
 from shared.errors import UserError
+from shared.metrics.record import environment, git_state
 from shared.run.config import repository_root
 
 REPEATS, CALLS = 20, 10  # of every measurement; calls in one, so that what launches them is not timed
@@ -66,11 +70,94 @@ def checks_of(check: Callable[..., dict], cases: list[dict]) -> list[dict]:
         return list(pool.map(_strictly, repeat(check), cases))
 
 
-def write_figures(found: dict, path: Path) -> None:
-    """Write figures as JSON, never half of them."""
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(json.dumps(found, indent=1, default=str), encoding="utf-8")
-    os.replace(partial, path)
+def worst_of(errors: dict[str, float]) -> str:
+    """Return the name of the largest error; one that is no number is larger than any."""
+    return max(errors, key=lambda name: errors[name] if errors[name] == errors[name] else float("inf"))
+
+
+class Figures:
+    """What was found on this GPU, a JSON file that is written anew with every part, never half of it.
+
+    It begins with the commit and the machine; ``checks``, the first part, are dicts with ``green``. Raises UserError
+    where the file cannot be written, before anything is measured.
+    """
+
+    def __init__(self, path: Path):
+        commit, dirty = git_state(repository_root())
+        self.path, self.found = path, {"commit": commit, "dirty": dirty, **environment()}
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self.add()
+        except OSError as error:
+            raise UserError(
+                f"{path} cannot be written ({error.strerror}): give another folder with --out"
+            ) from error
+
+    def add(self, **parts) -> None:
+        self.found |= parts
+        partial = self.path.with_name(f"{self.path.name}.partial")
+        partial.write_text(json.dumps(self.found, indent=1, default=str), encoding="utf-8")
+        os.replace(partial, self.path)
+
+    @property
+    def green(self) -> bool:
+        return all(one["green"] for one in self.found["checks"])
+
+    def show(self, table: Table, lines: list[str]) -> None:
+        """Print the checks that are red, the times, and further lines."""
+        checks = self.found["checks"]
+        red = [one for one in checks if not one["green"]]
+        console = Console()
+        console.print(
+            f"{len(checks) - len(red)} of {len(checks)} checks hold; all figures: {self.path}", markup=False
+        )
+        for one in red:
+            console.print(f"red: {one}", markup=False)
+        if table.rows:
+            console.print(table)
+        for line in lines:
+            console.print(line, markup=False)
+
+
+def verdict_on(bar: dict) -> str:
+    """Return a bar (``bar`` what, ``found``, ``wanted``, ``holds``) in words."""
+    return (
+        f"{bar['bar']}: {bar['found']:.2f}, wanted {bar['wanted']}: {'holds' if bar['holds'] else 'missed'}"
+    )
+
+
+def run_script(
+    paper: str,
+    description: str,
+    measure: Callable[[argparse.Namespace], bool],
+    rows: tuple[str, ...],
+    arguments: list[str] | None,
+    workers: int,
+) -> int:
+    """Run a paper's script: measure, then train the lite rows whose names start so where a data root is given.
+
+    ``measure`` takes the options and returns whether every check is green. Returns the exit code: 0, 1 where a check
+    is red or a training failed, 2 after one sentence on standard error.
+    """
+    parser = argparse.ArgumentParser(prog=f"python -m {paper}.gpu_evidence", description=description)
+    parser.add_argument("--out", type=Path, default=Path("runs/gpu"), help="folder of the figures")
+    parser.add_argument(
+        "--mamba-ssm-source", type=Path, help="its checkout, to compile and time beside the scans"
+    )
+    parser.add_argument(
+        "--timed-forms-only", action="store_true", help="of the scans check what is timed alone"
+    )
+    parser.add_argument("--data-root", type=Path, help="train the lite rows meant for a GPU too, from here")
+    parser.add_argument("--workers", type=int, default=workers, help="processes that train side by side")
+    options = parser.parse_args(arguments)
+    try:
+        code = 0 if measure(options) else 1
+        if options.data_root is not None:
+            code = max(code, train_rows(paper, rows, options.data_root, options.workers))
+        return code
+    except UserError as error:
+        Console(stderr=True, soft_wrap=True).print(f"error: {error}", markup=False)
+        return 2
 
 
 def train_rows(paper: str, starts: tuple[str, ...], data_root: Path, workers: int) -> int:

@@ -5,6 +5,7 @@ import subprocess
 
 import pytest
 import torch
+from rich.table import Table
 
 from shared.errors import UserError
 from shared.run import gpu
@@ -16,11 +17,53 @@ def test_no_gpu_is_one_sentence():
         gpu.require_gpu()
 
 
-def test_figures_are_whole_or_not_there(tmp_path):
-    path = tmp_path / "figures.json"
-    gpu.write_figures({"a": 1.5, "where": tmp_path}, path)
-    assert json.loads(path.read_text()) == {"a": 1.5, "where": str(tmp_path)}
-    assert [one.name for one in tmp_path.iterdir()] == ["figures.json"]
+def test_figures_are_whole_after_every_part_and_say_where_they_are_from(tmp_path, capsys):
+    path = tmp_path / "new" / "figures.json"
+    figures = gpu.Figures(path)
+    assert {"commit", "dirty", "versions"} <= set(json.loads(path.read_text()))
+    figures.add(checks=[{"what": "sum", "green": True}, {"what": "product", "green": False}])
+    figures.add(where=tmp_path)
+    found = json.loads(path.read_text())
+    assert found["where"] == str(tmp_path) and len(found["checks"]) == 2 and not figures.green
+    assert [one.name for one in path.parent.iterdir()] == ["figures.json"]
+    figures.show(Table("what"), ["a line [of text]"])
+    shown = capsys.readouterr().out
+    assert "1 of 2 checks hold" in shown and "red: {'what': 'product'" in shown and "[of text]" in shown
+
+
+def test_a_folder_that_cannot_be_made_is_one_sentence(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="cannot be written.*--out"):
+        gpu.Figures(tmp_path / "file" / "figures.json")
+
+
+def test_the_largest_error_is_one_that_is_no_number():
+    assert gpu.worst_of({"a": 0.1, "b": 0.3, "c": 0.2}) == "b"
+    assert gpu.worst_of({"a": 0.1, "b": float("nan"), "c": 0.2}) == "b"
+
+
+@pytest.mark.parametrize(
+    "green, trained, wanted", [(True, 0, 0), (False, 0, 1), (True, 1, 1), (True, None, 0), (False, None, 1)]
+)
+def test_the_exit_code_tells_of_red_checks_and_failed_trainings(
+    green, trained, wanted, tmp_path, monkeypatch
+):
+    seen = []
+    monkeypatch.setattr(gpu, "train_rows", lambda *given: seen.append(given) or trained)
+    arguments = ["--out", str(tmp_path)] + ([] if trained is None else ["--data-root", str(tmp_path)])
+    code = gpu.run_script(
+        "idml", "text", lambda options: options.out == tmp_path and green, ("a",), arguments, 3
+    )
+    assert code == wanted
+    assert seen == ([] if trained is None else [("idml", ("a",), tmp_path, 3)])
+
+
+def test_bad_input_is_one_sentence_and_code_2(capsys):
+    def measure(options):
+        raise UserError("a sentence")
+
+    assert gpu.run_script("idml", "text", measure, (), [], 1) == 2
+    assert capsys.readouterr().err == "error: a sentence\n"
 
 
 def test_every_row_that_starts_so_is_a_process_and_the_worst_code_comes_back(tmp_path, monkeypatch):
