@@ -59,10 +59,8 @@ class PretrainingBatches(Dataset):
             return found | {"images": images}
         size = [self.views.cfg.image_size] * 2
         for view, name in enumerate(("first", "second")):
-            boxes = [
-                self.views.box(*image.shape[-2:], (self.seed, epoch, number, view))
-                for image, number in zip(images, index, strict=True)
-            ]
+            heights, widths = ([image.shape[axis] for image in images] for axis in (-2, -1))
+            boxes = self.views.boxes(heights, widths, (self.seed, epoch, index, view)).tolist()
             crops = [
                 transforms.resized_crop(image, *box, size, antialias=True)
                 for image, box in zip(images, boxes, strict=True)

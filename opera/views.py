@@ -17,7 +17,7 @@ import torch
 from omegaconf import MISSING
 from torch import Tensor
 
-from shared.data.augment import ATTEMPTS, crop_box
+from shared.data.augment import ATTEMPTS, crop_boxes
 from shared.data.keyed import keyed_uniform
 from shared.errors import UserError
 
@@ -88,13 +88,14 @@ class Views:
 
     def cropped(self, images: Tensor, key) -> Tensor:
         """Return the crops of images of one size, float32 (b, 3, S, S) in [0, 1]."""
-        boxes = np.array([self.box(*images.shape[-2:], (*key[:2], i, key[3])) for i in key[2]]).reshape(-1, 4)
-        return crop(images, boxes, self.cfg.image_size)
+        count, _, height, width = images.shape
+        return crop(images, self.boxes([height] * count, [width] * count, key), self.cfg.image_size)
 
-    def box(self, height: int, width: int, key) -> tuple[int, int, int, int]:
-        """Return (top, left, height, width) of one image's crop."""
-        draws = keyed_uniform(CROP, *key, np.arange(ATTEMPTS)[:, None], np.arange(4))
-        return crop_box(height, width, self.cfg.scale, self.cfg.ratio, draws.tolist())
+    def boxes(self, heights, widths, key) -> np.ndarray:
+        """Return (top, left, height, width) of the crop of every image, (b, 4); heights and widths are theirs, (b,)."""
+        wide = (*key[:2], key[2][:, None, None], key[3])
+        draws = keyed_uniform(CROP, *wide, np.arange(ATTEMPTS)[:, None], np.arange(4))
+        return crop_boxes(heights, widths, self.cfg.scale, self.cfg.ratio, draws)
 
     def finished(self, crops: Tensor, key) -> Tensor:
         """Return crops in [0, 1] with all that follows the crop, normalised."""

@@ -90,8 +90,8 @@ def test_a_view_is_what_torchvision_makes_of_the_same_numbers():
     """Without colours, blur and solarize: a crop, a flip, the normalisation."""
     plain = ViewsConfig(**{**vars(MOCO), "jitter": [0.0] * 4, "grey": 0.0, "blur": [0.0, 0.0], "flip": 1.0})
     make, images, index = Views(plain), pictures(3), np.arange(3)
-    for image, number, one in zip(images, index, make(images, (0, 0, index), 0), strict=True):
-        box = make.box(40, 36, (0, 0, number, 0))
+    boxes = make.boxes([40] * 3, [36] * 3, (0, 0, index, 0)).tolist()
+    for image, box, one in zip(images, boxes, make(images, (0, 0, index), 0), strict=True):
         part = reference.resized_crop(image.float() / 255, *box, [24, 24], antialias=True)
         wanted = reference.normalize(reference.horizontal_flip(part), MOCO.mean, MOCO.std)
         torch.testing.assert_close(one, wanted, rtol=0, atol=2e-4)

@@ -189,9 +189,10 @@ class Augmentation:
     def _resized_crop(self, images: Tensor | list[Tensor], key: Key) -> Tensor:
         """Cut a rectangle of random area and shape out of every image and resize it."""
         draws = keyed_uniform(CROP, *_columns(_columns(key)), np.arange(ATTEMPTS)[:, None], np.arange(4))
+        heights, widths = ([image.shape[axis] for image in images] for axis in (-2, -1))
+        boxes = crop_boxes(heights, widths, self.cfg.scale, self.cfg.ratio, draws).tolist()
         batch = torch.empty(len(images), 3, self.size, self.size, dtype=torch.uint8)
-        for image, target, draw in zip(images, batch, draws, strict=True):
-            top, left, height, width = crop_box(*image.shape[-2:], self.cfg.scale, self.cfg.ratio, draw)
+        for image, target, (top, left, height, width) in zip(images, batch, boxes, strict=True):
             part = image[:, top : top + height, left : left + width]
             target.copy_(transforms.resize(part, [self.size, self.size], self.interpolation, antialias=True))
         return batch
@@ -244,21 +245,32 @@ def _columns(key: Key) -> Key:
     return (*key[:2], key[2][..., None], key[3][..., None])
 
 
-def crop_box(height: int, width: int, scale, ratio, draws) -> tuple[int, int, int, int]:
-    """Return (top, left, height, width) of a random part of an image: its area and shape lie in the two ranges.
+def crop_boxes(heights, widths, scale, ratio, draws: np.ndarray) -> np.ndarray:
+    """Return (top, left, height, width) of a random part of every image, (b, 4) int64, as torchvision draws them.
 
-    ``draws`` is (attempts, 4) uniform numbers. Where no attempt fits, the largest middle part of an allowed shape.
+    ``heights``, ``widths``: (b,) of the images; area and shape of a part lie in the ranges ``scale`` and ``ratio``.
+    ``draws``: (b, attempts, 4) uniform numbers. Where no attempt fits, the largest middle part of an allowed shape.
     """
+    heights, widths = (np.asarray(lengths, np.int64)[:, None] for lengths in (heights, widths))
     logarithms = math.log(ratio[0]), math.log(ratio[1])
-    for area, shape, down, right in draws:
-        pixels = height * width * (scale[0] + (scale[1] - scale[0]) * area)
-        shape = math.exp(logarithms[0] + (logarithms[1] - logarithms[0]) * shape)
-        wide, high = round(math.sqrt(pixels * shape)), round(math.sqrt(pixels / shape))
-        if 0 < wide <= width and 0 < high <= height:
-            return int(down * (height - high + 1)), int(right * (width - wide + 1)), high, wide
-    shape = min(max(width / height, ratio[0]), ratio[1])
-    wide, high = max(min(width, round(height * shape)), 1), max(min(height, round(width / shape)), 1)
-    return (height - high) // 2, (width - wide) // 2, high, wide
+    powers = logarithms[0] + (logarithms[1] - logarithms[0]) * draws[..., 1]
+    # numpy's exponential differs in the last digit from one processor to another.
+    shapes = np.array([math.exp(power) for power in powers.flat]).reshape(powers.shape)
+    pixels = heights * widths * (scale[0] + (scale[1] - scale[0]) * draws[..., 0])
+    wide, high = (np.rint(np.sqrt(sides)).astype(np.int64) for sides in (pixels * shapes, pixels / shapes))
+    fits = (wide > 0) & (wide <= widths) & (high > 0) & (high <= heights)
+    top, left = draws[..., 2] * (heights - high + 1), draws[..., 3] * (widths - wide + 1)
+    drawn = np.stack([top.astype(np.int64), left.astype(np.int64), high, wide], -1)
+    drawn = drawn[np.arange(len(fits)), fits.argmax(1)]
+    return np.where(fits.any(1)[:, None], drawn, _middle_boxes(heights[:, 0], widths[:, 0], ratio))
+
+
+def _middle_boxes(heights: np.ndarray, widths: np.ndarray, ratio) -> np.ndarray:
+    """Return the largest middle part, of an allowed shape, of every image, (b, 4)."""
+    shapes = np.clip(widths / heights, *ratio)
+    wide = np.maximum(np.minimum(widths, np.rint(heights * shapes).astype(np.int64)), 1)
+    high = np.maximum(np.minimum(heights, np.rint(widths / shapes).astype(np.int64)), 1)
+    return np.stack([(heights - high) // 2, (widths - wide) // 2, high, wide], -1)
 
 
 def erased_box(size: int, draws) -> tuple[int, int, int, int] | None:

@@ -19,7 +19,7 @@ from shared.data.augment import (
     RAND_AUGMENT,
     Augmentation,
     AugmentationConfig,
-    crop_box,
+    crop_boxes,
     erased_box,
     mix,
 )
@@ -145,7 +145,8 @@ def test_resized_crops_are_those_of_torchvision_for_the_drawn_box():
     batch = Augmentation(cfg).train(images, key(2))
     for index, image in enumerate(images):
         draws = keyed_uniform(CROP, 3, 0, index, 0, np.arange(10)[:, None], np.arange(4))
-        top, left, height, width = crop_box(*image.shape[1:], cfg.scale, cfg.ratio, draws)
+        sides = ([side] for side in image.shape[1:])
+        top, left, height, width = crop_boxes(*sides, cfg.scale, cfg.ratio, draws[None])[0].tolist()
         part = transforms.resized_crop(image, top, left, height, width, [32, 32], "bicubic", antialias=True)
         assert torch.equal(levels(batch[index : index + 1])[0], part)
 
@@ -153,7 +154,7 @@ def test_resized_crops_are_those_of_torchvision_for_the_drawn_box():
 @pytest.mark.parametrize(("height", "width"), [(100, 100), (100, 160), (37, 20), (1, 1), (2, 300)])
 def test_crop_boxes_lie_inside_the_image_with_the_area_and_shape_asked_for(height, width):
     draws = keyed_uniform(0, np.arange(500)[:, None, None], np.arange(10)[:, None], np.arange(4))
-    boxes = np.array([crop_box(height, width, (0.2, 0.8), (0.5, 2.0), draw) for draw in draws])
+    boxes = crop_boxes([height] * 500, [width] * 500, (0.2, 0.8), (0.5, 2.0), draws)
     assert (boxes[:, :2] >= 0).all() and (boxes[:, 2:] >= 1).all()
     assert (boxes[:, 0] + boxes[:, 2] <= height).all() and (boxes[:, 1] + boxes[:, 3] <= width).all()
     if min(height, width) == 100:  # where rounding to pixels and the fallback do not matter
@@ -163,10 +164,31 @@ def test_crop_boxes_lie_inside_the_image_with_the_area_and_shape_asked_for(heigh
         assert shapes.min() > 0.48 and shapes.max() < 2.07
 
 
+def test_boxes_of_a_batch_are_those_of_the_definition_image_by_image():
+    draws = keyed_uniform(1, np.arange(400)[:, None, None], np.arange(10)[:, None], np.arange(4))
+    sizes = np.array([(100, 100), (37, 20), (1, 1), (300, 9)] * 100)
+    scale, ratio = (0.2, 1.0), (3 / 4, 4 / 3)
+    found = crop_boxes(*sizes.T, scale, ratio, draws).tolist()
+    fallbacks = 0
+    for (height, width), attempts, box in zip(sizes.tolist(), draws.tolist(), found, strict=True):
+        for area, shape, down, right in attempts:
+            pixels = height * width * (scale[0] + (scale[1] - scale[0]) * area)
+            logarithms = [math.log(one) for one in ratio]
+            shape = math.exp(logarithms[0] + (logarithms[1] - logarithms[0]) * shape)
+            wide, high = round(math.sqrt(pixels * shape)), round(math.sqrt(pixels / shape))
+            if 0 < wide <= width and 0 < high <= height:
+                assert box == [int(down * (height - high + 1)), int(right * (width - wide + 1)), high, wide]
+                break
+        else:
+            fallbacks += 1
+            assert box == {(300, 9): [144, 0, 12, 9], (37, 20): [5, 0, 27, 20]}[height, width]
+    assert 10 < fallbacks < 200
+
+
 def test_a_shape_that_never_fits_gives_the_middle_as_torchvision_does():
-    draws = np.ones((10, 4)) * 0.5
-    assert crop_box(10, 100, (0.9, 1.0), (0.75, 4 / 3), draws) == (0, 43, 10, 13)
-    assert crop_box(100, 10, (0.9, 1.0), (0.75, 4 / 3), draws) == (43, 0, 13, 10)
+    draws = np.full((2, 10, 4), 0.5)
+    found = crop_boxes([10, 100], [100, 10], (0.9, 1.0), (0.75, 4 / 3), draws)
+    assert found.tolist() == [[0, 43, 10, 13], [43, 0, 13, 10]]
 
 
 def test_rand_augment_is_that_of_timm_with_the_seeds_of_the_key():
