@@ -1,12 +1,7 @@
 """The images of a run: which ones train, in what order, and which ones test."""
 
-import math
-
-import torch
-from torch.utils.data import Dataset
-
 from shared.data.augment import Augmentation
-from shared.data.images import Batches, keyed_subset, load_image_set
+from shared.data.images import Batches, OrderedBatches, keyed_subset, load_image_set
 from shared.data.sampler import KeyedBatchSampler
 from shared.errors import UserError
 from shared.run.training_data import TrainingData
@@ -34,20 +29,8 @@ def training_data(cfg) -> TrainingData:
     return TrainingData(batches, sampler, mixes, cfg.trainer.workers)
 
 
-class EvaluationBatches(Dataset):
-    """The test images in order, ``output.batch_size`` at a time: a batch by its number."""
-
-    def __init__(self, cfg, at_most: int | None = None):
-        images = load_image_set(cfg.data.manifest, "test", cfg.paths.data_root)
-        self.batches = Batches(images, Augmentation(cfg.augment), cfg.seed, train=False)
-        self.size = cfg.output.batch_size
-        self.images = len(images) if at_most is None else min(at_most, len(images))
-
-    def __len__(self) -> int:
-        return math.ceil(self.images / self.size)
-
-    def __getitem__(self, number: int) -> dict[str, torch.Tensor]:
-        if not 0 <= number < len(self):
-            raise IndexError(number)  # ends an iteration
-        begin = number * self.size
-        return self.batches[(0, range(begin, min(begin + self.size, self.images)))]
+def evaluation_batches(cfg, at_most: int | None = None) -> OrderedBatches:
+    """Return the test images in order, ``output.batch_size`` at a time."""
+    images = load_image_set(cfg.data.manifest, "test", cfg.paths.data_root)
+    batches = Batches(images, Augmentation(cfg.augment), cfg.seed, train=False)
+    return OrderedBatches(batches, cfg.output.batch_size, at_most)

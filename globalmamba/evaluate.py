@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from globalmamba import convert
-from globalmamba.data import EvaluationBatches
+from globalmamba.data import evaluation_batches
 from globalmamba.machine import require_backend
 from globalmamba.measure import resident_bytes
 from globalmamba.model import CHANNELS, build_model, parameters_of
@@ -32,7 +32,7 @@ PICTURED = 64  # images that the receptive field is averaged over
 def score(cfg, network: nn.Module, device: torch.device) -> dict[str, float]:
     """Return top1, top5 (fractions), the mean cross-entropy ``loss`` and ``n_test`` over all test images."""
     network = network.to(device).eval()
-    loader = DataLoader(EvaluationBatches(cfg), batch_size=None, num_workers=cfg.trainer.workers)
+    loader = DataLoader(evaluation_batches(cfg), batch_size=None, num_workers=cfg.trainer.workers)
     dtype = next(network.parameters()).dtype
     ranked, losses = [], []
     for batch in loader:
@@ -103,6 +103,6 @@ def evaluate_checkpoint(cfg, path: Path, folder: Path) -> dict:
     if steps is not None:
         metrics["steps_trained"] = float(steps)
     if cfg.output.pictures:
-        batch = EvaluationBatches(cfg, PICTURED)[0]
+        batch = evaluation_batches(cfg, PICTURED)[0]
         draw_receptive_field(folder / "receptive_field.png", network, batch["images"].to(device))
     return metrics

@@ -11,7 +11,7 @@ from pathlib import Path
 import lightning.pytorch as pl
 import torch
 
-from globalmamba.data import EvaluationBatches, training_data
+from globalmamba.data import evaluation_batches, training_data
 from globalmamba.evaluate import score, speed
 from globalmamba.machine import require_backend
 from globalmamba.model import build_model, parameters_of, require_task
@@ -66,4 +66,4 @@ def seconds_of_run(cfg) -> float:
     module, data = prepare(cfg)
     seconds = seconds_of_training(cfg, module, data)
     rate = speed(cfg, module.model, device_of(cfg))["images_per_second"]
-    return seconds + EvaluationBatches(cfg).images / rate
+    return seconds + evaluation_batches(cfg).samples / rate

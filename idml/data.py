@@ -1,16 +1,13 @@
 """The images of a run: which classes train, which are held out of training to choose an epoch, and which test."""
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from idml.sets import load_retrieval_set
 from shared.data.augment import Augmentation
-from shared.data.images import KEPT_BYTES, Batches, ImageSet
+from shared.data.images import KEPT_BYTES, Batches, ImageSet, OrderedBatches
 from shared.data.keyed import keyed_permutation
 from shared.data.sampler import ClassBalancedBatchSampler, KeyedBatchSampler
 from shared.errors import UserError
@@ -72,30 +69,21 @@ def training_data(cfg, images: ImageSet) -> TrainingData:
     return TrainingData(batches, sampler, cfg.objective.mixup_alpha is not None, cfg.trainer.workers)
 
 
-class EvaluationBatches(Dataset):
+class EvaluationBatches(OrderedBatches):
     """The images of a set in order, ``output.batch_size`` at a time: a batch by its number.
 
     They are the same whenever they are asked for: a small set is kept as it is prepared.
     """
 
     def __init__(self, cfg, images: ImageSet):
-        self.batches = Batches(images, Augmentation(cfg.augment), cfg.seed, train=False)
-        self.size = cfg.output.batch_size
-        size = 3 * 4 * cfg.augment.image_size**2
-        self.kept: dict[int, dict[str, torch.Tensor]] | None = (
-            {} if len(images) * size <= KEPT_BYTES else None
-        )
+        batches = Batches(images, Augmentation(cfg.augment), cfg.seed, train=False)
+        super().__init__(batches, cfg.output.batch_size)
+        small = len(images) * 3 * 4 * cfg.augment.image_size**2 <= KEPT_BYTES
+        self.kept: dict[int, dict[str, Tensor]] | None = {} if small else None
 
-    def __len__(self) -> int:
-        return math.ceil(len(self.batches) / self.size)
-
-    def __getitem__(self, number: int) -> dict[str, torch.Tensor]:
-        if not 0 <= number < len(self):
-            raise IndexError(number)  # ends an iteration
-        if self.kept is not None and number in self.kept:
-            return self.kept[number]
-        begin = number * self.size
-        batch = self.batches[(0, range(begin, min(begin + self.size, len(self.batches))))]
-        if self.kept is not None:
-            self.kept[number] = batch
-        return batch
+    def __getitem__(self, number: int) -> dict[str, Tensor]:
+        if self.kept is None:
+            return super().__getitem__(number)
+        if number not in self.kept:
+            self.kept[number] = super().__getitem__(number)
+        return self.kept[number]

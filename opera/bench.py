@@ -44,11 +44,11 @@ def module_of(overrides: list[str], device: str = "cpu") -> PretrainingModule:
 
 
 def images_of(module: PretrainingModule, batch: int, device: str = "cpu") -> dict[str, Tensor]:
-    """Return a batch as the loader gives it: noise at the views' size."""
+    """Return a batch as a step gets it: noise at the views' size; what names the draws stays on the host."""
     draw, size = torch.Generator().manual_seed(0), module.views.cfg.image_size
     images = torch.randint(0, 256, (batch, 3, size, size), generator=draw, dtype=torch.uint8)
-    found = {"images": images, "labels": torch.arange(batch) % CLASSES, "indices": torch.arange(batch)}
-    return {name: value.to(device) for name, value in found.items()} | {"epoch": torch.tensor(0)}
+    found = {"images": images.to(device), "labels": (torch.arange(batch) % CLASSES).to(device)}
+    return found | {"indices": torch.arange(batch), "epoch": torch.tensor(0)}
 
 
 def optimizer_of(module: PretrainingModule, model: nn.Module) -> torch.optim.Optimizer:

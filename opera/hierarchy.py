@@ -20,8 +20,8 @@ On one space the two would pull at each other: two images of a class are negativ
                    without a label alike to its other view alone
 
 The paper (eq. 13) weighs the four terms alike, "printed". The release has T for each of L_self's and 1/2 for each of
-L_full's, "released". The printed softmax sums over all but the true key or class in its denominator, "others"; the
-released one over "all".
+L_full's, "released"; MoCo-v3 by itself has 2 T, of which OPERA's release takes half. The printed softmax sums over all
+but the true key or class in its denominator, "others"; the released one over "all".
 """
 
 import copy
@@ -34,7 +34,7 @@ from torch.nn import functional as F
 
 from opera.heads import mlp
 from shared.errors import UserError
-from shared.run.ranks import gather_rows, mean_over_ranks, rank
+from shared.run.ranks import gather_rows, mean_over_ranks, rank, rows_of_ranks, sum_over_ranks
 
 ARRANGEMENTS = ("one-space", "backbone", "parallel", "hierarchy", "instance", "supervised", "supcon")
 LOSS_WEIGHTS = ("released", "printed")
@@ -146,25 +146,31 @@ class Hierarchy(nn.Module):
         (``views.Key``), to arrangements that draw something of each.
         """
         instance, classes = self.terms(self.spaces(first, second), first, second, labels)
-        # Weights of one term each: the release's 2 T and 1/2 of L_self are T.
-        weight = (self.temperature, 0.5) if self.loss_weights == "released" else (1.0, 1.0)
+        weight = self.weights()
         return Terms(weight[0] * instance + weight[1] * classes, instance, classes)
+
+    def weights(self) -> tuple[float, float]:
+        """Return the weights of one term of L_self and of one of L_full."""
+        if self.loss_weights == "printed":
+            return 1.0, 1.0
+        return (2 if self.arrangement == "instance" else 1) * self.temperature, 0.5
 
     def terms(
         self, views: list[dict], first: Tensor, second: Tensor, labels: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Return L_self and L_full from the spaces of both views, 0-d each."""
         instance = classes = views[0]["y"].new_zeros(())
+        counts = rows_of_ranks(len(first), first.device)
         if self.predictor is not None:
             keys = self.keys(first, second)[::-1]  # of the other view
             instance = sum(
-                info_nce(v["q"], key, self.temperature, self.only_others)
+                info_nce(v["q"], key, self.temperature, self.only_others, counts)
                 for v, key in zip(views, keys, strict=True)
             )
         if self.class_head is not None:
             classes = sum(cross_entropy(self.logits(view), labels, self.only_others) for view in views)
         if self.arrangement == "supcon":
-            classes = supervised_contrast([view["z"] for view in views], labels, self.temperature)
+            classes = supervised_contrast([view["z"] for view in views], labels, self.temperature, counts)
         return instance, classes
 
 
@@ -197,23 +203,25 @@ def softmax_loss(logits: Tensor, targets: Tensor, only_others: bool) -> Tensor:
     return torch.where(targets >= 0, others - logits.gather(1, place)[:, 0], 0.0)
 
 
-def info_nce(queries: Tensor, keys: Tensor, temperature: float, only_others: bool = False) -> Tensor:
+def info_nce(
+    queries: Tensor,
+    keys: Tensor,
+    temperature: float,
+    only_others: bool = False,
+    counts: list[int] | None = None,
+) -> Tensor:
     """Return the mean loss, 0-d, of finding an image's own key among those of all ranks.
 
-    queries, keys: (B, dim) of this rank, of any length; no gradient goes to keys.
+    queries, keys: (B, dim) of this rank, of any length; no gradient goes to keys. ``counts``: B of every rank, where
+    it is known (``rows_of_ranks``).
     """
+    counts = rows_of_ranks(len(keys), keys.device) if counts is None else counts
     queries = F.normalize(queries.float() if queries.dtype == torch.bfloat16 else queries, dim=1)
     keys = F.normalize(keys.to(queries.dtype), dim=1)
-    own = _first_row(keys) + torch.arange(len(keys), device=keys.device)
+    own = sum(counts[: rank()]) + torch.arange(len(keys), device=keys.device)
     with torch.autocast(queries.device.type, enabled=False):
-        similarity = queries @ gather_rows(keys.detach()).T / temperature  # (B, all)
+        similarity = queries @ gather_rows(keys.detach(), counts).T / temperature  # (B, all)
         return mean_over_ranks(softmax_loss(similarity, own, only_others))
-
-
-def _first_row(rows: Tensor) -> int:
-    """Return which of the rows of all ranks the first one of this rank's is."""
-    counts = gather_rows(torch.tensor([len(rows)], device=rows.device)).tolist()
-    return sum(counts[: rank()])
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, only_others: bool = False) -> Tensor:
@@ -221,20 +229,23 @@ def cross_entropy(logits: Tensor, labels: Tensor, only_others: bool = False) -> 
     return mean_over_ranks(softmax_loss(logits, labels, only_others), labels != UNLABELLED)
 
 
-def supervised_contrast(embeddings: list[Tensor], labels: Tensor, temperature: float) -> Tensor:
+def supervised_contrast(
+    embeddings: list[Tensor], labels: Tensor, temperature: float, counts: list[int] | None = None
+) -> Tensor:
     """Return the supervised contrastive loss, 0-d, of both views' embeddings (B, dim) of all ranks, of any length.
 
-    An image without a label is alike to its other view alone.
+    An image without a label is alike to its other view alone. ``counts`` as for ``info_nce``.
     """
-    alone = -2 - _first_row(labels) - torch.arange(len(labels), device=labels.device)
-    every_label = gather_rows(torch.where(labels == UNLABELLED, alone, labels))
-    rows = [gather_rows(one.to(torch.promote_types(one.dtype, torch.float32))) for one in embeddings]
+    counts = rows_of_ranks(len(labels), labels.device) if counts is None else counts
+    alone = -2 - sum(counts[: rank()]) - torch.arange(len(labels), device=labels.device)
+    every_label = gather_rows(torch.where(labels == UNLABELLED, alone, labels), counts)
+    rows = [gather_rows(one.to(torch.promote_types(one.dtype, torch.float32)), counts) for one in embeddings]
     with torch.autocast(labels.device.type, enabled=False):
         return SupConLoss(temperature)(torch.cat(rows), every_label.repeat(2))
 
 
 def conflict(hierarchy: Hierarchy, first: Tensor, second: Tensor, labels: Tensor) -> float:
-    """Return the cosine between the gradients of L_self and L_full to y, both views of this rank's batch (eq. 5).
+    """Return the cosine between the gradients of L_self and L_full to y, of both views of all ranks' batch (eq. 5).
 
     Below 0 a step for the one is a step against the other. The network is left as it was, batch statistics included
     where it is in evaluation mode. Raises UserError for an arrangement that has one of the two alone.
@@ -244,8 +255,9 @@ def conflict(hierarchy: Hierarchy, first: Tensor, second: Tensor, labels: Tensor
     views = hierarchy.spaces(first, second)
     y = [view["y"] for view in views]
     instance, classes = hierarchy.terms(views, first, second, labels)
-    gradients = [
-        torch.cat([g.flatten() for g in torch.autograd.grad(term, y, retain_graph=True)])
+    one, other = (
+        torch.cat([g.flatten() for g in torch.autograd.grad(term, y, retain_graph=True)]).double()
         for term in (instance, classes)
-    ]
-    return float(F.cosine_similarity(*gradients, dim=0))
+    )
+    both, lengths = sum_over_ranks(torch.stack([one @ other, one @ one, other @ other])).split([1, 2])
+    return float(both / lengths.prod().sqrt().clamp_min(torch.finfo(torch.float64).tiny))

@@ -41,21 +41,31 @@ class LARS(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    self._update(parameter, group)
+            parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
+            if parameters:
+                self._update(parameters, group)
         return loss
 
-    def _update(self, parameter: Tensor, group: dict) -> None:
-        change = parameter.grad
-        if parameter.ndim > 1:
-            change = change.add(parameter, alpha=group["weight_decay"])
-            weight, length = parameter.norm(), change.norm()
-            # On the device: asking the host would wait for it at every tensor.
-            rate = torch.where((weight > 0) & (length > 0), group["trust"] * weight / length, 1.0)
-            change = change * rate
-        state = self.state[parameter]
-        if "velocity" not in state:
-            state["velocity"] = torch.zeros_like(parameter)
-        velocity = state["velocity"].mul_(group["momentum"]).add_(change)
-        parameter.add_(velocity, alpha=-group["lr"])
+    def _update(self, parameters: list[Tensor], group: dict) -> None:
+        # All tensors at once: one by one a ResNet-50 has a thousand launches.
+        scaled = [parameter for parameter in parameters if parameter.ndim > 1]
+        changes = {parameter: parameter.grad for parameter in parameters}
+        if scaled:
+            changes |= zip(scaled, _changes(scaled, group["weight_decay"], group["trust"]), strict=True)
+        for parameter in parameters:
+            if "velocity" not in self.state[parameter]:
+                self.state[parameter]["velocity"] = torch.zeros_like(parameter)
+        velocities = [self.state[parameter]["velocity"] for parameter in parameters]
+        torch._foreach_mul_(velocities, group["momentum"])
+        torch._foreach_add_(velocities, list(changes.values()))
+        torch._foreach_add_(parameters, velocities, alpha=-group["lr"])
+
+
+def _changes(weights: list[Tensor], weight_decay: float, trust: float) -> list[Tensor]:
+    """Return the decayed and rescaled gradients."""
+    found = torch._foreach_add([weight.grad for weight in weights], weights, alpha=weight_decay)
+    lengths, sizes = (torch.stack(torch._foreach_norm(tensors)) for tensors in (found, weights))
+    # On the device: asking the host would wait for it.
+    rates = torch.where((sizes > 0) & (lengths > 0), trust * sizes / lengths, 1.0)
+    torch._foreach_mul_(found, list(rates.unbind()))
+    return found

@@ -170,8 +170,7 @@ class MaskedHierarchy(Hierarchy):
         views = self.spaces(first, second, key)
         instance, classes = self.terms(views, first, second, labels)
         masked = self.masked_term(views, first, second)
-        # Of one term each, as in ``Hierarchy``.
-        weight = (self.temperature, 0.5) if self.loss_weights == "released" else (1.0, 1.0)
+        weight = self.weights()
         total = self.mask_weight * masked + weight[0] * instance + weight[1] * classes
         return MaskedTerms(total, instance, classes, masked)
 

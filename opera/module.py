@@ -51,6 +51,14 @@ class PretrainingModule(GuardedModule):
         # Stochastic depth draws from torch's generator: every rank for itself, every step as if never interrupted.
         torch.manual_seed(int(keyed_bits(DROPPING, self.seed, batch_idx, self.global_rank)) >> 1)
 
+    def transfer_batch_to_device(
+        self, batch: dict[str, Tensor], device, dataloader_idx: int
+    ) -> dict[str, Tensor]:
+        """Leave on the host what names the draws: asked for on the device, it would be waited for."""
+        names = {name: batch[name] for name in ("epoch", "indices")}
+        rest = {name: value for name, value in batch.items() if name not in names}
+        return super().transfer_batch_to_device(rest, device, dataloader_idx) | names
+
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         terms = self.terms(batch)
         self.last_loss = terms.total

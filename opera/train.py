@@ -11,6 +11,7 @@ import os
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
 from omegaconf import OmegaConf
 from torch import nn
@@ -29,11 +30,11 @@ from shared.metrics.record import config_sha256
 from shared.run.config import repository_root
 from shared.run.fit import fit, seconds_of_training
 from shared.run.job import claimed
-from shared.run.machine import device_of, require_device, require_precision
-from shared.run.ranks import with_global_batchnorm
+from shared.run.machine import arithmetic, device_of, require_device, require_precision
+from shared.run.ranks import rank, with_global_batchnorm, world_size
 from shared.run.training_data import TrainingData
 
-CONFLICT_BATCHES = 8  # over which the conflict is averaged
+CONFLICT_BATCHES, CONFLICT_IMAGES = 8, 256  # over which the conflict is averaged; at most, of a batch
 NEIGHBOURS = 20  # where a task names none and a checkpoint is scored
 PRETRAINING = (
     "seed",
@@ -121,16 +122,18 @@ def run(cfg, folder: Path) -> dict | None:
     require_task(cfg)
     for name in cfg.task.sets:
         tuning_data(cfg, name)  # what is bad is said before days of pre-training
+    begun = (pretraining_folder(cfg) / "last.ckpt").exists()
     module, data, seconds, first = pretrained(cfg)
-    metrics = {"pretrain_seconds": seconds, "train_images": float(len(data.batches))}
+    metrics = {"resumed": 1.0} if begun else {"pretrain_seconds": seconds}
+    metrics["train_images"] = float(len(data.batches))
     metrics["skipped_steps"] = float(module.skipped_steps)
     metrics["parameters"] = float(sum(p.numel() for p in module.model.online.backbone.parameters()))
-    if module.model.predictor is not None and module.model.class_head is not None:
-        metrics["gradient_cosine"] = measured_conflict(cfg, module, data)
     for number, name in enumerate(cfg.task.sets):
         found = evaluate_on(cfg, module.model.online.backbone, name, folder / name)
         suffix = "" if number == 0 else f"_{name}"
         metrics |= {key + suffix: value for key, value in found.items()}
+    if module.model.predictor is not None and module.model.class_head is not None:
+        metrics["gradient_cosine"] = measured_conflict(cfg, module, data)
     return metrics if first else None
 
 
@@ -140,11 +143,19 @@ def measured_conflict(cfg, module: PretrainingModule, data: TrainingData) -> flo
     model = copy.deepcopy(module.model).to(device).train()
     found = []
     torch.manual_seed(cfg.seed)  # masked spaces draw what they hide
-    for number in range(min(CONFLICT_BATCHES, len(data.batches) // cfg.optim.batch_size)):
-        samples = range(number * cfg.optim.batch_size, (number + 1) * cfg.optim.batch_size)
-        batch = {name: value.to(device) for name, value in data.batches[(0, samples)].items()}
-        found.append(conflict(model, *module.both_views(batch), batch["labels"]))
+    for where in conflict_batches(cfg, data):
+        batch = {name: value.to(device) for name, value in data.batches[where].items()}
+        with arithmetic(cfg, device):
+            found.append(conflict(model, *module.both_views(batch), batch["labels"]))
     return sum(found) / len(found)
+
+
+def conflict_batches(cfg, data: TrainingData) -> list[tuple[int, np.ndarray]]:
+    """Return (epoch, samples of this rank) of the batches that a further epoch would begin with, cut to what fits."""
+    order, size = data.sampler.order(cfg.scale.epochs), cfg.optim.batch_size
+    starts = range(0, len(order) - size + 1, size)[:CONFLICT_BATCHES]
+    cut = min(size, CONFLICT_IMAGES)
+    return [(cfg.scale.epochs, order[start : start + cut][rank() :: world_size()]) for start in starts]
 
 
 def evaluate_on(cfg, backbone: nn.Module, name: str, folder: Path) -> dict[str, float]:

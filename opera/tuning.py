@@ -7,12 +7,12 @@ on timm's augmentations (``shared/data/augment.py``), AdamW.
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from opera.module import BATCH
 from opera.schedules import learning_rate
 from shared.data.augment import Augmentation, mix
-from shared.data.images import Batches, ImageSet, keyed_subset
+from shared.data.images import Batches, ImageSet, OrderedBatches, keyed_subset
 from shared.data.keyed import keyed_bits
 from shared.data.published import load_classification_set
 from shared.data.sampler import KeyedBatchSampler
@@ -52,6 +52,7 @@ class TuningModule(GuardedModule):
         self.frozen = cfg.task.kind == "probe"
         backbone.requires_grad_(not self.frozen)  # with what a pre-training froze
         self.warmup = round(steps * cfg.task.warmup_epochs / cfg.task.epochs)
+        self.train()  # Lightning leaves every module in the mode that it finds
 
     def train(self, mode: bool = True) -> nn.Module:
         super().train(mode)
@@ -123,29 +124,15 @@ def tuning_data(cfg, name: str) -> tuple[TrainingData, ImageSet]:
     return TrainingData(batches, sampler, mixes, cfg.trainer.workers), test
 
 
-class InOrder(Dataset):
-    """The images of a set in order, as a test takes them, ``output.batch_size`` at a time: a batch by its number."""
-
-    def __init__(self, cfg, images: ImageSet, chosen=None):
-        self.batches = Batches(images, Augmentation(cfg.augment), cfg.seed, train=False, chosen=chosen)
-        self.size = cfg.output.batch_size
-
-    def __len__(self) -> int:
-        return -(-len(self.batches) // self.size)
-
-    def __getitem__(self, number: int) -> dict[str, Tensor]:
-        if not 0 <= number < len(self):
-            raise IndexError(number)  # ends an iteration
-        return self.batches[(0, range(number * self.size, min((number + 1) * self.size, len(self.batches))))]
-
-
 @torch.no_grad()
 def outputs(cfg, network: nn.Module, images: ImageSet, device, chosen=None) -> tuple[Tensor, Tensor]:
     """Return a network's outputs (n, C) for the images of a set, float32 or float64 on ``device``, and labels (n,)."""
     network = network.to(device).eval()
     dtype = next(network.parameters()).dtype
     found, labels = [], []
-    loader = DataLoader(InOrder(cfg, images, chosen), batch_size=None, num_workers=cfg.trainer.workers)
+    batches = Batches(images, Augmentation(cfg.augment), cfg.seed, train=False, chosen=chosen)
+    ordered = OrderedBatches(batches, cfg.output.batch_size)
+    loader = DataLoader(ordered, batch_size=None, num_workers=cfg.trainer.workers)
     for batch in loader:
         with arithmetic(cfg, device):
             rows = network(batch["images"].to(device, dtype))

@@ -17,7 +17,7 @@ from shared.metrics.record import forget_peak
 from shared.run.checkpoints import load_weights, read_checkpoint
 from shared.run.machine import arithmetic, device_of, require_precision, synchronise
 from v2m import convert
-from v2m.data import EvaluationBatches
+from v2m.data import evaluation_batches
 from v2m.machine import require_backend
 from v2m.measure import resident_bytes
 from v2m.model import CHANNELS, build_model, parameters_of
@@ -32,7 +32,7 @@ PICTURED = 64  # images that the receptive field is averaged over
 def score(cfg, network: nn.Module, device: torch.device) -> dict[str, float]:
     """Return top1, top5 (fractions), the mean cross-entropy ``loss`` and ``n_test`` over all test images."""
     network = network.to(device).eval()
-    loader = DataLoader(EvaluationBatches(cfg), batch_size=None, num_workers=cfg.trainer.workers)
+    loader = DataLoader(evaluation_batches(cfg), batch_size=None, num_workers=cfg.trainer.workers)
     dtype = next(network.parameters()).dtype
     ranked, losses = [], []
     for batch in loader:
@@ -103,6 +103,6 @@ def evaluate_checkpoint(cfg, path: Path, folder: Path) -> dict:
     if steps is not None:
         metrics["steps_trained"] = float(steps)
     if cfg.output.pictures:
-        batch = EvaluationBatches(cfg, PICTURED)[0]
+        batch = evaluation_batches(cfg, PICTURED)[0]
         draw_receptive_field(folder / "receptive_field.png", network, batch["images"].to(device))
     return metrics

@@ -15,7 +15,7 @@ from shared.run.fit import fit as train
 from shared.run.fit import seconds_of_training
 from shared.run.machine import device_of, require_device, require_precision
 from shared.run.training_data import TrainingData
-from v2m.data import EvaluationBatches, training_data
+from v2m.data import evaluation_batches, training_data
 from v2m.evaluate import score, speed
 from v2m.machine import require_backend
 from v2m.model import build_model, parameters_of, require_task
@@ -66,4 +66,4 @@ def seconds_of_run(cfg) -> float:
     module, data = prepare(cfg)
     seconds = seconds_of_training(cfg, module, data)
     rate = speed(cfg, module.model, device_of(cfg))["images_per_second"]
-    return seconds + EvaluationBatches(cfg).images / rate
+    return seconds + evaluation_batches(cfg).samples / rate

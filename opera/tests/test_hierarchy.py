@@ -148,6 +148,8 @@ def test_printed_weights_are_all_one():
     torch.testing.assert_close(terms.total, terms.instance + terms.classes)
     released = small("hierarchy")(first, second, labels)
     torch.testing.assert_close(released.total, 0.5 * released.instance + 0.5 * released.classes)  # T = 1/2
+    alone = small("instance", temperature=0.2)(first, second, labels)
+    torch.testing.assert_close(alone.total, 2 * 0.2 * alone.instance)  # MoCo-v3's own
 
 
 def test_queries_find_their_own_key_among_the_batch():

@@ -100,6 +100,8 @@ def read_image(path: Path, source: str) -> tuple[Tensor, str]:
         image = decode_image(torch.from_numpy(content), ImageReadMode.RGB)
         if image.dtype != torch.uint8:
             raise ValueError("more than 8 bits per colour")
+        if image.dim() != 3:
+            raise ValueError("an animation, several images in one file")
     except (OSError, RuntimeError, ValueError) as error:
         sentence = str(error).splitlines()[0].split(". ")[0]
         reason = re.sub(r"^.*\.cpp:\d+, ", "", sentence)  # without the place in torchvision's own code
@@ -270,3 +272,20 @@ class Batches(Dataset):
             images = self.augmentation.evaluate(images)
         labels = torch.from_numpy(self.images.labels[index])
         return {"images": images, "labels": labels, "indices": torch.from_numpy(index)}
+
+
+class OrderedBatches(Dataset):
+    """Batches by their number: samples in order, ``size`` at a time, ``at_most`` so many in all (None: every one)."""
+
+    def __init__(self, batches: Batches, size: int, at_most: int | None = None):
+        self.batches, self.size = batches, size
+        self.samples = len(batches) if at_most is None else min(at_most, len(batches))
+
+    def __len__(self) -> int:
+        return -(-self.samples // self.size)
+
+    def __getitem__(self, number: int) -> dict[str, Tensor]:
+        if not 0 <= number < len(self):
+            raise IndexError(number)  # ends an iteration
+        begin = number * self.size
+        return self.batches[(0, range(begin, min(begin + self.size, self.samples)))]

@@ -81,11 +81,12 @@ def run_row(cfg: DictConfig) -> str:
             return "running elsewhere"
         if has_evidence(cfg):
             return "measured already"
-        resumed = (folder / "last.ckpt").exists()
+        resumed = any(folder.rglob("last.ckpt"))
         started, begin, energy = datetime.now(UTC), time.perf_counter(), energy_joules()
         commit, dirty = git_state(repository_root())
         metrics, peak = run(cfg, folder)
-        metrics["resumed"] = float(resumed)
+        # A paper knows of checkpoints elsewhere. The seconds of a resumed run are of its last part alone.
+        metrics["resumed"] = max(float(resumed), metrics.get("resumed", 0.0))
         record = RunRecord(
             paper=cfg.paper,
             row=cfg.row,

@@ -38,7 +38,7 @@ class GuardedModule(pl.LightningModule):
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         gradients = [p.grad for p in self.parameters() if p.grad is not None]
         # The sum of absolute values is finite only if every element is; one transfer for all parameters.
-        total = torch.stack([g.abs().sum() for g in gradients]).sum()
+        total = torch.stack(torch._foreach_norm(gradients, 1)).sum()
         self.step_was_skipped = any_rank(~torch.isfinite(total) | ~torch.isfinite(self._loss_value()))
         if not self.step_was_skipped:
             return

@@ -16,22 +16,31 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
-def gather_rows(rows: Tensor) -> Tensor:
-    """Concatenate the (n_r, ...) rows of all ranks to (sum n_r, ...), differentiably; n_r may be 0 or differ."""
+def rows_of_ranks(count: int, device: torch.device) -> list[int]:
+    """Return how many rows every rank has, this one ``count``. Waits for the device where there are several ranks."""
+    if world_size() == 1:
+        return [count]
+    counts = [torch.zeros(1, dtype=torch.int64, device=device) for _ in range(world_size())]
+    dist.all_gather(counts, torch.full_like(counts[0], count))
+    return torch.cat(counts).tolist()
+
+
+def gather_rows(rows: Tensor, counts: list[int] | None = None) -> Tensor:
+    """Concatenate the (n_r, ...) rows of all ranks to (sum n_r, ...), differentiably; n_r may be 0 or differ.
+
+    ``counts``: every n_r, where they are known (``rows_of_ranks``); otherwise the ranks ask each other.
+    """
     if world_size() == 1:
         return rows
-    count = torch.tensor([len(rows)], device=rows.device)
-    counts = [torch.zeros_like(count) for _ in range(world_size())]
-    dist.all_gather(counts, count)
-    longest = max(int(c) for c in counts)
-    padding = rows.new_zeros((longest - len(rows), *rows.shape[1:]))
+    counts = rows_of_ranks(len(rows), rows.device) if counts is None else counts
+    padding = rows.new_zeros((max(counts) - len(rows), *rows.shape[1:]))
     padded = torch.cat([rows, padding]).contiguous()
     if rows.is_floating_point() and torch.is_grad_enabled():
         parts = list(all_gather(padded))
     else:
         parts = [torch.empty_like(padded) for _ in counts]
         dist.all_gather(parts, padded)
-    return torch.cat([part[: int(c)] for part, c in zip(parts, counts, strict=True)])
+    return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
 
 
 def rank() -> int:
@@ -50,6 +59,14 @@ def mean_over_ranks(values: Tensor, chosen: Tensor | None = None) -> Tensor:
     if world_size() > 1:
         sums = all_reduce(sums)
     return sums[0] / sums[1].detach().clamp_min(1)
+
+
+def sum_over_ranks(values: Tensor) -> Tensor:
+    """Return the sum of all ranks' values of one shape, without a gradient."""
+    values = values.detach().clone()
+    if world_size() > 1:
+        dist.all_reduce(values)
+    return values
 
 
 def any_rank(flag: Tensor) -> bool:

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from shared.data.images import load_image_set
 from shared.errors import UserError
 from v2m import evaluate, train
-from v2m.data import EvaluationBatches, training_data
+from v2m.data import evaluation_batches, training_data
 from v2m.module import learning_rate, parameter_groups
 from v2m.receptive_field import draw_receptive_field, receptive_field
 from v2m.tests.small import BATCHES_AN_EPOCH, small_config
@@ -154,7 +154,7 @@ def test_scores_are_those_of_all_test_images_whatever_the_batches(tmp_path):
     logits = torch.randn(len(labels), 10, generator=torch.Generator().manual_seed(0))
     order = logits.argsort(1, descending=True)
     found = evaluate.score(cfg, Fixed(logits), torch.device("cpu"))
-    assert found["n_test"] == len(labels) == EvaluationBatches(cfg).images
+    assert found["n_test"] == len(labels) == evaluation_batches(cfg).samples
     assert found["top1"] == pytest.approx(float((order[:, 0] == labels).double().mean()))
     assert found["top5"] == pytest.approx(float((order[:, :5] == labels[:, None]).any(1).double().mean()))
     assert found["loss"] == pytest.approx(float(F.cross_entropy(logits, labels)))

@@ -6,7 +6,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from shared.data.augment import Augmentation, AugmentationConfig
-from shared.data.images import Batches, HeldImages, keyed_subset
+from shared.data.images import Batches, HeldImages, OrderedBatches, keyed_subset
 from shared.data.sampler import KeyedBatchSampler
 from shared.errors import UserError
 
@@ -102,3 +102,16 @@ def test_a_broken_image_is_one_sentence_from_a_worker_too(workers):
     with pytest.raises(UserError) as caught:
         next(iter(DataLoader(Broken(), batch_size=None, num_workers=workers)))
     assert str(caught.value) == "train/ape/3.png is cut short: copy it again"
+
+
+@pytest.mark.parametrize(("at_most", "sizes"), [(None, [5, 5, 2]), (7, [5, 2]), (5, [5]), (99, [5, 5, 2])])
+def test_ordered_batches_hold_every_sample_once_and_end_with_what_is_left(part, at_most, sizes):
+    batches = Batches(part, Augmentation(AUGMENT), seed=2, train=False, chosen=np.arange(12)[::-1])
+    ordered = OrderedBatches(batches, 5, at_most)
+    found = [batch["indices"].tolist() for batch in ordered]
+    assert (
+        [len(one) for one in found] == sizes and len(ordered) == len(sizes) and ordered.samples == sum(sizes)
+    )
+    assert [index for one in found for index in one] == list(range(11, 11 - sum(sizes), -1))
+    with pytest.raises(IndexError):
+        ordered[-1]

@@ -203,6 +203,11 @@ def spoil_size(root):
     store(root / "toy/train/bee/2.jpg", 1, size=(6, 7))
 
 
+def spoil_animation(root):
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
+    frames[0].save(root / "toy/train/bee/2.jpg", "GIF", save_all=True, append_images=frames[1:])
+
+
 def spoil_class(root):
     for path in (root / "toy/train/bee").iterdir():
         path.unlink()
@@ -243,6 +248,10 @@ SPOILED = [
     (spoil_nothing, r"bee/2\.jpg is missing, truncated or no image"),
     (spoil_swap, r"toy/train has the wrong checksum: expected sha256 \w{64} .* found \w{64}"),
     (spoil_size, r"bee/2\.jpg has 6 x 7 pixels, not 8 x 8"),
+    (
+        spoil_animation,
+        r"bee/2\.jpg is missing, truncated or no image \(an animation, several images in one file\)",
+    ),
     (spoil_class, r"toy/train has no class bee, which toy/val has"),
     (spoil_rename, r"toy/val has no class wasp, which toy/train has"),
     (spoil_all_bees, r"toy/train has 2 classes, not 3"),
