@@ -81,7 +81,8 @@ class GlobalBatchNorm(nn.BatchNorm2d):
     """Batch normalisation over all ranks, on any device (PyTorch's SyncBatchNorm refuses the CPU).
 
     Input (N, C, ...); statistics from a differentiable all-reduce of count, sum and sum of squares about a
-    common shift. In evaluation, or with one rank, it is nn.BatchNorm of any dimension.
+    common shift, in float32 where the input is of half precision, whose type the output has again. In evaluation, or
+    with one rank, it is nn.BatchNorm of any dimension.
     """
 
     def _check_input_dim(self, input: Tensor) -> None:
@@ -91,6 +92,7 @@ class GlobalBatchNorm(nn.BatchNorm2d):
     def forward(self, input: Tensor) -> Tensor:
         if not self.training or world_size() == 1:
             return super().forward(input)
+        dtype, input = input.dtype, input.to(torch.promote_types(input.dtype, torch.float32))
         axes = [0, *range(2, input.dim())]
         shape = [1, -1] + [1] * (input.dim() - 2)
         # Sums about a shift that all ranks share keep the variance from cancelling.
@@ -112,7 +114,7 @@ class GlobalBatchNorm(nn.BatchNorm2d):
         if self.affine:
             scale = scale * self.weight
         output = (centred - mean.view(shape)) * scale.view(shape)
-        return output + self.bias.view(shape) if self.affine else output
+        return (output + self.bias.view(shape) if self.affine else output).to(dtype)
 
 
 def with_global_batchnorm(module: nn.Module) -> nn.Module:

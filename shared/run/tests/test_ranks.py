@@ -54,6 +54,27 @@ def test_two_ranks_with_unequal_samples_equal_one_process(tmp_path):
             torch.testing.assert_close(found["buffers"][name], buffer, **CLOSE)
 
 
+def half_on_rank(rank: int) -> dict:
+    norm, rows = with_global_batchnorm(nn.BatchNorm2d(2)), samples().bfloat16().requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        output = norm(rows[UNEQUAL[rank]])
+    (output.float() ** 3).sum().backward()
+    return {"dtype": output.dtype, "buffers": dict(norm.named_buffers()), "gradient": rows.grad}
+
+
+def test_statistics_of_half_precision_are_summed_in_float32(tmp_path):
+    norm, rows = nn.BatchNorm2d(2), samples().bfloat16().requires_grad_()
+    output = norm(rows)
+    (output.float() ** 3).sum().backward()
+    ranks = on_ranks(2, half_on_rank, tmp_path)
+    for found in ranks:
+        assert found["dtype"] == torch.bfloat16
+        for name, buffer in norm.named_buffers():
+            torch.testing.assert_close(found["buffers"][name], buffer)
+    gradient = sum(found["gradient"].float() for found in ranks)
+    torch.testing.assert_close(gradient, rows.grad.float(), rtol=0.02, atol=0.02)  # bfloat16 has eight bits
+
+
 def gather_on_rank(rank: int) -> torch.Tensor:
     return gather_rows(torch.arange(2 * rank))
 
