@@ -24,7 +24,7 @@ JOBS = $(call option,--scale,$(SCALE)) $(call option,--rows,$(ROWS)) $(call opti
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z][a-z%-]*:.*## / { sub(/%/, "<paper>", $$1); printf "  %-20s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
-	@echo "Variables: SCALE=demo|lite|full ROWS= SEEDS= LAUNCHER= DATA_ROOT= RESULTS= ROW= SEED= CKPT= OUT= MAMBA_SSM= PYTHON= VENV="
+	@echo "Variables: SCALE=demo|lite|full ROWS= SEEDS= OVERRIDES= LAUNCHER= DATA_ROOT= RESULTS= ROW= SEED= CKPT= OUT= MAMBA_SSM= PYTHON= VENV="
 
 setup: $(READY) ## Make the virtual environment from requirements.lock (once; again when the lock changes)
 
@@ -68,11 +68,11 @@ reproduce: setup ## Set up, run every paper that exists (SCALE=demo: embedded da
 	@$(PY) -m shared.run reproduce --all --scale "$(SCALE)" $(WHERE)
 
 reproduce-%: setup ## Run the rows x seeds of a paper that have no evidence yet, then print its table
-	@$(PY) -m shared.run reproduce "$*" $(JOBS)
+	@$(PY) -m shared.run reproduce "$*" $(JOBS) $(OVERRIDES)
 
 evaluate-%: setup ## Score the checkpoint of ROW= and SEED=, or the one CKPT= names, without training
 	@$(PY) -m shared.run evaluate "$*" $(call option,--row,$(ROW)) $(call option,--seed,$(SEED)) \
-		$(call option,--ckpt,$(CKPT)) $(call option,--out,$(OUT)) $(WHERE)
+		$(call option,--ckpt,$(CKPT)) $(call option,--out,$(OUT)) $(WHERE) $(OVERRIDES)
 
 data-check: setup ## Check the files under DATA_ROOT= against the manifests
 	@$(PY) -m shared.data $(call option,--root,$(DATA_ROOT))

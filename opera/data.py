@@ -75,6 +75,11 @@ def pretraining_data(cfg) -> TrainingData:
     ``data.train_images`` draws that many by the seed, of every class alike.
     """
     images = load_classification_set(cfg.data.manifest, "train", cfg.paths.data_root)
+    if cfg.data.classes != len(images.classes):
+        raise UserError(
+            f"{cfg.data.manifest} has {len(images.classes)} classes and data.classes={cfg.data.classes}: set "
+            f"data.classes={len(images.classes)}"
+        )
     chosen = np.arange(len(images))
     if cfg.data.train_images is not None:
         chosen = keyed_subset(images.labels, cfg.data.train_images, cfg.seed)

@@ -79,9 +79,9 @@ def require_task(cfg) -> None:
 
 def prepare(cfg) -> tuple[PretrainingModule, TrainingData]:
     """Return all that a pre-training needs, as a function of the config alone; raises UserError for bad input."""
+    require_task(cfg)
     require_device(cfg)
     require_precision(cfg)
-    require_task(cfg)
     data = pretraining_data(cfg)
     return PretrainingModule(build_hierarchy(cfg), Views(cfg.views), cfg, data.sampler.steps), data
 

@@ -1,4 +1,4 @@
-"""The one exception that a user is meant to read."""
+"""The exceptions that a user is meant to read."""
 
 
 class UserError(Exception):
@@ -10,3 +10,14 @@ class UserError(Exception):
     def __init__(self, sentence: str):
         # A worker of a DataLoader raises it anew around its own traceback, whose last line is the sentence.
         super().__init__(sentence.rsplit("shared.errors.UserError: ", 1)[-1].strip())
+
+
+class Stopped(BaseException):
+    """A run was stopped from outside, which is no failure of it and no success: ``code`` is the exit code then.
+
+    As KeyboardInterrupt it is no Exception, so that no other run of the same command is begun.
+    """
+
+    def __init__(self, code: int):
+        super().__init__("stopped; the same command goes on from the last checkpoint")
+        self.code = code

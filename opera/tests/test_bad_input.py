@@ -43,6 +43,8 @@ BAD = {
         "is blocked",
         "choose another row",
     ),
+    "a blocked row for eight GPUs": ("opera-t7-miou", [], "is blocked", "choose another row"),
+    "fewer classes than there are": (ROW, ["data.classes=5"], "has 10 classes and", "set data.classes=10"),
     "float16": (ROW, ["optim.precision=16-mixed"], "optim.precision=16-mixed", "choose one of 32-true"),
 }
 

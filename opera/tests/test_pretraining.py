@@ -16,7 +16,7 @@ from opera.data import seen_labels
 from opera.hierarchy import ARRANGEMENTS
 from opera.schedules import learning_rate, momentum
 from opera.tests.small import BATCHES_AN_EPOCH, small_config
-from shared.errors import UserError
+from shared.errors import Stopped, UserError
 from shared.run.fit import fit
 
 
@@ -37,7 +37,7 @@ class Kill(pl.Callback):
             raise Killed
 
 
-def pretrain(folder: Path, every: int, kill: Kill | None = None) -> dict:
+def pretrain(folder: Path, every: int, kill: pl.Callback | None = None) -> dict:
     """Pre-train for two epochs and return every tensor: weights, statistics, the momentum encoder."""
     torch.set_num_threads(1)
     cfg = small_config(folder, f"output.checkpoint_every={every}", epochs=2)
@@ -72,6 +72,23 @@ def test_resume_after_kill_9_is_bit_identical(tmp_path, unbroken):
     died = subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=Path(__file__).parents[2])
     assert died.returncode == -signal.SIGKILL
     assert_same(pretrain(tmp_path, 4), unbroken)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_ends_a_run_with_its_own_code_and_the_run_goes_on(tmp_path, unbroken, number, code, caplog):
+    class Signal(pl.Callback):
+        def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+            if trainer.global_step == 6:
+                os.kill(os.getpid(), number)
+
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(Stopped) as stopped:
+        pretrain(tmp_path, 4, Signal())
+    signal.signal(signal.SIGINT, before)  # Lightning ignores further ones while it ends
+    assert stopped.value.code == code
+    with caplog.at_level("INFO", "shared.run.callbacks"):
+        assert_same(pretrain(tmp_path, 4), unbroken)
+    assert f"goes on behind step 4 of {2 * BATCHES_AN_EPOCH}" in caplog.text
 
 
 def test_the_momentum_encoder_follows_the_weights_after_every_update(tmp_path):
@@ -127,6 +144,19 @@ def test_a_run_gives_the_scores_of_probe_and_neighbours_and_the_conflict_where_t
     assert 0 < metrics["top1"] <= metrics["top5"] <= 1 and metrics["top1_knn"] > 0.5
     assert metrics["n_test"] == 359 and metrics["skipped_steps"] == 0
     assert ("gradient_cosine" in metrics) == (arrangement not in ("instance", "supervised", "supcon"))
+
+
+def test_the_conflict_is_measured_on_batches_of_all_classes(tmp_path):
+    cfg = small_config(tmp_path)
+    module, data = train.prepare(cfg)
+    labels = data.batches.labels[data.batches.chosen]
+    batches = train.conflict_batches(cfg, data)
+    assert len(batches) == min(train.CONFLICT_BATCHES, BATCHES_AN_EPOCH)
+    samples = np.concatenate([samples for _, samples in batches])
+    assert len(np.unique(samples)) == len(samples)
+    for epoch, samples in batches:
+        assert epoch == cfg.scale.epochs and len(samples) == min(cfg.optim.batch_size, train.CONFLICT_IMAGES)
+        assert np.bincount(labels[samples]).max() < 0.3 * len(samples)  # of ten classes
 
 
 def test_rows_that_pretrain_alike_share_a_pretraining_and_others_do_not(tmp_path):

@@ -12,6 +12,7 @@ import importlib
 import itertools
 import logging
 import os
+import signal
 import sys
 import traceback
 import warnings
@@ -19,7 +20,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from shared.errors import UserError
+from shared.errors import Stopped, UserError
 from shared.metrics.ledger import load_names
 from shared.metrics.render import tables
 from shared.metrics.tables import Table, lite_table, rich_table
@@ -29,8 +30,13 @@ from shared.run.launch import cost, failures, launch, plan, spoken
 
 # A pipe has no width: tables are not to be squeezed into rich's 80 columns there.
 console = Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 160)
-# Where Lightning warns of what is meant so: short epochs, one worker, its own use of a deprecated function.
-CHATTER = r"lightning\.pytorch\.(utilities\._pytree|loops\.fit_loop|trainer\.connectors\.data_connector)"
+# Where Lightning warns of what is meant so: short epochs, one worker, its own use of a deprecated function, and going
+# on inside an epoch, which the sampler does and Lightning does not know.
+CHATTER = (
+    r"lightning\.pytorch\."
+    r"(utilities\._pytree|loops\.(fit_loop|training_epoch_loop)|trainer\.connectors\.data_connector)"
+)
+LARGEST_SEED = 2**32 - 1
 
 
 class Parser(argparse.ArgumentParser):
@@ -41,8 +47,10 @@ class Parser(argparse.ArgumentParser):
 
 
 def seed(text: str) -> int:
-    if not text.strip().isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is no seed: give whole numbers from 0, such as 0,1,2")
+    if not text.strip().isdecimal() or int(text) > LARGEST_SEED:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no seed: give whole numbers from 0 to {LARGEST_SEED}, such as 0,1,2"
+        )
     return int(text)
 
 
@@ -94,7 +102,8 @@ def quieten() -> None:
     warnings.filterwarnings("ignore", module=CHATTER)
     # A failed job's sentence is printed at the end, once.
     logging.getLogger("shared.run.job").setLevel(logging.CRITICAL)
-    logging.getLogger("shared.run.launch").setLevel(logging.INFO)
+    for name in ("shared.run.launch", "shared.run.callbacks"):
+        logging.getLogger(name).setLevel(logging.INFO)
 
 
 def complain(text: str) -> None:
@@ -173,7 +182,9 @@ def evaluate(options: argparse.Namespace) -> int:
     # A paper whose runs leave their checkpoint elsewhere says where.
     found = getattr(scoring, "checkpoint_of", lambda cfg: run_folder(cfg) / "last.ckpt")
     checkpoint = Path(options.ckpt) if options.ckpt else found(cfg)
-    if not checkpoint.is_file():
+    if checkpoint.exists() and not checkpoint.is_file():
+        raise UserError(f"{checkpoint} is no file: name a checkpoint in it with CKPT= (--ckpt)")
+    if not checkpoint.exists():
         train = f"make reproduce-{options.paper} SCALE={cfg.scale.name} ROWS={cfg.row} SEEDS={cfg.seed}"
         raise UserError(f"{checkpoint} is missing: train it with `{train}`, or name another one with CKPT=")
     beside = (checkpoint.with_name(f"evaluation-{number}") for number in itertools.count(1))
@@ -195,6 +206,13 @@ def main(arguments: list[str]) -> int:
     except UserError as error:
         complain(str(error))
         return 2
+    except Stopped as stop:
+        complain(str(stop))
+        return stop.code
+    except KeyboardInterrupt:  # outside a training, which Lightning watches
+        stop = Stopped(128 + signal.SIGINT)
+        complain(str(stop))
+        return stop.code
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Resumption: what plain Lightning does not keep, so that a killed run ends with the weights of an unbroken one."""
 
+import logging
 import os
 import tempfile
 from pathlib import Path
@@ -11,6 +12,8 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from shared.data.sampler import KeyedBatchSampler
 from shared.run.checkpoints import read_file
+
+log = logging.getLogger(__name__)
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -62,6 +65,8 @@ class Resumption(pl.Callback):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.consumed, self.generators = state["consumed"], state["generators"]
         self.sampler.resume_at(self.consumed)
+        if self.consumed < self.sampler.steps:
+            log.info("%s: goes on behind step %d of %d", self.path, self.consumed, self.sampler.steps)
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx: int) -> None:
         if self.generators is not None:

@@ -1,13 +1,16 @@
 """Training as every paper does it: Lightning's loop, resumed where it stopped, and the cost of its steps."""
 
 import os
+import signal
 import time
 from itertools import cycle, islice
 from pathlib import Path
 from statistics import median
 
 import lightning.pytorch as pl
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from shared.errors import Stopped
 from shared.run.callbacks import AtomicCheckpointIO, Resumption
 from shared.run.loggers import loggers
 from shared.run.machine import arithmetic, device_of, synchronise
@@ -17,7 +20,7 @@ def fit(cfg, module: pl.LightningModule, data, folder: Path, callbacks=(), **opt
     """Train for all steps of ``data.sampler``, going on from ``folder/last.ckpt`` where there is one.
 
     The callbacks stand before the one that saves checkpoints, which then hold their state. ``options``: more of
-    Lightning's Trainer, such as how gradients are clipped.
+    Lightning's Trainer, such as how gradients are clipped. Raises Stopped where a signal ends the training.
     """
     checkpoint = folder / "last.ckpt"
     trainer = pl.Trainer(
@@ -37,7 +40,13 @@ def fit(cfg, module: pl.LightningModule, data, folder: Path, callbacks=(), **opt
         log_every_n_steps=10,
         **options,
     )
-    trainer.fit(module, datamodule=data, ckpt_path=checkpoint if checkpoint.exists() else None)
+    try:
+        trainer.fit(module, datamodule=data, ckpt_path=checkpoint if checkpoint.exists() else None)
+    except (
+        SystemExit
+    ) as stop:  # Lightning's answer to SIGTERM, with which a shell would see success, and to Ctrl-C
+        number = signal.SIGTERM if isinstance(stop, SIGTERMException) else signal.SIGINT
+        raise Stopped(128 + number) from stop
     trainer.save_checkpoint(checkpoint)
     return trainer
 

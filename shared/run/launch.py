@@ -30,6 +30,9 @@ from shared.run.config import (
 from shared.run.job import evidence_path, has_evidence, task
 
 log = logging.getLogger(__name__)
+# What a run's seconds depend on, as far as a paper has it.
+COSTS = ("model", "method", "objective", "task", "optim", "scale")
+DATA_COSTS = ("manifest", "train_images", "image_size")
 
 
 def rows_of(paper: str, scale: str) -> list[str]:
@@ -95,7 +98,9 @@ def cost(paper: str, jobs: list) -> float:
     train = importlib.import_module(f"{paper}.train")
     kinds: dict[str, list[DictConfig]] = {}
     for _, cfg in jobs:
-        kind = OmegaConf.to_yaml(OmegaConf.create([cfg.model, cfg.get("method"), cfg.optim, cfg.scale]))
+        kind = OmegaConf.to_yaml(
+            OmegaConf.create([cfg.get(part) for part in COSTS] + [cfg.data.get(part) for part in DATA_COSTS])
+        )
         kinds.setdefault(kind, []).append(cfg)
     total, timed, errors = 0.0, 0, []
     for members in kinds.values():

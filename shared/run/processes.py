@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from shared.errors import UserError
+from shared.errors import Stopped, UserError
 from shared.metrics.record import peak_memory_bytes
 
 JOB, OUTCOME, REFUSED = "job.yaml", "outcome.json", "refused.txt"
@@ -67,6 +67,8 @@ def main(folder: Path) -> int:
     except UserError as error:
         (folder / REFUSED).write_text(str(error), encoding="utf-8")
         return 2
+    except Stopped as stop:
+        return stop.code
     if metrics is not None:
         outcome = {"metrics": metrics, "peak_memory_bytes": peak_memory_bytes()}
         (folder / OUTCOME).write_text(json.dumps(outcome), encoding="utf-8")

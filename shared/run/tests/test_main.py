@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from shared.errors import UserError
+from shared.errors import Stopped, UserError
 from shared.run.__main__ import main, overrides_of, parse, quieten
 from shared.run.config import row_config
 from shared.run.job import run_folder
@@ -31,6 +31,7 @@ def files(folder: Path) -> list[str]:
         (["reproduce", "pdlm"], "choose one of"),
         (["reproduce", "pdml", "--seeds", "0,one"], "'one' is no seed"),
         (["reproduce", "pdml", "--seeds=-1"], "'-1' is no seed"),
+        (["reproduce", "pdml", "--seeds", "4294967296"], "from 0 to 4294967295"),
         (["reproduce", "pdml", "seed=3"], "SEEDS="),
         (["reproduce", "pdml", "--sedes", "0"], "--sedes"),
         (["reproduce"], "one paper or --all"),
@@ -92,6 +93,22 @@ def test_error_that_is_no_mistake_of_the_user_gives_code_1_and_the_trace(fake, t
     assert "Traceback" in err and err.splitlines()[-1] == f"{PLAIN} seed 0 failed: ZeroDivisionError: of ours"
 
 
+@pytest.mark.parametrize(("stop", "code"), [(Stopped(143), 143), (KeyboardInterrupt(), 130)])
+def test_a_run_that_is_stopped_is_one_line_a_code_of_its_own_and_no_other_run(
+    stop, code, fake, tmp_path, capsys
+):
+    begun = []
+
+    def run(cfg, folder):
+        begun.append(cfg.row)
+        raise stop
+
+    fake.run = run
+    assert reproduce(tmp_path, "--rows", f"{PLAIN},{OWN}") == code and begun == [PLAIN]
+    assert capsys.readouterr().err == "stopped; the same command goes on from the last checkpoint\n"
+    assert not [name for name in files(tmp_path) if name.endswith(".json")]
+
+
 def test_nothing_is_launched_where_no_row_can_start(fake, tmp_path, capsys):
     def seconds_of_run(cfg):
         raise UserError("cube.mat is missing: put it there")
@@ -131,6 +148,11 @@ def test_row_without_checkpoint_is_told_how_to_train_it(tmp_path, capsys):
     err = capsys.readouterr().err
     assert "last.ckpt is missing" in err and err.count("\n") == 1
     assert f"`make reproduce-pdml SCALE=demo ROWS={PLAIN} SEEDS=1`" in err
+
+
+def test_a_folder_is_no_checkpoint(tmp_path, capsys):
+    assert evaluate(tmp_path, "--ckpt", str(tmp_path)) == 2
+    assert capsys.readouterr().err == f"{tmp_path} is no file: name a checkpoint in it with CKPT= (--ckpt)\n"
 
 
 def test_evaluation_takes_the_last_checkpoint_and_a_new_folder_for_its_pictures(
