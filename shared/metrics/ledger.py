@@ -162,7 +162,10 @@ def _as_list(value: Any) -> Any:
 
 
 class OwnRow(_Block):
-    """A row of our own, without a status against the paper; ``Baseline`` names the rows it is compared with."""
+    """A row of our own, without a status against the paper; ``Baseline`` names the rows it is compared with.
+
+    ``Compared``: the metrics for which that is done; the first one where none is named.
+    """
 
     Row: str
     Config: str
@@ -171,6 +174,11 @@ class OwnRow(_Block):
     Baseline: Annotated[list[str], BeforeValidator(_as_list)]
     Metrics: list[str] = Field(min_length=1)
     Extra: list[str] = []
+    Compared: list[str] = []
+
+    @property
+    def compared(self) -> list[str]:
+        return self.Compared or self.Metrics[:1]
 
 
 class Ledger(_Block):
@@ -253,6 +261,9 @@ def load_ledger(root, paper: str) -> Ledger:
                     raise UserError(
                         f"{path}: baseline {baseline!r} of {row.Row} is no other row of its list."
                     )
+            for metric in row.Compared:
+                if metric not in row.Metrics:
+                    raise UserError(f"{path}: {row.Row} compares {metric!r}, which is none of its Metrics.")
             for metric in (*row.Metrics, *row.Extra):
                 if metric not in names.metrics:
                     raise UserError(

@@ -1,5 +1,6 @@
 """The cells of every results table, so that a README and the terminal show the same."""
 
+import itertools
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -78,7 +79,7 @@ def _metric_cell(row: OwnRow, evidence: Evidence, metric: str) -> str:
     )
 
 
-Comparisons = dict[tuple[str, str], Paired]  # (row, baseline) -> paired test of the row's first metric
+Comparisons = dict[tuple[str, str, str], Paired]  # (row, baseline, metric) -> paired test
 
 
 def _comparisons(rows: list[OwnRow], evidence: dict[str, Evidence]) -> Comparisons:
@@ -86,49 +87,58 @@ def _comparisons(rows: list[OwnRow], evidence: dict[str, Evidence]) -> Compariso
     tests = {}
     for row in rows:
         for baseline in row.Baseline:
-            first, second = (evidence[name].values(row.Metrics[0]) for name in (row.Row, baseline))
-            tests[row.Row, baseline] = paired(first, second)
-    return {pair: test for pair, test in tests.items() if test.n > 0}
+            for metric in row.compared:
+                first, second = (evidence[name].values(metric) for name in (row.Row, baseline))
+                tests[row.Row, baseline, metric] = paired(first, second)
+    return {key: test for key, test in tests.items() if test.n > 0}
 
 
-def _difference_cell(row: OwnRow, tests: Comparisons, holding: set, labels: dict[str, str]) -> str:
+def _difference_cell(
+    row: OwnRow, metric: str, tests: Comparisons, holding: set, labels: dict[str, str]
+) -> str:
     """Return the differences with all baselines of a row, a line each; a mark where Holm's correction leaves one."""
-    known, lines = load_names().metrics[row.Metrics[0]], []
+    known, lines = load_names().metrics[metric], []
     for baseline in row.Baseline:
-        pair = row.Row, baseline
-        if pair not in tests:
+        key = row.Row, baseline, metric
+        if key not in tests:
             continue
-        text = f"{tests[pair].mean * known.factor:+.{known.digits}f}"
-        if tests[pair].n > 1:
-            bounds = (tests[pair].low, tests[pair].high)
+        text = f"{tests[key].mean * known.factor:+.{known.digits}f}"
+        if tests[key].n > 1:
+            bounds = (tests[key].low, tests[key].high)
             text += " [{}, {}]".format(*(f"{bound * known.factor:.{known.digits}f}" for bound in bounds))
-        text += f"{HOLDS if pair in holding else ''} vs {labels[baseline]}"
-        if tests[pair].n > 1 and tests[pair].low <= 0 <= tests[pair].high:
+        text += f"{HOLDS if key in holding else ''} vs {labels[baseline]}"
+        if tests[key].n > 1 and tests[key].low <= 0 <= tests[key].high:
             text += ": no evidence"
         lines.append(text)
     return LINE.join(lines) or NOTHING
 
 
-def _own_row(row: OwnRow, metrics: list[str], own: Evidence, difference: str) -> list[str]:
+def _compared(rows: list[OwnRow]) -> list[list[str]]:
+    """Return for every column of differences the metrics in it: the first of every row, the second, and so on."""
+    columns = itertools.zip_longest(*(row.compared for row in rows))
+    return [list(dict.fromkeys(metric for metric in column if metric)) for column in columns]
+
+
+def _own_row(row: OwnRow, metrics: list[str], own: Evidence, differences: list[str]) -> list[str]:
     stale = stale_text(record.commit for record in own.stale.values()) if own.stale else ""
     if not own.fresh:
         cells = [stale or "not run", *[NOTHING] * (len(metrics) - 1)]
-        return [row.Label, *cells, NOTHING, "0", NOTHING]
+        return [row.Label, *cells, *[NOTHING] * len(differences), "0", NOTHING]
     cells = [_metric_cell(row, own, metric) for metric in metrics]
     n = f"{len(own.fresh)} and {len(own.stale)} {stale}" if stale else str(len(own.fresh))
     # The clock of a run that was gone on with has seen its last part only.
     whole = [record.wall_seconds for record in own.fresh.values() if not record.metrics.get("resumed")]
     seconds = f"{interval(whole).mean:.0f}" if whole else NOTHING
-    return [row.Label, *cells, difference, n, seconds]
+    return [row.Label, *cells, *differences, n, seconds]
 
 
 def _columns(rows: list[OwnRow], metrics: list[str]) -> list[str]:
     names = load_names().metrics
-    first = " or ".join(dict.fromkeys(names[row.Metrics[0]].label for row in rows))
+    compared = [" or ".join(dict.fromkeys(names[m].label for m in column)) for column in _compared(rows)]
     return [
         "",
         *[names[metric].label for metric in metrics],
-        f"{first}: difference [95 %]",
+        *[f"{label}: difference [95 %]" for label in compared],
         "seeds",
         "seconds",
     ]
@@ -157,8 +167,8 @@ def lite_table(
 ) -> list[Table]:
     """Return the measured tables of a paper, one per Group of its Lite (Demo, Full) list, in the list's order.
 
-    A row shows mean ± standard deviation over its fresh seeds, the paired difference of its first metric with
-    its baseline, the number of seeds and the wall time. Notes that concern all groups stand in the last one.
+    A row shows mean ± standard deviation over its fresh seeds, the paired difference of every compared metric with
+    its baselines, the number of seeds and the wall time. Notes that concern all groups stand in the last one.
     ``results`` is the folder of the records, `<paper>/results` if it is not given.
     """
     ledger = load_ledger(root, paper)
@@ -174,12 +184,14 @@ def lite_table(
         members = [row for row in rows if row.Group == group]
         shown = [*(m for row in members for m in row.Metrics), *(m for row in members for m in row.Extra)]
         metrics = list(dict.fromkeys(shown))
-        differences = [_difference_cell(row, tests, holding, labels) for row in members]
-        both = zip(members, differences, strict=True)
-        cells = [_own_row(row, metrics, evidence[row.Row], difference) for row, difference in both]
+        cells = []
+        for row in members:
+            differences = [_difference_cell(row, metric, tests, holding, labels) for metric in row.compared]
+            differences += [NOTHING] * (len(_compared(members)) - len(differences))
+            cells.append(_own_row(row, metrics, evidence[row.Row], differences))
         tables.append(Table(group, _columns(members, metrics), cells))
     if tables:
-        planned, made = sum(len(row.Baseline) for row in rows), len(p_values)
+        planned, made = sum(len(row.Baseline) * len(row.compared) for row in rows), len(p_values)
         said = f"{made} paired comparisons"
         if made != planned:
             said = f"{made} of {planned} paired comparisons, the others are not measured yet"

@@ -305,6 +305,25 @@ def test_difference_that_survives_the_correction_is_marked(repository, expected_
     assert "† marks the 1 that stay different" in " ".join(table.notes)
 
 
+def test_every_compared_metric_has_a_column_of_differences(repository, expected_hash):
+    repository.edit("Metrics: [oa], Extra: [rho, classes_scored]}", "Metrics: [oa, aa], Compared: [oa, aa]}")
+    repository.run("lite-plain", [{"oa": v, "aa": 0.5} for v in (0.90, 0.91, 0.92)], scale="lite")
+    repository.run("lite-new", [{"oa": 0.9, "aa": v} for v in (0.61, 0.63, 0.62)], scale="lite")
+    (table,) = lite_table("fake", repository.root, expected_hash=expected_hash)
+    assert table.columns[3:] == ["OA %: difference [95 %]", "AA %: difference [95 %]", "seeds", "seconds"]
+    plain, new = table.rows
+    assert plain[3:5] == ["–", "–"] and all(len(row) == len(table.columns) for row in table.rows)
+    # 0, -1, -2 points: t(2) = 4.303, standard error 1/sqrt(3); 11, 13, 12 points
+    assert new[3:5] == ["-1.00 [-3.48, 1.48] vs plain: no evidence", "+12.00 [9.52, 14.48] † vs plain"]
+    assert "2 paired comparisons" in " ".join(table.notes)
+
+
+def test_a_metric_that_is_not_shown_cannot_be_compared(repository, expected_hash):
+    repository.edit("Extra: [rho, classes_scored]}", "Compared: [aa]}")
+    with pytest.raises(UserError, match="lite-new compares 'aa', which is none of its Metrics"):
+        lite_table("fake", repository.root, expected_hash=expected_hash)
+
+
 def test_rows_without_evidence_say_not_run(repository, expected_hash):
     (table,) = lite_table("fake", repository.root, expected_hash=expected_hash)
     assert [row[1] for row in table.rows] == ["not run", "not run"]
