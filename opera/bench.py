@@ -58,7 +58,7 @@ def optimizer_of(module: PretrainingModule, model: nn.Module) -> torch.optim.Opt
 
 
 class OurStep:
-    """The step that trains; ``parts`` keeps the seconds of its parts."""
+    """The step that trains, with the guard against what is not finite; ``parts`` keeps the seconds of its parts."""
 
     def __init__(self, overrides: list[str], batch: int):
         self.module = module_of(overrides)
@@ -68,6 +68,7 @@ class OurStep:
 
     def __call__(self) -> None:
         at = [time.perf_counter()]
+        self.module.on_train_batch_start(self.batch, 0)
         views = self.module.both_views(self.batch)
         at.append(time.perf_counter())
         total = self.module.model(*views, self.batch["labels"]).total
@@ -75,6 +76,8 @@ class OurStep:
         self.optimizer.zero_grad()
         total.backward()
         at.append(time.perf_counter())
+        self.module.last_loss = total.detach()
+        self.module.on_before_optimizer_step(self.optimizer)
         self.optimizer.step()
         self.module.model.update_momentum(MOMENTUM)
         at.append(time.perf_counter())

@@ -83,6 +83,8 @@ class TaskConfig:
     smoothing: float = MISSING
     neighbours: int | None = MISSING
     neighbour_temperature: float = MISSING
+    repeats: int = MISSING
+    weights: str | None = MISSING
 
 
 @dataclass

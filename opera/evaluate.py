@@ -8,12 +8,13 @@ A pre-training is scored by k-NN on every set of ``task.sets``, a tuned classifi
 was tuned on. The images come from the config, as in training. The weights are read with ``weights_only=True``.
 """
 
+import copy
 from pathlib import Path
 
 from torch import Tensor, nn
 
 from opera.backbones import build_backbone
-from opera.moco_checkpoints import is_official, load_moco_v3
+from opera.moco_checkpoints import is_official, linear_classifier, load_moco_v3
 from opera.train import build_hierarchy, neighbour_scores, pretraining_folder, require_task
 from opera.tuning import Classifier, outputs, top_scores
 from shared.data.images import ImageSet
@@ -64,6 +65,15 @@ def tuned_on(cfg, path: Path, classes: int) -> tuple[str, ImageSet]:
     return fitting[0], tests[fitting[0]]
 
 
+def score_head(cfg, backbone: nn.Module, head: dict[str, Tensor], path: Path) -> dict[str, float]:
+    """Return top1, top5 and n_test of an official backbone with its linear classifier on the set of that."""
+    classifier = Classifier(copy.deepcopy(backbone), len(head["bias"]))
+    classifier.head.load_state_dict(head)
+    name, test = tuned_on(cfg, path, len(head["bias"]))
+    found = top_scores(*outputs(cfg, classifier, test, device_of(cfg)))
+    return suffixed(cfg, name, found | {"n_test": float(len(test))})
+
+
 def score_classifier(cfg, state: dict[str, Tensor], path: Path, backbone: nn.Module) -> dict[str, float]:
     """Return top1, top5 and n_test of a tuned classifier on its set; ``backbone`` gets its weights."""
     classifier = Classifier(backbone, len(state["head.weight"]))
@@ -76,7 +86,8 @@ def score_classifier(cfg, state: dict[str, Tensor], path: Path, backbone: nn.Mod
 def evaluate_checkpoint(cfg, path: Path, folder: Path) -> dict:
     """Return the scores of a checkpoint by the names of a run; nothing is drawn into ``folder``.
 
-    A pre-training's, and a file's of MoCo-v3's authors: top1_knn and n_test of every set. A tuned classifier's: top1,
+    A pre-training's, and a file's of MoCo-v3's authors: top1_knn and n_test of every set, with top1 and top5 of the
+    latter's linear classifier where it has one. A tuned classifier's: top1,
     top5 and n_test of its set. All: parameters of the backbone; those of runs steps_trained. Raises UserError for a
     missing or damaged checkpoint, for one of another arrangement or backbone, for a set that cannot be told, and for a
     precision that this machine has not.
@@ -88,7 +99,9 @@ def evaluate_checkpoint(cfg, path: Path, folder: Path) -> dict:
     parameters = {"parameters": float(sum(parameter.numel() for parameter in backbone.parameters()))}
     if is_official(path):
         load_moco_v3(backbone, path)
-        return score_neighbours(cfg, backbone) | parameters
+        head = linear_classifier(path)
+        answers = {} if head is None else score_head(cfg, backbone, head, path)
+        return answers | score_neighbours(cfg, backbone) | parameters
     state, steps = read_checkpoint(path)
     trained = parameters | {"steps_trained": float(steps)}
     if any(name.startswith("online.backbone.") for name in state):

@@ -5,8 +5,9 @@
 
 First the views of one batch are compared with those that the CPU makes in float32, and the objective of every
 arrangement with float64 on the CPU, value and gradients. Only if all of that holds is a pre-training step timed:
-ours (views on the device, one pass of both views where statistics allow it, bfloat16, compiled backbones) beside the
-plain composition (plain.py; its views on the CPU, timed apart, in float32 and in bfloat16). It goes into
+ours (views on the device, one pass of both views where statistics allow it, bfloat16, compiled backbones, the guard
+against what is not finite) beside the plain composition (plain.py; its views on the CPU, timed apart, in float32, in
+bfloat16, and in that with compiled backbones, which tells what the compiler alone is worth). It goes into
 ``FOLDER/opera.json``, which is written anew after every part. With a data root the lite rows are trained afterwards, a
 process for each. Exit code 1 where a check is red or a training failed, 2 without a GPU; a bar that is missed is a
 result and changes no exit code.
@@ -118,23 +119,28 @@ def our_step(name: str) -> Callable[[], None]:
     optimizer = optimizer_of(module, module.model)
 
     def step() -> None:
+        module.on_train_batch_start(batch, 0)
         with torch.autocast(torch.device(DEVICE).type, torch.bfloat16):
             total = module.terms(batch).total
         optimizer.zero_grad()
         total.backward()
+        module.last_loss = total.detach()
+        module.on_before_optimizer_step(optimizer)
         optimizer.step()
         module.model.update_momentum(MOMENTUM)
 
     return step
 
 
-def plain_step(name: str, half: bool) -> Callable[[], None]:
-    """Return a plain step from views on the GPU, in bfloat16 where ``half``."""
+def plain_step(name: str, half: bool, compiled: bool = False) -> Callable[[], None]:
+    """Return a plain step from views on the GPU, in bfloat16 where ``half``, with compiled backbones or without."""
     overrides, size = STEPS[name]
     module = module_of(overrides, DEVICE)
     batch = images_of(module, size, DEVICE)
     first, second = (view.contiguous() for view in module.both_views(batch))
     model = build_hierarchy(compose("opera", [AUGMENT, *overrides])).to(DEVICE).train()
+    if compiled:
+        model.compile_encoders()
     optimizer = optimizer_of(module, model)
 
     def step() -> None:
@@ -168,6 +174,7 @@ def timed(name: str) -> dict:
     forms = {
         "ours": lambda: our_step(name),
         "plain, bfloat16": lambda: plain_step(name, True),
+        "plain, bfloat16, compiled": lambda: plain_step(name, True, True),
         "plain, float32": lambda: plain_step(name, False),
     }
     for form, build in forms.items():

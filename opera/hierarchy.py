@@ -115,6 +115,12 @@ class Hierarchy(nn.Module):
             theirs, ours = list(self.momentum.parameters()), list(self.online.parameters())
             torch._foreach_lerp_(theirs, [p.detach() for p in ours], 1 - momentum)
 
+    def compile_encoders(self) -> None:
+        """Have torch.compile compile what the views pass through, when they first do."""
+        for encoder in (self.online, self.momentum):
+            if encoder is not None:
+                encoder.backbone.compile()
+
     def features(self, images: Tensor) -> Tensor:
         """Return y (B, C): what is handed on to other tasks."""
         return self.online.backbone(images)

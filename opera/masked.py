@@ -131,6 +131,11 @@ class MaskedHierarchy(Hierarchy):
         pixels = 3 * self.patch[0] * self.patch[1]
         self.decoder = Decoder(patches.grid_size, backbone.num_features, pixels, **size)
 
+    def compile_encoders(self) -> None:
+        self.online.backbone.blocks.compile()  # all that masked views pass through in one piece
+        if self.momentum is not None:
+            self.momentum.backbone.compile()
+
     def order(self, images: int, view: int, key: Key | None = None) -> Tensor:
         """Return an order of each image's patches (B, patches) int64, on the CPU: the last ``hidden`` are hidden."""
         if key is None:

@@ -129,3 +129,15 @@ def load_moco_v3(backbone: nn.Module, path: str | Path) -> Loaded:
         ", ".join(kinds) or "none",
     )
     return found
+
+
+def linear_classifier(path: str | Path) -> dict[str, Tensor] | None:
+    """Return weight (classes, C) and bias (classes,) of a linear probe's classifier; None where the file has none."""
+    state = read_state(Path(path))
+    if any(name.startswith(WRAPPER + encoder) for encoder in ENCODERS for name in state):
+        return None
+    for end in ENDS:
+        found = {name: state.get(f"{WRAPPER}{end}{name}") for name in ("weight", "bias")}
+        if all(value is not None for value in found.values()):
+            return found
+    return None

@@ -35,9 +35,7 @@ class PretrainingModule(GuardedModule):
         # Convolutions run a third faster on channels that lie side by side.
         self.model, self.views = hierarchy.to(memory_format=torch.channels_last), views
         if cfg.output.compile:
-            for encoder in (hierarchy.online, hierarchy.momentum):
-                if encoder is not None:
-                    encoder.backbone.compile()
+            hierarchy.compile_encoders()
         self.optim, self.base_momentum, self.seed, self.steps = (
             cfg.optim,
             cfg.objective.momentum,

@@ -21,6 +21,7 @@ from opera.data import pretraining_data
 from opera.hierarchy import Hierarchy, conflict
 from opera.knn import knn_scores
 from opera.masked import MASKED_ARRANGEMENTS, MaskedHierarchy
+from opera.moco_checkpoints import load_moco_v3
 from opera.module import PretrainingModule
 from opera.tuning import KINDS, TuningModule, outputs, top_scores, tuning_data
 from opera.views import Views
@@ -35,6 +36,7 @@ from shared.run.ranks import rank, with_global_batchnorm, world_size
 from shared.run.training_data import TrainingData
 
 CONFLICT_BATCHES, CONFLICT_IMAGES = 8, 256  # over which the conflict is averaged; at most, of a batch
+UNTRAINED = "untrained"  # task.weights of a network as it is drawn
 NEIGHBOURS = 20  # where a task names none and a checkpoint is scored
 PRETRAINING = (
     "seed",
@@ -118,23 +120,50 @@ def _fitted(cfg, module, data, folder: Path) -> tuple[PretrainingModule, Trainin
 
 
 def run(cfg, folder: Path) -> dict | None:
-    """Pre-train and score one row and seed; returns the metrics (None on ranks other than 0)."""
+    """Pre-train and score one row and seed; returns the metrics (None on ranks other than 0).
+
+    With ``task.weights`` an official file, or a network as it is drawn, stands in the place of the pre-training.
+    """
     require_task(cfg)
     for name in cfg.task.sets:
         tuning_data(cfg, name)  # what is bad is said before days of pre-training
-    begun = (pretraining_folder(cfg) / "last.ckpt").exists()
-    module, data, seconds, first = pretrained(cfg)
-    metrics = {"resumed": 1.0} if begun else {"pretrain_seconds": seconds}
-    metrics["train_images"] = float(len(data.batches))
-    metrics["skipped_steps"] = float(module.skipped_steps)
-    metrics["parameters"] = float(sum(p.numel() for p in module.model.online.backbone.parameters()))
+    module = None
+    if cfg.task.weights is not None:
+        backbone, metrics, first = _given(cfg), {"skipped_steps": 0.0}, not int(os.environ.get("RANK", 0))
+    else:
+        begun = (pretraining_folder(cfg) / "last.ckpt").exists()
+        module, data, seconds, first = pretrained(cfg)
+        backbone = module.model.online.backbone
+        metrics = {"resumed": 1.0} if begun else {"pretrain_seconds": seconds}
+        metrics |= {"train_images": float(len(data.batches)), "skipped_steps": float(module.skipped_steps)}
+    metrics["parameters"] = float(sum(p.numel() for p in backbone.parameters()))
     for number, name in enumerate(cfg.task.sets):
-        found = evaluate_on(cfg, module.model.online.backbone, name, folder / name)
+        found = evaluate_on(cfg, backbone, name, folder / name)
         suffix = "" if number == 0 else f"_{name}"
         metrics |= {key + suffix: value for key, value in found.items()}
-    if module.model.predictor is not None and module.model.class_head is not None:
+    if module is not None and module.model.predictor is not None and module.model.class_head is not None:
         metrics["gradient_cosine"] = measured_conflict(cfg, module, data)
     return metrics if first else None
+
+
+def check(cfg) -> None:
+    """Raise UserError for bad input of any kind, before the processes of several devices are started."""
+    if cfg.task.weights is None:
+        prepare(cfg)
+    else:
+        require_task(cfg)
+        _given(cfg)
+
+
+def _given(cfg) -> nn.Module:
+    """Return the backbone that stands in the place of a pre-trained one: as drawn, or of an official file."""
+    require_device(cfg)
+    require_precision(cfg)
+    torch.manual_seed(cfg.seed)
+    backbone = build_backbone(cfg.model.backbone, cfg.data.image_size)
+    if cfg.task.weights != UNTRAINED:
+        load_moco_v3(backbone, cfg.task.weights)
+    return with_global_batchnorm(backbone)
 
 
 def measured_conflict(cfg, module: PretrainingModule, data: TrainingData) -> float:
@@ -193,12 +222,16 @@ def with_drop_path(cfg, backbone: nn.Module) -> nn.Module:
 
 
 def seconds_of_run(cfg) -> float:
-    """Estimate the seconds of a whole run from three timed steps of the pre-training and of the first task."""
-    module, data = prepare(cfg)
-    total = seconds_of_training(cfg, module, data)
+    """Estimate the seconds of a whole run from three timed steps of the pre-training and of every task."""
+    if cfg.task.weights is not None:
+        backbone, total = _given(cfg), 0.0
+    else:
+        module, data = prepare(cfg)
+        backbone, total = module.model.online.backbone, seconds_of_training(cfg, module, data)
     for name in cfg.task.sets:
         data, test = tuning_data(cfg, name)
-        backbone = with_drop_path(cfg, copy.deepcopy(module.model.online.backbone))
-        tuned = TuningModule(backbone, len(test.classes), cfg, data.sampler.steps)
-        total += seconds_of_training(cfg, tuned, data)
+        tuned = with_drop_path(cfg, copy.deepcopy(backbone))
+        total += seconds_of_training(
+            cfg, TuningModule(tuned, len(test.classes), cfg, data.sampler.steps), data
+        )
     return total

@@ -87,6 +87,17 @@ class TuningModule(GuardedModule):
         # The sum over all ranks by their common count; DistributedDataParallel averages, which is undone here.
         return losses.sum() * world_size() / self.task.batch_size
 
+    def parameter_groups(self) -> tuple[dict[str, nn.Parameter], dict[str, nn.Parameter]]:
+        """Return the trained parameters that DeiT decays, by name, and the others.
+
+        Biases and normalisations are not decayed, nor what the backbone names: a ViT's positions and class token.
+        """
+        named = getattr(self.model.backbone, "no_weight_decay", set)()
+        kept = {f"backbone.{name}" for name in named}
+        trained = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+        decayed = {name: p for name, p in trained.items() if p.ndim > 1 and name not in kept}
+        return decayed, {name: p for name, p in trained.items() if name not in decayed}
+
     def configure_optimizers(self):
         task = self.task
         trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
@@ -94,9 +105,10 @@ class TuningModule(GuardedModule):
             rate = task.lr * task.batch_size / BATCH
             optimizer = torch.optim.SGD(trained, rate, momentum=0.9, weight_decay=task.weight_decay)
         else:
+            decayed, others = self.parameter_groups()
             groups = [
-                {"params": [p for p in trained if p.ndim > 1], "weight_decay": task.weight_decay},
-                {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+                {"params": list(decayed.values()), "weight_decay": task.weight_decay},
+                {"params": list(others.values()), "weight_decay": 0.0},
             ]
             optimizer = torch.optim.AdamW(groups, task.lr)
         schedule = torch.optim.lr_scheduler.LambdaLR(
@@ -118,7 +130,13 @@ def tuning_data(cfg, name: str) -> tuple[TrainingData, ImageSet]:
         raise UserError(
             f"{len(batches)} images of {name} do not fill one batch of {cfg.task.batch_size}: lower task.batch_size"
         )
-    sampler = KeyedBatchSampler(len(batches), cfg.task.batch_size, cfg.seed, steps=1)
+    if cfg.task.repeats < 1:
+        raise UserError(
+            f"task.repeats={cfg.task.repeats}: set 1, or how many views of an image a batch holds"
+        )
+    sampler = KeyedBatchSampler(
+        len(batches), cfg.task.batch_size, cfg.seed, steps=1, repeats=cfg.task.repeats
+    )
     sampler.steps = cfg.task.epochs * (len(batches) // cfg.task.batch_size)
     mixes = cfg.task.mixup_alpha > 0 or cfg.task.cutmix_alpha > 0
     return TrainingData(batches, sampler, mixes, cfg.trainer.workers), test

@@ -33,6 +33,30 @@ def test_a_pretraining_has_the_neighbours_of_its_run(whole, tmp_path):
     assert found["steps_trained"] == 11 and not (tmp_path / "pictures").exists()
 
 
+def test_another_task_takes_the_weights_of_the_pretraining_that_is_there(whole, tmp_path):
+    cfg, path, _, metrics = whole
+    other = cfg.copy()
+    other.task.epochs = 1
+    before = path.stat().st_mtime_ns, torch.load(path, weights_only=True)["state_dict"]
+    found = train.run(other, tmp_path)
+    assert found["top1_knn"] == metrics["top1_knn"] and found["top1"] != metrics["top1"]
+    assert found["resumed"] == 1 and "pretrain_seconds" not in found and metrics["pretrain_seconds"] > 0
+    after = torch.load(path, weights_only=True)["state_dict"]
+    assert all(torch.equal(value, after[name]) for name, value in before[1].items())
+
+
+def test_an_official_probe_is_scored_by_its_classifier(whole, tmp_path):
+    cfg, _, path, metrics = whole
+    state = torch.load(path, weights_only=True)["state_dict"]
+    official = {
+        "module." + name.removeprefix("model.").removeprefix("backbone.").replace("head.", "fc."): value
+        for name, value in state.items()
+    }
+    torch.save({"state_dict": official}, tmp_path / "linear.pth.tar")
+    found = evaluate_checkpoint(cfg, tmp_path / "linear.pth.tar", tmp_path)
+    assert found == {name: metrics[name] for name in ("top1", "top5", "top1_knn", "n_test", "parameters")}
+
+
 def test_a_task_without_neighbours_has_them_scored_all_the_same(whole, tmp_path):
     cfg, path, _, metrics = whole
     without = cfg.copy()

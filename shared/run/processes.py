@@ -30,7 +30,8 @@ def run_in_processes(cfg: DictConfig, folder: Path) -> tuple[dict, int]:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    importlib.import_module(f"{cfg.paper}.train").prepare(cfg)  # bad input is said before anything is started
+    train = importlib.import_module(f"{cfg.paper}.train")
+    getattr(train, "check", train.prepare)(cfg)  # bad input is said before anything is started
     gc.collect()
     torch.cuda.empty_cache()  # what this process took on the first device, to time its steps, is needed there
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # it repeats what is said here

@@ -35,5 +35,6 @@ class TrainingData(pl.LightningDataModule):
             sampler=self.sampler,
             batch_size=None,
             num_workers=self.workers,
+            pin_memory=torch.cuda.is_available(),
             generator=torch.Generator().manual_seed(0),
         )
