@@ -37,10 +37,12 @@ from torch import Tensor, nn
 from torchvision.models.feature_extraction import create_feature_extractor
 
 from opera.backbones import BUILDERS, build_backbone
+from opera.moco_checkpoints import encoder_of, is_official, read_state
 from shared.errors import UserError
 from shared.run.callbacks import AtomicCheckpointIO
 from shared.run.checkpoints import load_weights, read_checkpoint
 from shared.run.config import row_config
+from shared.run.parser import Parser
 
 log = logging.getLogger(__name__)
 
@@ -196,8 +198,14 @@ def require_same_features(backbone: nn.Module, state: dict[str, Tensor], describ
         )
 
 
-def backbone_state(path: Path) -> tuple[dict[str, Tensor], int]:
-    """Return the online backbone's tensors and the steps trained; UserError where the file is no pre-training's."""
+def backbone_state(path: Path) -> tuple[dict[str, Tensor], int | None]:
+    """Return the online backbone's tensors and the steps trained, which an official file of MoCo-v3 does not tell.
+
+    Raises UserError where the file is no pre-training's.
+    """
+    if is_official(path):
+        official = read_state(path)
+        return {ours: official[name] for ours, name in encoder_of(official, path)[1].items()}, None
     state, steps = read_checkpoint(path)
     found = {k.removeprefix(PREFIX): value for k, value in state.items() if k.startswith(PREFIX)}
     if not found:
@@ -268,8 +276,8 @@ def export(path: Path, form: str, out: Path, row: str | None = None, force: bool
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m opera.export", description=__doc__.splitlines()[0])
-    parser.add_argument("--ckpt", type=Path, required=True, help="last.ckpt of a pre-training")
+    parser = Parser(prog="python -m opera.export", description=__doc__.splitlines()[0])
+    parser.add_argument("--ckpt", type=Path, required=True, help="last.ckpt of a pre-training, or MoCo-v3's")
     parser.add_argument("--form", choices=FORMS, required=True, help="who is to load it")
     parser.add_argument("--out", type=Path, required=True, help="the file to write")
     parser.add_argument(
@@ -282,8 +290,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> int:
     """Export one checkpoint and return the exit code: 0, or 2 after one sentence on standard error."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    options = parse(arguments)
     try:
+        options = parse(arguments)
         meta = export(options.ckpt, options.form, options.out, options.row, options.force)
     except UserError as error:
         log.error("%s", error)

@@ -163,6 +163,22 @@ def test_the_command_exports_a_real_pretraining_and_overwrites_by_force_alone(tm
     assert export.main([*arguments, "--force"]) == 0 and torch.load(out, weights_only=True)["state_dict"]
 
 
+def test_a_wrong_command_is_one_sentence(tmp_path, caplog):
+    assert export.main(["--form", "keras", "--ckpt", "a", "--out", str(tmp_path / "b")]) == 2
+    (record,) = caplog.records
+    assert "invalid choice: 'keras'" in record.message and record.message.endswith("--help")
+
+
+def test_an_official_file_is_exported_too(tmp_path):
+    moco_file(tmp_path / "moco.pth.tar", torchvision.models.resnet50(weights=None), "fc")
+    meta = export.export(tmp_path / "moco.pth.tar", "torchvision", tmp_path / "out.pth")
+    assert meta["backbone"] == "resnet50" and meta["steps_trained"] is None
+    content = torch.load(tmp_path / "out.pth", weights_only=True)
+    network = torchvision.models.resnet50(weights=None)
+    network.fc = torch.nn.Identity()
+    network.load_state_dict(content["state_dict"])
+
+
 def test_a_row_tells_image_size_and_normalisation_and_refuses_another_backbone(tmp_path):
     saved_backbone(tmp_path / "last.ckpt", "vit-tiny", 32)
     meta = export.export(tmp_path / "last.ckpt", "timm", tmp_path / "out.pth", row="cifar10-all-opera-vit")

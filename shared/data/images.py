@@ -202,7 +202,10 @@ def load_image_set(name: str, split: str, data_root: str | Path | None) -> Image
     manifest's, and for an image that is damaged or of another size than its set has.
     """
     if name not in image_set_names():
-        raise UserError(f"there is no image set {name!r}: choose one of {', '.join(image_set_names())}")
+        raise UserError(
+            f"there is no image set {name!r}: choose one of {', '.join(image_set_names())}, or describe yours in "
+            "shared/data/manifests"
+        )
     if split not in ("train", "test"):
         raise UserError(f"{name} has no split {split!r}: choose train or test")
     if name == "digits":

@@ -34,7 +34,8 @@ def load_classification_set(name: str, split: str, data_root: str | Path | None)
     if name not in CIFAR and name not in READERS:
         if name not in image_set_names():
             raise UserError(
-                f"there is no image set {name!r}: choose one of {', '.join(classification_set_names())}"
+                f"there is no image set {name!r}: choose one of {', '.join(classification_set_names())}, or describe "
+                "yours in shared/data/manifests"
             )
         return load_image_set(name, split, data_root)
     if split not in ("train", "test"):

@@ -27,6 +27,7 @@ from shared.metrics.tables import Table, lite_table, rich_table
 from shared.run.config import config_folder, expected_hash, papers, quoted, repository_root, row_config
 from shared.run.job import run_folder
 from shared.run.launch import cost, failures, launch, plan, spoken
+from shared.run.parser import Parser
 
 # A pipe has no width: tables are not to be squeezed into rich's 80 columns there.
 console = Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 160)
@@ -37,13 +38,6 @@ CHATTER = (
     r"(utilities\._pytree|loops\.(fit_loop|training_epoch_loop)|trainer\.connectors\.data_connector)"
 )
 LARGEST_SEED = 2**32 - 1
-
-
-class Parser(argparse.ArgumentParser):
-    """A parser whose errors are one sentence."""
-
-    def error(self, message: str):
-        raise UserError(f"{message}; see {self.prog} --help")
 
 
 def seed(text: str) -> int:

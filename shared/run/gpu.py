@@ -19,6 +19,7 @@ from rich.table import Table
 from shared.errors import UserError
 from shared.metrics.record import environment, git_state
 from shared.run.config import repository_root
+from shared.run.parser import Parser
 
 REPEATS, CALLS = 20, 10  # of every measurement; calls in one, so that what launches them is not timed
 CHECKERS = min(16, os.cpu_count() or 1)  # processes that check, most of whose time goes into compiling
@@ -139,7 +140,7 @@ def run_script(
     ``measure`` takes the options and returns whether every check is green. Returns the exit code: 0, 1 where a check
     is red or a training failed, 2 after one sentence on standard error.
     """
-    parser = argparse.ArgumentParser(prog=f"python -m {paper}.gpu_evidence", description=description)
+    parser = Parser(prog=f"python -m {paper}.gpu_evidence", description=description)
     parser.add_argument("--out", type=Path, default=Path("runs/gpu"), help="folder of the figures")
     parser.add_argument(
         "--mamba-ssm-source", type=Path, help="its checkout, to compile and time beside the scans"
@@ -149,8 +150,8 @@ def run_script(
     )
     parser.add_argument("--data-root", type=Path, help="train the lite rows meant for a GPU too, from here")
     parser.add_argument("--workers", type=int, default=workers, help="processes that train side by side")
-    options = parser.parse_args(arguments)
     try:
+        options = parser.parse_args(arguments)
         code = 0 if measure(options) else 1
         if options.data_root is not None:
             code = max(code, train_rows(paper, rows, options.data_root, options.workers))
