@@ -127,7 +127,8 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     title = f"a pre-training step of OPERA, batch {options.batch}, {options.threads} threads"
-    table = Table("network", "form", "images/s", "times plain", "extra memory, MB", title=title)
+    columns = ("network", "form", "images/s", "seconds, least to largest", "times plain", "extra memory, MB")
+    table = Table(*columns, title=title)
     shares = Table("network", *PARTS, title="% of a step of ours")
     for name, overrides in NETWORKS.items():
         steps = {form: build(overrides, options.batch) for form, build in FORMS.items()}
@@ -137,7 +138,8 @@ def main(arguments: list[str] | None = None) -> None:
             extra = measured(FORMS[form], overrides, options.batch, threads=options.threads).extra_bytes
             memory = "–" if extra is None else f"{extra / 1e6:.0f}"
             ratio = f"{medians['plain'] / seconds:.2f}"
-            table.add_row(name, form, f"{options.batch / seconds:.0f}", ratio, memory)
+            spread = f"{min(times[form]):.2f} to {max(times[form]):.2f}"
+            table.add_row(name, form, f"{options.batch / seconds:.0f}", spread, ratio, memory)
         parts = [statistics.median(steps["ours"].parts[part][1:]) for part in PARTS]
         shares.add_row(name, *(f"{100 * part / sum(parts):.0f}" for part in parts))
     console = Console(width=None if sys.stdout.isatty() else 140)  # a pipe has no width
