@@ -24,9 +24,10 @@ JOB, OUTCOME, REFUSED = "job.yaml", "outcome.json", "refused.txt"
 def run_in_processes(cfg: DictConfig, folder: Path) -> tuple[dict, int]:
     """Return the metrics of a run on ``cfg.trainer.devices`` devices and rank 0's largest resident memory in bytes.
 
-    Raises the UserError that a process raised, and RuntimeError where one failed otherwise; its traceback stands on
-    standard error then.
+    Raises the UserError that a process raised, Stopped where a signal ended them, and RuntimeError where one failed
+    otherwise; its traceback stands on standard error then.
     """
+    from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -50,6 +51,8 @@ def run_in_processes(cfg: DictConfig, folder: Path) -> tuple[dict, int]:
     )
     try:
         elastic_launch(config, sys.executable)("-m", "shared.run.processes", str(folder))
+    except SignalException as error:  # the processes have been stopped by then
+        raise Stopped(128 + error.sigval) from error
     except ChildFailedError as error:
         if (folder / REFUSED).exists():
             raise UserError((folder / REFUSED).read_text(encoding="utf-8")) from None
