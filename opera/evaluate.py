@@ -15,18 +15,33 @@ from torch import Tensor, nn
 
 from opera.backbones import build_backbone
 from opera.moco_checkpoints import is_official, linear_classifier, load_moco_v3
-from opera.train import build_hierarchy, neighbour_scores, pretraining_folder, require_task
+from opera.train import (
+    UNTRAINED,
+    build_hierarchy,
+    neighbour_scores,
+    pretraining_folder,
+    require_task,
+    task_folder,
+)
 from opera.tuning import Classifier, outputs, top_scores
 from shared.data.images import ImageSet
 from shared.data.published import load_classification_set
 from shared.errors import UserError
 from shared.run.checkpoints import load_weights, read_checkpoint
+from shared.run.job import run_folder
 from shared.run.machine import device_of, require_precision
 
 
 def checkpoint_of(cfg) -> Path:
-    """Return where the pre-training of a row and seed leaves its checkpoint."""
-    return pretraining_folder(cfg) / "last.ckpt"
+    """Return where a row and seed leave their checkpoint: of the pre-training, or of the first task without one.
+
+    Raises UserError for a file of ``task.weights`` that is missing.
+    """
+    if cfg.task.weights is None:
+        return pretraining_folder(cfg) / "last.ckpt"
+    if cfg.task.weights != UNTRAINED and not Path(cfg.task.weights).is_file():
+        raise UserError(f"{cfg.task.weights} is missing: give an official file of MoCo-v3 as task.weights")
+    return task_folder(cfg, run_folder(cfg), cfg.task.sets[0]) / "last.ckpt"
 
 
 def suffixed(cfg, name: str, found: dict[str, float]) -> dict[str, float]:
@@ -65,13 +80,21 @@ def tuned_on(cfg, path: Path, classes: int) -> tuple[str, ImageSet]:
     return fitting[0], tests[fitting[0]]
 
 
-def score_head(cfg, backbone: nn.Module, head: dict[str, Tensor], path: Path) -> dict[str, float]:
-    """Return top1, top5 and n_test of an official backbone with its linear classifier on the set of that."""
+def score_head(cfg, backbone: nn.Module, path: Path) -> dict[str, float]:
+    """Return top1, top5 and n_test of an official file's linear classifier, on the set that it can be of.
+
+    Nothing where the file has none, and where not exactly one of ``task.sets`` has as many classes.
+    """
+    head = linear_classifier(path)
+    tests = {name: load_classification_set(name, "test", cfg.paths.data_root) for name in cfg.task.sets}
+    fitting = [name for name, test in tests.items() if head and len(test.classes) == len(head["bias"])]
+    if len(fitting) != 1:
+        return {}
     classifier = Classifier(copy.deepcopy(backbone), len(head["bias"]))
     classifier.head.load_state_dict(head)
-    name, test = tuned_on(cfg, path, len(head["bias"]))
+    test = tests[fitting[0]]
     found = top_scores(*outputs(cfg, classifier, test, device_of(cfg)))
-    return suffixed(cfg, name, found | {"n_test": float(len(test))})
+    return suffixed(cfg, fitting[0], found | {"n_test": float(len(test))})
 
 
 def score_classifier(cfg, state: dict[str, Tensor], path: Path, backbone: nn.Module) -> dict[str, float]:
@@ -99,9 +122,7 @@ def evaluate_checkpoint(cfg, path: Path, folder: Path) -> dict:
     parameters = {"parameters": float(sum(parameter.numel() for parameter in backbone.parameters()))}
     if is_official(path):
         load_moco_v3(backbone, path)
-        head = linear_classifier(path)
-        answers = {} if head is None else score_head(cfg, backbone, head, path)
-        return answers | score_neighbours(cfg, backbone) | parameters
+        return score_head(cfg, backbone, path) | score_neighbours(cfg, backbone) | parameters
     state, steps = read_checkpoint(path)
     trained = parameters | {"steps_trained": float(steps)}
     if any(name.startswith("online.backbone.") for name in state):

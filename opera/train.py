@@ -7,6 +7,7 @@ stands in a folder of its own, named by what it depends on, so that rows which d
 """
 
 import copy
+import hashlib
 import os
 import time
 from pathlib import Path
@@ -92,6 +93,8 @@ def pretraining_folder(cfg) -> Path:
     """Return the folder of a pre-training: the same for all configs that pre-train alike."""
     tree = OmegaConf.to_container(cfg, resolve=True)
     kept = {name: tree[name] for name in PRETRAINING} | {"epochs": cfg.scale.epochs}
+    if cfg.objective.arrangement == "instance":
+        kept["weight"] = "2 T"  # it was T once, by the same configuration
     digest = config_sha256(kept, {"objective.mask": None})  # a key that only masked spaces have
     return repository_root() / cfg.paths.runs / "pretraining" / f"seed{cfg.seed}-{digest[:12]}"
 
@@ -130,6 +133,7 @@ def run(cfg, folder: Path) -> dict | None:
     module = None
     if cfg.task.weights is not None:
         backbone, metrics, first = _given(cfg), {"skipped_steps": 0.0}, not int(os.environ.get("RANK", 0))
+        metrics["weights"] = _weights_name(cfg)
     else:
         begun = (pretraining_folder(cfg) / "last.ckpt").exists()
         module, data, seconds, first = pretrained(cfg)
@@ -138,12 +142,27 @@ def run(cfg, folder: Path) -> dict | None:
         metrics |= {"train_images": float(len(data.batches)), "skipped_steps": float(module.skipped_steps)}
     metrics["parameters"] = float(sum(p.numel() for p in backbone.parameters()))
     for number, name in enumerate(cfg.task.sets):
-        found = evaluate_on(cfg, backbone, name, folder / name)
+        found = evaluate_on(cfg, backbone, name, task_folder(cfg, folder, name))
         suffix = "" if number == 0 else f"_{name}"
         metrics |= {key + suffix: value for key, value in found.items()}
     if module is not None and module.model.predictor is not None and module.model.class_head is not None:
         metrics["gradient_cosine"] = measured_conflict(cfg, module, data)
     return metrics if first else None
+
+
+def _weights_name(cfg) -> str:
+    """Return what ``task.weights`` stands for, whatever its path: the sha256 of the file, or "untrained"."""
+    if cfg.task.weights == UNTRAINED:
+        return UNTRAINED
+    with open(cfg.task.weights, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def task_folder(cfg, folder: Path, name: str) -> Path:
+    """Return where the classifier of a set stands: of another file another one, so that none is gone on from."""
+    if cfg.task.weights in (None, UNTRAINED):
+        return folder / name
+    return folder / _weights_name(cfg)[:12] / name
 
 
 def check(cfg) -> None:

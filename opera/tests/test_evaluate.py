@@ -9,6 +9,7 @@ from opera.tests.small import SMALL, small_config
 from shared.data.images import load_image_set
 from shared.errors import UserError
 from shared.run.__main__ import main
+from shared.run.job import run_folder
 
 # The same arithmetic on the same images in the same batches.
 SAME = 1e-12
@@ -55,6 +56,30 @@ def test_an_official_probe_is_scored_by_its_classifier(whole, tmp_path):
     torch.save({"state_dict": official}, tmp_path / "linear.pth.tar")
     found = evaluate_checkpoint(cfg, tmp_path / "linear.pth.tar", tmp_path)
     assert found == {name: metrics[name] for name in ("top1", "top5", "top1_knn", "n_test", "parameters")}
+
+
+def test_a_probe_of_another_number_of_classes_is_scored_by_neighbours(whole, tmp_path):
+    cfg, path, _, metrics = whole
+    state, prefix = torch.load(path, weights_only=True)["state_dict"], "model.online.backbone."
+    official = {
+        f"module.{name.removeprefix(prefix)}": value
+        for name, value in state.items()
+        if name.startswith(prefix)
+    }
+    official |= {"module.fc.weight": torch.ones(7, 64), "module.fc.bias": torch.ones(7)}
+    torch.save({"state_dict": official}, tmp_path / "linear.pth.tar")
+    found = evaluate_checkpoint(cfg, tmp_path / "linear.pth.tar", tmp_path)
+    assert found == {name: metrics[name] for name in ("top1_knn", "n_test", "parameters")}
+
+
+def test_a_row_without_a_pretraining_has_the_checkpoint_of_its_first_task(whole, tmp_path):
+    cfg = small_config(tmp_path, "task.weights=untrained", "task.epochs=1")
+    folder = run_folder(cfg)
+    metrics = train.run(cfg, folder)
+    assert checkpoint_of(cfg) == folder / "digits/last.ckpt" != checkpoint_of(whole[0])
+    assert evaluate_checkpoint(cfg, checkpoint_of(cfg), tmp_path)["top1"] == metrics["top1"]
+    with pytest.raises(UserError, match="nothing.tar is missing"):
+        checkpoint_of(small_config(tmp_path, "task.weights=nothing.tar"))
 
 
 def test_a_task_without_neighbours_has_them_scored_all_the_same(whole, tmp_path):

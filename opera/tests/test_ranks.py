@@ -12,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from opera.hierarchy import ARRANGEMENTS
 from opera.tests.small import small_config
-from opera.train import prepare
+from opera.train import measured_conflict, prepare
 from shared.metrics.record import read_record
 from shared.run.config import repository_root
 from shared.run.tests.gloo import on_ranks
@@ -58,15 +58,30 @@ def cases() -> dict[str, list[str]]:
     return found | {"unequal": ["optim.batch_size=31"], "partly labelled": ["data.labelled=0.3"]}
 
 
+def cosine(folder: str) -> float:
+    """Return the measured conflict, of parts of a batch that are unequal where there are two ranks."""
+    cfg = small_config(folder, "optim.batch_size=31")
+    module, data = prepare(cfg)
+    return measured_conflict(cfg, module.double(), data)
+
+
 def all_cases(rank: int, ranks: int, folder: str) -> dict:
     # One start of the processes for all cases: they spend most of their time importing.
-    return {name: steps(rank, ranks, folder, overrides) for name, overrides in cases().items()}
+    found = {name: steps(rank, ranks, folder, overrides) for name, overrides in cases().items()}
+    return found | {"cosine": cosine(folder)}
 
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
     return on_ranks(2, all_cases, folder, 2, str(folder))
+
+
+@pytest.mark.slow
+def test_two_ranks_measure_the_conflict_of_one_process(two, tmp_path):
+    one = cosine(str(tmp_path))
+    assert 0.01 < abs(one) < 1
+    assert [found["cosine"] for found in two] == pytest.approx([one, one], rel=1e-8)
 
 
 @pytest.mark.slow

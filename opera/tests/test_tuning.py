@@ -1,5 +1,7 @@
 """The probe and fine-tuning: what moves and what stays, the groups and rates of DeiT, resumption, official weights."""
 
+import hashlib
+
 import lightning.pytorch as pl
 import pytest
 import torch
@@ -171,6 +173,8 @@ def test_a_task_starts_from_an_official_file_without_a_pretraining(tmp_path, off
     found = train.run(cfg, tmp_path / "run")
     expected = train.evaluate_on(cfg, backbone, "digits", tmp_path / "expected")
     assert {name: found[name] for name in expected} == expected
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert found["weights"] == digest and (tmp_path / "run" / digest[:12] / "digits/last.ckpt").is_file()
     assert "pretrain_seconds" not in found and not (tmp_path / "runs").exists()
     with pytest.raises(UserError, match="nothing.tar is missing"):
         train.run(small_config(tmp_path, "task.weights=nothing.tar"), tmp_path / "run")

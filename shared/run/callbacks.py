@@ -12,6 +12,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from shared.data.sampler import KeyedBatchSampler
 from shared.run.checkpoints import read_file
+from shared.run.ranks import rank
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +66,7 @@ class Resumption(pl.Callback):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.consumed, self.generators = state["consumed"], state["generators"]
         self.sampler.resume_at(self.consumed)
-        if self.consumed < self.sampler.steps:
+        if self.consumed < self.sampler.steps and rank() == 0:
             log.info("%s: goes on behind step %d of %d", self.path, self.consumed, self.sampler.steps)
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx: int) -> None:

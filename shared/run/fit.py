@@ -42,9 +42,8 @@ def fit(cfg, module: pl.LightningModule, data, folder: Path, callbacks=(), **opt
     )
     try:
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint if checkpoint.exists() else None)
-    except (
-        SystemExit
-    ) as stop:  # Lightning's answer to SIGTERM, with which a shell would see success, and to Ctrl-C
+    except SystemExit as stop:
+        # Lightning's answer to Ctrl-C, and to SIGTERM, which a shell would take for success.
         number = signal.SIGTERM if isinstance(stop, SIGTERMException) else signal.SIGINT
         raise Stopped(128 + number) from stop
     trainer.save_checkpoint(checkpoint)

@@ -8,6 +8,7 @@ import gc
 import importlib
 import json
 import logging
+import signal
 import sys
 import uuid
 from pathlib import Path
@@ -18,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from shared.errors import Stopped, UserError
 from shared.metrics.record import peak_memory_bytes
 
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)  # that the launcher takes for itself
 JOB, OUTCOME, REFUSED = "job.yaml", "outcome.json", "refused.txt"
 
 
@@ -49,16 +51,28 @@ def run_in_processes(cfg: DictConfig, folder: Path) -> tuple[dict, int]:
         rdzv_endpoint="localhost:0",
         max_restarts=0,
     )
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
     try:
         elastic_launch(config, sys.executable)("-m", "shared.run.processes", str(folder))
     except SignalException as error:  # the processes have been stopped by then
         raise Stopped(128 + error.sigval) from error
     except ChildFailedError as error:
+        codes = {failure.exitcode for failure in error.failures.values()} & {
+            128 + number for number in SIGNALS
+        }
+        if codes:
+            raise Stopped(min(codes)) from error
         if (folder / REFUSED).exists():
             raise UserError((folder / REFUSED).read_text(encoding="utf-8")) from None
         raise RuntimeError(
             f"one of the {devices} processes of {cfg.row} failed; its error stands above"
         ) from error
+    finally:
+        for (
+            number,
+            handler,
+        ) in handlers.items():  # the launcher's stay behind, and raise what is no stop to others
+            signal.signal(number, handler)
     outcome = json.loads((folder / OUTCOME).read_text(encoding="utf-8"))
     return outcome["metrics"], outcome["peak_memory_bytes"]
 

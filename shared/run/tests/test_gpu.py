@@ -82,6 +82,15 @@ def test_every_row_that_starts_so_is_a_process_and_the_worst_code_comes_back(tmp
     assert all(str(tmp_path) in command for command in commands)
 
 
+@pytest.mark.parametrize(("code", "wanted"), [(0, 0), (1, 1), (2, 1), (-9, 1)])
+def test_a_training_that_failed_or_was_killed_is_code_1(code, wanted, tmp_path, monkeypatch):
+    codes = iter([0, code] + [0] * 99)
+    monkeypatch.setattr(
+        subprocess, "run", lambda command, **more: subprocess.CompletedProcess(command, next(codes))
+    )
+    assert gpu.train_rows("pdml", ("jasper-random",), tmp_path, 1) == wanted
+
+
 def filled(size: int) -> dict:
     return {"size": size, "green": bool(torch.empty(size).isnan().all())}
 

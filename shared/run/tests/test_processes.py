@@ -2,9 +2,11 @@
 
 import signal
 import sys
+from types import SimpleNamespace
 
 import pytest
 from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher import api
 
 from shared.errors import Stopped, UserError
@@ -27,11 +29,25 @@ def launched(fake, monkeypatch, tmp_path):
 
 def test_a_signal_to_the_launcher_stops_the_command(launched):
     def outcome(*arguments):
+        signal.signal(signal.SIGTERM, lambda *received: None)  # as the launcher does
         raise SignalException("death signal", signal.SIGTERM)
 
+    before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(Stopped) as stopped:
         launched(outcome)
-    assert stopped.value.code == 143
+    assert stopped.value.code == 143 and signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.parametrize(("code", "wanted"), [(143, Stopped), (1, RuntimeError), (-11, RuntimeError)])
+def test_a_process_that_failed_is_an_error_and_one_that_was_stopped_is_not(launched, code, wanted):
+    def outcome(*arguments):
+        failure = SimpleNamespace(exitcode=code, timestamp=0, message="", pid=1, local_rank=0)
+        error = ChildFailedError.__new__(ChildFailedError)
+        error.failures = {1: failure}
+        raise error
+
+    with pytest.raises(wanted):
+        launched(outcome)
 
 
 def test_what_the_first_process_wrote_comes_back(launched, tmp_path):
