@@ -81,10 +81,13 @@ def test_a_signal_ends_a_run_with_its_own_code_and_the_run_goes_on(tmp_path, unb
             if trainer.global_step == 6:
                 os.kill(os.getpid(), number)
 
-    before = signal.getsignal(signal.SIGINT)
-    with pytest.raises(Stopped) as stopped:
-        pretrain(tmp_path, 4, Signal())
-    signal.signal(signal.SIGINT, before)  # Lightning ignores further ones while it ends
+    # As at a terminal: behind a shell's & Ctrl-C is ignored, and Lightning ignores further ones while it ends.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(Stopped) as stopped:
+            pretrain(tmp_path, 4, Signal())
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert stopped.value.code == code
     with caplog.at_level("INFO", "shared.run.callbacks"):
         assert_same(pretrain(tmp_path, 4), unbroken)
