@@ -86,8 +86,10 @@ def score_head(cfg, backbone: nn.Module, path: Path) -> dict[str, float]:
     Nothing where the file has none, and where not exactly one of ``task.sets`` has as many classes.
     """
     head = linear_classifier(path)
+    if head is None:
+        return {}
     tests = {name: load_classification_set(name, "test", cfg.paths.data_root) for name in cfg.task.sets}
-    fitting = [name for name, test in tests.items() if head and len(test.classes) == len(head["bias"])]
+    fitting = [name for name, test in tests.items() if len(test.classes) == len(head["bias"])]
     if len(fitting) != 1:
         return {}
     classifier = Classifier(copy.deepcopy(backbone), len(head["bias"]))
@@ -110,10 +112,9 @@ def evaluate_checkpoint(cfg, path: Path, folder: Path) -> dict:
     """Return the scores of a checkpoint by the names of a run; nothing is drawn into ``folder``.
 
     A pre-training's, and a file's of MoCo-v3's authors: top1_knn and n_test of every set, with top1 and top5 of the
-    latter's linear classifier where it has one. A tuned classifier's: top1,
-    top5 and n_test of its set. All: parameters of the backbone; those of runs steps_trained. Raises UserError for a
-    missing or damaged checkpoint, for one of another arrangement or backbone, for a set that cannot be told, and for a
-    precision that this machine has not.
+    latter's linear classifier where it has one. A tuned classifier's: top1, top5 and n_test of its set. All:
+    parameters of the backbone; those of runs steps_trained. Raises UserError for a missing or damaged checkpoint, for
+    one of another arrangement or backbone, for a set that cannot be told, and for a precision that this machine has not.
     """
     require_precision(cfg)
     require_task(cfg)

@@ -25,6 +25,12 @@ def whole(tmp_path_factory):
     return cfg, checkpoint_of(cfg), folder / "run/digits/last.ckpt", metrics
 
 
+def backbone_of(path, prefix: str) -> dict[str, torch.Tensor]:
+    """Return the tensors of a pre-training's backbone by MoCo-v3's names, which begin with ``prefix``."""
+    state, ours = torch.load(path, weights_only=True)["state_dict"], "model.online.backbone."
+    return {prefix + n.removeprefix(ours): value for n, value in state.items() if n.startswith(ours)}
+
+
 def test_a_pretraining_has_the_neighbours_of_its_run(whole, tmp_path):
     cfg, path, _, metrics = whole
     found = evaluate_checkpoint(cfg, path, tmp_path / "pictures")
@@ -60,12 +66,7 @@ def test_an_official_probe_is_scored_by_its_classifier(whole, tmp_path):
 
 def test_a_probe_of_another_number_of_classes_is_scored_by_neighbours(whole, tmp_path):
     cfg, path, _, metrics = whole
-    state, prefix = torch.load(path, weights_only=True)["state_dict"], "model.online.backbone."
-    official = {
-        f"module.{name.removeprefix(prefix)}": value
-        for name, value in state.items()
-        if name.startswith(prefix)
-    }
+    official = backbone_of(path, "module.")
     official |= {"module.fc.weight": torch.ones(7, 64), "module.fc.bias": torch.ones(7)}
     torch.save({"state_dict": official}, tmp_path / "linear.pth.tar")
     found = evaluate_checkpoint(cfg, tmp_path / "linear.pth.tar", tmp_path)
@@ -91,12 +92,7 @@ def test_a_task_without_neighbours_has_them_scored_all_the_same(whole, tmp_path)
 
 def test_a_file_in_the_form_of_moco_v3_is_scored_by_neighbours(whole, tmp_path):
     cfg, path, _, metrics = whole
-    state, prefix = torch.load(path, weights_only=True)["state_dict"], "model.online.backbone."
-    official = {
-        f"module.base_encoder.{name.removeprefix(prefix)}": value
-        for name, value in state.items()
-        if name.startswith(prefix)
-    }
+    official = backbone_of(path, "module.base_encoder.")
     torch.save({"state_dict": official}, tmp_path / "moco.pth.tar")
     found = evaluate_checkpoint(cfg, tmp_path / "moco.pth.tar", tmp_path)
     assert found == {name: metrics[name] for name in ("top1_knn", "n_test", "parameters")}

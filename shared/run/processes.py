@@ -57,9 +57,8 @@ def run_in_processes(cfg: DictConfig, folder: Path) -> tuple[dict, int]:
     except SignalException as error:  # the processes have been stopped by then
         raise Stopped(128 + error.sigval) from error
     except ChildFailedError as error:
-        codes = {failure.exitcode for failure in error.failures.values()} & {
-            128 + number for number in SIGNALS
-        }
+        stopped = {128 + number for number in SIGNALS}
+        codes = stopped & {failure.exitcode for failure in error.failures.values()}
         if codes:
             raise Stopped(min(codes)) from error
         if (folder / REFUSED).exists():
@@ -68,10 +67,8 @@ def run_in_processes(cfg: DictConfig, folder: Path) -> tuple[dict, int]:
             f"one of the {devices} processes of {cfg.row} failed; its error stands above"
         ) from error
     finally:
-        for (
-            number,
-            handler,
-        ) in handlers.items():  # the launcher's stay behind, and raise what is no stop to others
+        # The launcher leaves its own behind, which raise what stops nobody else.
+        for number, handler in handlers.items():
             signal.signal(number, handler)
     outcome = json.loads((folder / OUTCOME).read_text(encoding="utf-8"))
     return outcome["metrics"], outcome["peak_memory_bytes"]
