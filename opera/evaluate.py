@@ -114,7 +114,7 @@ def evaluate_checkpoint(cfg, path: Path, folder: Path) -> dict:
     A pre-training's, and a file's of MoCo-v3's authors: top1_knn and n_test of every set, with top1 and top5 of the
     latter's linear classifier where it has one. A tuned classifier's: top1, top5 and n_test of its set. All:
     parameters of the backbone; those of runs steps_trained. Raises UserError for a missing or damaged checkpoint, for
-    one of another arrangement or backbone, for a set that cannot be told, and for a precision that this machine has not.
+    one of another arrangement or backbone, for a set that cannot be told, and for a precision this machine has not.
     """
     require_precision(cfg)
     require_task(cfg)
