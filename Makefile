@@ -56,23 +56,26 @@ lint: setup ## Check style, formatting and which package may import which
 	@$(VENV)/bin/lint-imports --no-logo
 
 bench: setup ## Time what a paper promises about speed and memory
-	@for bench in */bench.py; do $(PY) -m "$${bench%%/*}.bench" || exit 1; done
+	@for bench in */tools/bench.py; do $(PY) -m "$${bench%%/*}.tools.bench" || exit 1; done
 
 claims: setup ## Validate the ledgers, derive every status from evidence and write the tables of the READMEs
-	@$(PY) -m shared.metrics
+	@$(PY) -m shared.claims tables
 
 report: setup ## Print the table of claims and measured values; nothing is run or written
-	@$(PY) -m shared.metrics --report
+	@$(PY) -m shared.claims tables --report
 
 reproduce: setup ## Set up, run every paper that exists (SCALE=demo: embedded data) and print one table
-	@$(PY) -m shared.run reproduce --all --scale "$(SCALE)" $(WHERE)
+	@$(PY) -m shared.claims reproduce --all --scale "$(SCALE)" $(WHERE)
 
 reproduce-%: setup ## Run the rows x seeds of a paper that have no evidence yet, then print its table
-	@$(PY) -m shared.run reproduce "$*" $(JOBS) $(OVERRIDES)
+	@$(PY) -m shared.claims reproduce "$*" $(JOBS) $(OVERRIDES)
 
 evaluate-%: setup ## Score the checkpoint of ROW= and SEED=, or the one CKPT= names, without training
-	@$(PY) -m shared.run evaluate "$*" $(call option,--row,$(ROW)) $(call option,--seed,$(SEED)) \
+	@$(PY) -m shared.claims evaluate "$*" $(call option,--row,$(ROW)) $(call option,--seed,$(SEED)) \
 		$(call option,--ckpt,$(CKPT)) $(call option,--out,$(OUT)) $(WHERE) $(OVERRIDES)
+
+show-%: setup ## Print what ROW= is: claim, baseline, composed configuration, hash, command
+	@$(PY) -m shared.claims show "$*" $(call option,--row,$(ROW)) $(call option,--seed,$(SEED)) $(WHERE) $(OVERRIDES)
 
 data-check: setup ## Check the files under DATA_ROOT= against the manifests
 	@$(PY) -m shared.data $(call option,--root,$(DATA_ROOT))
@@ -85,7 +88,7 @@ docker-lint: ## Check the Dockerfile with hadolint 2.12.0
 	$(HADOLINT) docker/Dockerfile
 
 gpu-evidence: setup ## Measure what can only be measured on a GPU (OUT= figures, MAMBA_SSM= the peer's source)
-	@worst=0; for module in */gpu_evidence.py; do $(PY) -m "$${module%%/*}.gpu_evidence" $(call option,--out,$(OUT)) \
+	@worst=0; for module in */tools/gpu_evidence.py; do $(PY) -m "$${module%%/*}.tools.gpu_evidence" $(call option,--out,$(OUT)) \
 		$(call option,--mamba-ssm-source,$(MAMBA_SSM)) $(call option,--data-root,$(DATA_ROOT)) || worst=$$?; \
 		[ $$worst -ne 2 ] || exit 2; done; exit $$worst
 

@@ -1,13 +1,16 @@
 """Types of GlobalMamba's configuration, types only: values stand in ``configs/*.yaml``; an unknown key is an error."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
+from shared.claims import rows
 from shared.data.augment import AugmentationConfig
-from shared.run.schema import LauncherConfig, LoggingConfig, PathsConfig, TrainerConfig
+from shared.training.schema import LauncherConfig, Loggers, PathsConfig, TrainerConfig
+
+CONFIGS = str(Path(__file__).parent / "configs")
 
 
 @dataclass
@@ -68,7 +71,7 @@ class OutputConfig:
 
 
 @dataclass
-class GlobalMambaConfig:
+class ClassificationConfig:
     paper: str = MISSING
     row: str = MISSING
     seed: int = MISSING
@@ -81,9 +84,14 @@ class GlobalMambaConfig:
     scale: ScaleConfig = MISSING
     paths: PathsConfig = MISSING
     trainer: ScanTrainerConfig = MISSING
-    logging: LoggingConfig = MISSING
+    logger: Loggers = MISSING
     output: OutputConfig = MISSING
     launcher: LauncherConfig = MISSING
 
 
-ConfigStore.instance().store(name="globalmamba_schema", node=GlobalMambaConfig)
+def register() -> None:
+    """Make the types and the rows of this paper known to Hydra."""
+    rows.register(Path(__file__).parent, ClassificationConfig)
+
+
+register()

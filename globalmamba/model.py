@@ -7,9 +7,6 @@ Counting rule (the same for a row and its baseline): one multiply-add of a linea
 is 9 B L D N for each of its directions. Beside it: without the scan, and with the scan counted once a layer.
 """
 
-import functools
-from pathlib import Path
-
 import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
@@ -19,7 +16,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from globalmamba.kernels.selective_scan.op import FLOPS_PER_STATE
 from shared.errors import UserError
-from shared.run.config import row_config
 
 CHANNELS = 3  # images are RGB, grey ones repeated
 
@@ -47,15 +43,15 @@ def build_network(
             raise error.__cause__ from None
         reason = " ".join(str(error.__cause__ or error).split())
         raise UserError(
-            f"model {model.name} is configured wrongly ({reason}): mend the key in globalmamba/configs"
+            f"model {model.name} is configured wrongly ({reason}): fix the key in globalmamba/configs"
         ) from error
 
 
 def require_task(cfg: DictConfig) -> None:
-    """Raise UserError for a row whose task does not stand here yet."""
+    """Raise UserError for a row whose task is not implemented yet."""
     if cfg.data.task != "classification":
         raise UserError(
-            f"row {cfg.row} is blocked: detection and segmentation do not stand in this repository yet; "
+            f"row {cfg.row} is blocked: detection and segmentation are not implemented yet; "
             "choose a row of classification"
         )
 
@@ -112,10 +108,8 @@ def count_network(network: nn.Module, image_size: int, channels: int) -> dict[st
     }
 
 
-@functools.cache
-def count(config: str) -> dict[str, int]:
-    """Return parameters and FLOPs of the row of an experiment file; keys as ``count_network``."""
-    cfg = row_config("globalmamba", Path(config).stem, 0)
+def count(cfg: DictConfig) -> dict[str, int]:
+    """Return parameters and FLOPs of a row's network; keys as ``count_network``."""
     with torch.device("meta"):  # nothing is drawn, nothing takes memory
         network = build_model(cfg)
     return count_network(network, cfg.data.image_size, CHANNELS)

@@ -1,6 +1,6 @@
 """The training step of every network here, and the batches that feed it.
 
-Recipe: that of Vim and DeiT (the release's scripts), or VMamba's for the pyramids; ``configs/optim`` and
+Recipe: that of Vim and DeiT (the release's scripts), or VMamba's for its networks; ``configs/optim`` and
 ``configs/augment`` hold them. Every random choice is keyed by (seed, epoch, image), so that neither workers nor
 ranks nor an interruption change it.
 """
@@ -14,8 +14,8 @@ from torch.nn import functional as F
 
 from shared.data.augment import mix
 from shared.data.keyed import keyed_bits
-from shared.run.module import GuardedModule
-from shared.run.ranks import world_size
+from shared.training.guard import GuardedModule
+from shared.training.ranks import world_size
 
 MIXING, DROPPING = 31, 32  # first part of a key: what is drawn
 

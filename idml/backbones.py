@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock
 
 from shared.errors import UserError
-from shared.run.checkpoints import read_file
+from shared.training.checkpoints import read_file
 
 STAGE_WIDTHS = (32, 64, 128, 256)
 TINY_WIDTHS = (32, 48, 64)

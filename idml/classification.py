@@ -22,14 +22,14 @@ from shared.data.keyed import keyed_uniform
 from shared.data.published import load_classification_set
 from shared.data.sampler import KeyedBatchSampler
 from shared.errors import UserError
-from shared.run.fit import seconds_of_training
-from shared.run.machine import arithmetic, require_device, require_precision
-from shared.run.module import GuardedModule
-from shared.run.ranks import world_size
-from shared.run.training_data import TrainingData
+from shared.metrics.scores import top_hits, top_scores
+from shared.training.checks import autocast_context
+from shared.training.fit import seconds_of_training
+from shared.training.guard import GuardedModule
+from shared.training.ranks import world_size
+from shared.training.training_data import TrainingData
 
 MIXED, MIXING = 46, 47  # first part of a key: what is drawn
-TOP = 5
 
 
 class ClassificationModule(GuardedModule):
@@ -87,12 +87,14 @@ class ClassificationModule(GuardedModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
-def prepare(cfg) -> tuple[ClassificationModule, TrainingData, ImageSet]:
-    """Return all that a run trains with, and its test images; raises UserError for bad input."""
-    require_device(cfg)
-    require_precision(cfg)
+def require_selection(cfg) -> None:
+    """Raise UserError for another epoch than the last: no class is held out here."""
     if cfg.selection != "last-epoch":
         raise UserError(f"selection={cfg.selection} is not one of classification: set last-epoch")
+
+
+def prepare(cfg) -> tuple[ClassificationModule, TrainingData, ImageSet]:
+    """Return all that a run trains with, and its test images; raises UserError for bad input."""
     images = load_classification_set(cfg.data.manifest, "train", cfg.paths.data_root)
     test = load_classification_set(cfg.data.manifest, "test", cfg.paths.data_root)
     chosen = None
@@ -112,18 +114,12 @@ def prepare(cfg) -> tuple[ClassificationModule, TrainingData, ImageSet]:
 def score(cfg, network: nn.Module, test: ImageSet, device: torch.device) -> dict[str, float]:
     """Return top1, top5 (fractions) and ``n_test`` over all test images, by the logits without the metric."""
     network = network.to(device).eval()
-    ranked = []
+    hits = []
     for batch in DataLoader(EvaluationBatches(cfg, test), batch_size=None, num_workers=cfg.trainer.workers):
-        with arithmetic(cfg, device):
+        with autocast_context(cfg, device):
             logits = network(batch["images"].to(device, next(network.parameters()).dtype))
-        best = logits.topk(min(TOP, logits.shape[1]), 1).indices.cpu()  # (B, 5), best first
-        ranked.append(best == batch["labels"][:, None])
-    hits = torch.cat(ranked)
-    return {
-        "top1": float(hits[:, 0].double().mean()),
-        "top5": float(hits.any(1).double().mean()),
-        "n_test": float(len(hits)),
-    }
+        hits.append(top_hits(logits.cpu(), batch["labels"]))
+    return top_scores(torch.cat(hits)) | {"n_test": float(sum(map(len, hits)))}
 
 
 def run(cfg, folder: Path, fit: Callable) -> dict | None:

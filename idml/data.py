@@ -11,12 +11,12 @@ from shared.data.images import KEPT_BYTES, Batches, ImageSet, OrderedBatches
 from shared.data.keyed import keyed_permutation
 from shared.data.sampler import ClassBalancedBatchSampler, KeyedBatchSampler
 from shared.errors import UserError
-from shared.run.training_data import TrainingData
+from shared.training.training_data import TrainingData
 
 HELD_OUT = 43  # first part of a key: what is drawn
 
 
-class ClassesOf(ImageSet):
+class ClassSubset(ImageSet):
     """The images of some classes of a set, numbered anew from 0 in the order of the old numbers."""
 
     def __init__(self, images: ImageSet, classes: Sequence[int]):
@@ -52,7 +52,7 @@ def training_images(cfg) -> tuple[ImageSet, ImageSet | None]:
     if not held_out:
         return images, None
     kept = sorted(set(range(len(images.classes))) - set(held_out))
-    return ClassesOf(images, kept), ClassesOf(images, held_out)
+    return ClassSubset(images, kept), ClassSubset(images, held_out)
 
 
 def training_data(cfg, images: ImageSet) -> TrainingData:

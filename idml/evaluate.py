@@ -7,25 +7,30 @@ The images come from the config, as in training. The weights are read with ``wei
 
 from pathlib import Path
 
+import hydra
+
 from idml import classification
-from idml.figures import draw_uncertainty
+from idml.config import CONFIGS, IDMLConfig
 from idml.model import build_classification_network, build_embedding_network
 from idml.module import parameters_of
 from idml.scoring import embed, scores
 from idml.sets import load_retrieval_set
+from idml.tools.figures import draw_uncertainty
+from idml.train import check
 from idml.uncertainty import ambiguous_uncertainties, uncertainty_scores
 from shared.data.published import load_classification_set
-from shared.run.checkpoints import load_weights, read_checkpoint
-from shared.run.machine import device_of, require_precision
+from shared.training.application import command
+from shared.training.checkpoints import load_weights, read_checkpoint
+from shared.training.checks import device_of
+from shared.training.evaluation import run_evaluation
 
 
-def evaluate_checkpoint(cfg, path: Path, folder: Path) -> dict:
+def evaluate_checkpoint(cfg: IDMLConfig, path: Path, folder: Path) -> dict:
     """Return the scores of a checkpoint, and draw its uncertainty into ``folder``.
 
-    Raises UserError, before anything is written, for a missing or damaged checkpoint, for one of another row or
-    arrangement, and for a precision that this machine has not.
+    Raises UserError, before anything is written, for a missing or damaged checkpoint and for one of another row or
+    arrangement.
     """
-    require_precision(cfg)
     cfg.model.pretrained = False  # the checkpoint holds every weight
     state, steps = read_checkpoint(path)
     device = device_of(cfg)
@@ -48,3 +53,13 @@ def evaluate_checkpoint(cfg, path: Path, folder: Path) -> dict:
     metrics["parameters"] = float(parameters_of(network))
     metrics["steps_trained"] = float(steps)
     return metrics
+
+
+@command
+@hydra.main(version_base="1.3", config_path=CONFIGS, config_name="evaluate")
+def main(cfg: IDMLConfig) -> None:
+    run_evaluation(cfg, evaluate_checkpoint, check)
+
+
+if __name__ == "__main__":
+    main()

@@ -13,7 +13,7 @@ from idml.classifier import ClassificationNetwork, IntrospectiveClassifier
 from idml.embedding import EmbeddingNetwork, freeze_batchnorm
 from idml.pyramidnet import pyramidnet
 from shared.errors import UserError
-from shared.run.ranks import with_global_batchnorm
+from shared.training.ranks import with_global_batchnorm
 
 PYRAMIDS = {"pyramidnet200": (200, 240)}  # depth, alpha
 

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from idml.embedding import EmbeddingNetwork
 from idml.losses import MetricLoss
-from idml.objective import objective, share_of_first
+from idml.objective import mixup_lambda, objective
 from shared.data.keyed import keyed_bits
-from shared.run.module import GuardedModule
+from shared.training.guard import GuardedModule
 
 MINING = 42  # first part of a key: what is drawn
 
@@ -49,7 +49,7 @@ class RetrievalModule(GuardedModule):
         """Return the objective, 0-d, of this rank's part of a batch: images (B, 3, H, W), labels (B,) int64."""
         share = None
         if self.mixup_alpha is not None:
-            share = share_of_first(self.seed, step, self.mixup_alpha)
+            share = mixup_lambda(self.seed, step, self.mixup_alpha)
         return objective(self.model, self.metric_loss, batch["images"], batch["labels"], share)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:

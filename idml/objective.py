@@ -15,17 +15,17 @@ from scipy.special import betaincinv
 from torch import Tensor, nn
 
 from shared.data.keyed import keyed_uniform
-from shared.run.ranks import gather_rows, world_size
+from shared.training.ranks import gather_rows, world_size
 
 SHARE = 41  # first part of a key: what is drawn
 
 
-def share_of_first(seed: int, step: int, alpha: float) -> float:
+def mixup_lambda(seed: int, step: int, alpha: float) -> float:
     """Return lam, the part of the first image in every mixture of a step."""
     return float(betaincinv(alpha, alpha, float(keyed_uniform(SHARE, seed, step))))
 
 
-def partners(rows: Tensor) -> Tensor:
+def mixup_pairs(rows: Tensor) -> Tensor:
     """Return the second of every pair, (B, ...) in the order of the first.
 
     The batch is in random order and is rolled by half, so that the two of a pair are on one rank (as in
@@ -36,7 +36,7 @@ def partners(rows: Tensor) -> Tensor:
 
 def mixture(images: Tensor, share: float) -> Tensor:
     """Return lam x + (1 - lam) x', (B, 3, H, W)."""
-    return torch.lerp(partners(images), images, share)
+    return torch.lerp(mixup_pairs(images), images, share)
 
 
 def gather_batch(rows: Tensor) -> Tensor:
@@ -68,5 +68,5 @@ def objective(
         return total
     mixed = gather_batch(network(mixture(images, share)))
     first = loss(mixed, every_label)
-    second = loss(mixed, gather_batch(partners(labels)))
+    second = loss(mixed, gather_batch(mixup_pairs(labels)))
     return total + share * first + (1 - share) * second

@@ -15,7 +15,7 @@ import scipy.io
 
 from shared.data.digits import load_digits
 from shared.data.folders import Listing
-from shared.data.images import HeldImages, ImageFiles, ImageSet
+from shared.data.images import ArrayImages, ImageFiles, ImageSet
 from shared.data.manifest import Manifest, load_manifest, locate
 from shared.errors import UserError
 
@@ -103,12 +103,12 @@ def retrieval_set_names() -> list[str]:
     return ["digits", *READERS]
 
 
-def _digits(split: str) -> HeldImages:
+def _digits(split: str) -> ArrayImages:
     images, labels = load_digits(range(5) if split == "train" else range(5, 10))
     grey = (images * 255).round().astype(np.uint8)  # (n, 8, 8)
     names = sorted(set(labels.tolist()))
     pixels = np.repeat(grey[:, None], 3, axis=1)  # (n, 3, 8, 8)
-    return HeldImages(tuple(map(str, names)), labels - names[0], pixels)
+    return ArrayImages(tuple(map(str, names)), labels - names[0], pixels)
 
 
 def _annotations(manifest: Manifest, data_root: str | Path | None) -> tuple[Path, list[Annotation]]:

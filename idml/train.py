@@ -8,36 +8,44 @@
 import time
 from pathlib import Path
 
+import hydra
 import lightning.pytorch as pl
 import torch
 from omegaconf import OmegaConf
 
 from idml import classification
+from idml.config import CONFIGS, IDMLConfig
 from idml.data import training_data, training_images
-from idml.figures import draw_uncertainty
 from idml.losses import build_loss
 from idml.model import build_embedding_network
 from idml.module import RetrievalModule, parameters_of
 from idml.scoring import chance_level, embed, recall_at_1, scores
 from idml.selection import CHOICES, EpochSelection, require_selection
 from idml.sets import load_retrieval_set
+from idml.tools.figures import draw_uncertainty
 from idml.uncertainty import ambiguous_uncertainties, uncertainty_scores
 from shared.data.images import ImageSet
-from shared.run.checkpoints import load_weights, read_checkpoint
-from shared.run.fit import fit as train
-from shared.run.fit import seconds_of_training
-from shared.run.machine import device_of, require_device, require_precision, synchronise
-from shared.run.training_data import TrainingData
+from shared.training.application import command, run_job
+from shared.training.checkpoints import load_weights, read_checkpoint
+from shared.training.checks import device_of, synchronise
+from shared.training.fit import fit as train
+from shared.training.fit import seconds_of_training
+from shared.training.training_data import TrainingData
 
 
-def prepare(cfg) -> tuple[RetrievalModule, TrainingData, dict[str, ImageSet]]:
+def check(cfg: IDMLConfig) -> None:
+    """Raise UserError for a way to choose an epoch that this task does not have."""
+    if cfg.data.task == "classification":
+        classification.require_selection(cfg)
+    else:
+        require_selection(cfg)
+
+
+def prepare(cfg: IDMLConfig) -> tuple[RetrievalModule, TrainingData, dict[str, ImageSet]]:
     """Return all that a run trains and chooses an epoch with, as a function of the config alone.
 
     Raises UserError for bad input.
     """
-    require_device(cfg)
-    require_precision(cfg)
-    require_selection(cfg)
     images, held_out = training_images(cfg)
     sets = {"best-test-epoch": load_retrieval_set(cfg.data.manifest, "test", cfg.paths.data_root)}
     if held_out is not None:
@@ -53,13 +61,15 @@ def prepare(cfg) -> tuple[RetrievalModule, TrainingData, dict[str, ImageSet]]:
     return RetrievalModule(network, criterion, cfg, steps_per_epoch), data, sets
 
 
-def fit(cfg, module: pl.LightningModule, data: TrainingData, folder: Path, callbacks=()) -> pl.Trainer:
+def fit(
+    cfg: IDMLConfig, module: pl.LightningModule, data: TrainingData, folder: Path, callbacks=()
+) -> pl.Trainer:
     """Train for the steps of the config, going on from ``folder/last.ckpt`` where there is one."""
     clipping = {"gradient_clip_val": cfg.optim.clip_value, "gradient_clip_algorithm": "value"}
     return train(cfg, module, data, folder, callbacks, **clipping)
 
 
-def run(cfg, folder: Path) -> dict | None:
+def run(cfg: IDMLConfig, folder: Path) -> dict | None:
     """Train and score one row and seed into ``folder``; returns the metrics (None on ranks other than 0)."""
     if cfg.data.task == "classification":
         return classification.run(cfg, folder, fit)
@@ -108,7 +118,7 @@ def score_choices(
     return found
 
 
-def seconds_of_run(cfg) -> float:
+def seconds_of_run(cfg: IDMLConfig) -> float:
     """Estimate the seconds of a whole run from three timed steps and the embedding of one batch.
 
     Of a batch that several devices share, one device's part is loaded and timed.
@@ -126,3 +136,13 @@ def seconds_of_run(cfg) -> float:
     seconds_per_image = (time.perf_counter() - begin) / len(batch)
     scored = sum(map(len, sets.values())) * (cfg.scale.epochs + len(sets) + 1)
     return seconds + scored * seconds_per_image
+
+
+@command
+@hydra.main(version_base="1.3", config_path=CONFIGS, config_name="train")
+def main(cfg: IDMLConfig) -> float | None:
+    return run_job(cfg, run, check)
+
+
+if __name__ == "__main__":
+    main()

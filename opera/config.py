@@ -1,13 +1,16 @@
 """Types of OPERA's configuration, types only: values stand in ``configs/*.yaml``; an unknown key is an error."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
-from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
 from opera.views import ViewsConfig
+from shared.claims import rows
 from shared.data.augment import AugmentationConfig
-from shared.run.schema import LauncherConfig, LoggingConfig, PathsConfig, TrainerConfig
+from shared.training.schema import LauncherConfig, Loggers, PathsConfig, TrainerConfig
+
+CONFIGS = str(Path(__file__).parent / "configs")
 
 
 @dataclass
@@ -118,9 +121,14 @@ class OPERAConfig:
     scale: ScaleConfig = MISSING
     paths: PathsConfig = MISSING
     trainer: TrainerConfig = MISSING
-    logging: LoggingConfig = MISSING
+    logger: Loggers = MISSING
     output: OutputConfig = MISSING
     launcher: LauncherConfig = MISSING
 
 
-ConfigStore.instance().store(name="opera_schema", node=OPERAConfig)
+def register() -> None:
+    """Make the types and the rows of this paper known to Hydra."""
+    rows.register(Path(__file__).parent, OPERAConfig)
+
+
+register()

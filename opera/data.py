@@ -15,7 +15,7 @@ from shared.data.keyed import keyed_permutation
 from shared.data.published import load_classification_set
 from shared.data.sampler import KeyedBatchSampler
 from shared.errors import UserError
-from shared.run.training_data import TrainingData
+from shared.training.training_data import TrainingData
 
 LABELLED = 59  # first part of a key: what is drawn
 

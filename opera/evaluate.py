@@ -11,25 +11,29 @@ was tuned on. The images come from the config, as in training. The weights are r
 import copy
 from pathlib import Path
 
+import hydra
 from torch import Tensor, nn
 
 from opera.backbones import build_backbone
+from opera.config import CONFIGS, OPERAConfig
 from opera.moco_checkpoints import is_official, linear_classifier, load_moco_v3
 from opera.train import (
     UNTRAINED,
     build_hierarchy,
+    check,
     neighbour_scores,
     pretraining_folder,
-    require_task,
     task_folder,
 )
-from opera.tuning import Classifier, outputs, top_scores
+from opera.tuning import Classifier, answer_scores, outputs
 from shared.data.images import ImageSet
 from shared.data.published import load_classification_set
 from shared.errors import UserError
-from shared.run.checkpoints import load_weights, read_checkpoint
-from shared.run.job import run_folder
-from shared.run.machine import device_of, require_precision
+from shared.training.application import command
+from shared.training.checkpoints import load_weights, read_checkpoint
+from shared.training.checks import device_of
+from shared.training.config import run_folder
+from shared.training.evaluation import run_evaluation
 
 
 def checkpoint_of(cfg) -> Path:
@@ -95,7 +99,7 @@ def score_head(cfg, backbone: nn.Module, path: Path) -> dict[str, float]:
     classifier = Classifier(copy.deepcopy(backbone), len(head["bias"]))
     classifier.head.load_state_dict(head)
     test = tests[fitting[0]]
-    found = top_scores(*outputs(cfg, classifier, test, device_of(cfg)))
+    found = answer_scores(*outputs(cfg, classifier, test, device_of(cfg)))
     return suffixed(cfg, fitting[0], found | {"n_test": float(len(test))})
 
 
@@ -104,7 +108,7 @@ def score_classifier(cfg, state: dict[str, Tensor], path: Path, backbone: nn.Mod
     classifier = Classifier(backbone, len(state["head.weight"]))
     load_weights(classifier, state, cfg.row, path)
     name, test = tuned_on(cfg, path, len(state["head.weight"]))
-    found = top_scores(*outputs(cfg, classifier, test, device_of(cfg)))
+    found = answer_scores(*outputs(cfg, classifier, test, device_of(cfg)))
     return suffixed(cfg, name, found | {"n_test": float(len(test))})
 
 
@@ -113,11 +117,9 @@ def evaluate_checkpoint(cfg, path: Path, folder: Path) -> dict:
 
     A pre-training's, and a file's of MoCo-v3's authors: top1_knn and n_test of every set, with top1 and top5 of the
     latter's linear classifier where it has one. A tuned classifier's: top1, top5 and n_test of its set. All:
-    parameters of the backbone; those of runs steps_trained. Raises UserError for a missing or damaged checkpoint, for
-    one of another arrangement or backbone, for a set that cannot be told, and for a precision this machine has not.
+    parameters of the backbone; those of runs steps_trained. Raises UserError for a missing or damaged checkpoint,
+    for one of another arrangement or backbone, and for a set that cannot be told.
     """
-    require_precision(cfg)
-    require_task(cfg)
     path = Path(path)
     backbone = build_backbone(cfg.model.backbone, cfg.data.image_size)
     parameters = {"parameters": float(sum(parameter.numel() for parameter in backbone.parameters()))}
@@ -135,3 +137,13 @@ def evaluate_checkpoint(cfg, path: Path, folder: Path) -> dict:
     raise UserError(
         f"{path} holds neither a pre-training nor a tuned classifier of OPERA: give a last.ckpt of row {cfg.row}"
     )
+
+
+@command
+@hydra.main(version_base="1.3", config_path=CONFIGS, config_name="evaluate")
+def main(cfg: OPERAConfig) -> None:
+    run_evaluation(cfg, evaluate_checkpoint, check, default_checkpoint=checkpoint_of)
+
+
+if __name__ == "__main__":
+    main()

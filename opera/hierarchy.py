@@ -34,7 +34,7 @@ from torch.nn import functional as F
 
 from opera.heads import mlp
 from shared.errors import UserError
-from shared.run.ranks import gather_rows, mean_over_ranks, rank, rows_of_ranks, sum_over_ranks
+from shared.training.ranks import gather_rows, mean_over_ranks, rank, rows_of_ranks, sum_over_ranks
 
 ARRANGEMENTS = ("one-space", "backbone", "parallel", "hierarchy", "instance", "supervised", "supcon")
 LOSS_WEIGHTS = ("released", "printed")

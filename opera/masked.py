@@ -34,7 +34,7 @@ from opera.hierarchy import Hierarchy
 from opera.views import Key
 from shared.data.keyed import keyed_bits
 from shared.errors import UserError
-from shared.run.ranks import mean_over_ranks
+from shared.training.ranks import mean_over_ranks
 
 MASKED_ARRANGEMENTS = ("masked", "masked-hierarchy")
 HIDING = 63  # first part of a key: what is drawn

@@ -18,7 +18,7 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from shared.errors import UserError
-from shared.run.checkpoints import read_file
+from shared.training.checkpoints import read_file
 
 log = logging.getLogger(__name__)
 

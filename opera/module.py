@@ -9,7 +9,7 @@ from opera.schedules import learning_rate, momentum
 from opera.views import Key, Views
 from shared.data.keyed import keyed_bits
 from shared.errors import UserError
-from shared.run.module import GuardedModule
+from shared.training.guard import GuardedModule
 
 OPTIMIZERS = ("lars", "adamw", "sgd")
 DROPPING = 60  # first part of a key: what is drawn

@@ -8,33 +8,34 @@ stands in a folder of its own, named by what it depends on, so that rows which d
 
 import copy
 import hashlib
-import os
 import time
 from pathlib import Path
 
+import hydra
 import numpy as np
 import torch
 from omegaconf import OmegaConf
 from torch import nn
 
 from opera.backbones import build_backbone
+from opera.config import CONFIGS, OPERAConfig
 from opera.data import pretraining_data
 from opera.hierarchy import Hierarchy, conflict
 from opera.knn import knn_scores
 from opera.masked import MASKED_ARRANGEMENTS, MaskedHierarchy
 from opera.moco_checkpoints import load_moco_v3
 from opera.module import PretrainingModule
-from opera.tuning import KINDS, TuningModule, outputs, top_scores, tuning_data
+from opera.tuning import KINDS, TuningModule, answer_scores, outputs, tuning_data
 from opera.views import Views
 from shared.data.published import load_classification_set
 from shared.errors import UserError
-from shared.metrics.record import config_sha256
-from shared.run.config import repository_root
-from shared.run.fit import fit, seconds_of_training
-from shared.run.job import claimed
-from shared.run.machine import arithmetic, device_of, require_device, require_precision
-from shared.run.ranks import rank, with_global_batchnorm, world_size
-from shared.run.training_data import TrainingData
+from shared.training.application import command, folder_lock, run_job
+from shared.training.checks import autocast_context, device_of, process_rank
+from shared.training.config import root_of
+from shared.training.fit import fit, seconds_of_training
+from shared.training.ranks import rank, with_global_batchnorm, world_size
+from shared.training.record import config_sha256
+from shared.training.training_data import TrainingData
 
 CONFLICT_BATCHES, CONFLICT_IMAGES = 8, 256  # over which the conflict is averaged; at most, of a batch
 UNTRAINED = "untrained"  # task.weights of a network as it is drawn
@@ -50,7 +51,7 @@ PRETRAINING = (
 )  # what it depends on, and epochs
 
 
-def build_hierarchy(cfg) -> Hierarchy:
+def build_hierarchy(cfg: OPERAConfig) -> Hierarchy:
     """Return the network of a pre-training, untrained; UserError for what cannot be built."""
     torch.manual_seed(cfg.seed)
     backbone = build_backbone(cfg.model.backbone, cfg.data.image_size)
@@ -68,11 +69,11 @@ def build_hierarchy(cfg) -> Hierarchy:
     return with_global_batchnorm(hierarchy)
 
 
-def require_task(cfg) -> None:
+def check(cfg: OPERAConfig) -> None:
     """Raise UserError for a task that there is not."""
     if cfg.task.kind == "dense":
         raise UserError(
-            f"{cfg.row} is blocked: detection and segmentation do not stand in this repository yet, choose another row"
+            f"{cfg.row} is blocked: detection and segmentation are not implemented yet, choose another row"
         )
     if cfg.task.kind not in KINDS or not cfg.task.sets:
         raise UserError(
@@ -80,35 +81,32 @@ def require_task(cfg) -> None:
         )
 
 
-def prepare(cfg) -> tuple[PretrainingModule, TrainingData]:
+def prepare(cfg: OPERAConfig) -> tuple[PretrainingModule, TrainingData]:
     """Return all that a pre-training needs, as a function of the config alone; raises UserError for bad input."""
-    require_task(cfg)
-    require_device(cfg)
-    require_precision(cfg)
     data = pretraining_data(cfg)
     return PretrainingModule(build_hierarchy(cfg), Views(cfg.views), cfg, data.sampler.steps), data
 
 
-def pretraining_folder(cfg) -> Path:
+def pretraining_folder(cfg: OPERAConfig) -> Path:
     """Return the folder of a pre-training: the same for all configs that pre-train alike."""
     tree = OmegaConf.to_container(cfg, resolve=True)
     kept = {name: tree[name] for name in PRETRAINING} | {"epochs": cfg.scale.epochs}
     if cfg.objective.arrangement == "instance":
         kept["weight"] = "2 T"  # it was T once, by the same configuration
     digest = config_sha256(kept, {"objective.mask": None})  # a key that only masked spaces have
-    return repository_root() / cfg.paths.runs / "pretraining" / f"seed{cfg.seed}-{digest[:12]}"
+    return root_of(cfg) / cfg.paths.runs / "pretraining" / f"seed{cfg.seed}-{digest[:12]}"
 
 
-def pretrained(cfg) -> tuple[PretrainingModule, TrainingData, float, bool]:
+def pretrained(cfg: OPERAConfig) -> tuple[PretrainingModule, TrainingData, float, bool]:
     """Return the module after its pre-training, its data, the seconds that it took now and whether this is rank 0.
 
     Raises UserError where another process is at the same pre-training.
     """
     module, data = prepare(cfg)
     folder = pretraining_folder(cfg)
-    if int(os.environ.get("RANK", 0)):
+    if process_rank(cfg.trainer) > 0:
         return *_fitted(cfg, module, data, folder), False
-    with claimed(folder) as mine:
+    with folder_lock(folder) as mine:
         if not mine:
             raise UserError(
                 f"{folder.name} is being pre-trained by another process: type the command again after that"
@@ -122,17 +120,16 @@ def _fitted(cfg, module, data, folder: Path) -> tuple[PretrainingModule, Trainin
     return module, data, time.perf_counter() - begin
 
 
-def run(cfg, folder: Path) -> dict | None:
+def run(cfg: OPERAConfig, folder: Path) -> dict | None:
     """Pre-train and score one row and seed; returns the metrics (None on ranks other than 0).
 
     With ``task.weights`` an official file, or a network as it is drawn, stands in the place of the pre-training.
     """
-    require_task(cfg)
     for name in cfg.task.sets:
         tuning_data(cfg, name)  # what is bad is said before days of pre-training
     module = None
     if cfg.task.weights is not None:
-        backbone, metrics, first = _given(cfg), {"skipped_steps": 0.0}, not int(os.environ.get("RANK", 0))
+        backbone, metrics, first = _given(cfg), {"skipped_steps": 0.0}, process_rank(cfg.trainer) == 0
         metrics["weights"] = _weights_name(cfg)
     else:
         begun = (pretraining_folder(cfg) / "last.ckpt").exists()
@@ -150,7 +147,7 @@ def run(cfg, folder: Path) -> dict | None:
     return metrics if first else None
 
 
-def _weights_name(cfg) -> str:
+def _weights_name(cfg: OPERAConfig) -> str:
     """Return what ``task.weights`` stands for, whatever its path: the sha256 of the file, or "untrained"."""
     if cfg.task.weights == UNTRAINED:
         return UNTRAINED
@@ -165,19 +162,8 @@ def task_folder(cfg, folder: Path, name: str) -> Path:
     return folder / _weights_name(cfg)[:12] / name
 
 
-def check(cfg) -> None:
-    """Raise UserError for bad input of any kind, before the processes of several devices are started."""
-    if cfg.task.weights is None:
-        prepare(cfg)
-    else:
-        require_task(cfg)
-        _given(cfg)
-
-
-def _given(cfg) -> nn.Module:
+def _given(cfg: OPERAConfig) -> nn.Module:
     """Return the backbone that stands in the place of a pre-trained one: as drawn, or of an official file."""
-    require_device(cfg)
-    require_precision(cfg)
     torch.manual_seed(cfg.seed)
     backbone = build_backbone(cfg.model.backbone, cfg.data.image_size)
     if cfg.task.weights != UNTRAINED:
@@ -193,7 +179,7 @@ def measured_conflict(cfg, module: PretrainingModule, data: TrainingData) -> flo
     torch.manual_seed(cfg.seed)  # masked spaces draw what they hide
     for where in conflict_batches(cfg, data):
         batch = {name: value.to(device) for name, value in data.batches[where].items()}
-        with arithmetic(cfg, device):
+        with autocast_context(cfg, device):
             found.append(conflict(model, *module.both_views(batch), batch["labels"]))
     return sum(found) / len(found)
 
@@ -217,7 +203,7 @@ def evaluate_on(cfg, backbone: nn.Module, name: str, folder: Path) -> dict[str, 
     module = TuningModule(tuned, len(test.classes), cfg, data.sampler.steps)
     fit(cfg, module, data, folder)
     logits, labels = outputs(cfg, module.model, test, device)
-    return found | top_scores(logits, labels) | {"n_test": float(len(test))}
+    return found | answer_scores(logits, labels) | {"n_test": float(len(test))}
 
 
 def neighbour_scores(cfg, backbone: nn.Module, name: str) -> float:
@@ -228,7 +214,7 @@ def neighbour_scores(cfg, backbone: nn.Module, name: str) -> float:
     of_test, labels = outputs(cfg, backbone, test, device)
     neighbours = cfg.task.neighbours or NEIGHBOURS
     votes = knn_scores(*features, of_test, len(test.classes), neighbours, cfg.task.neighbour_temperature)
-    return top_scores(votes, labels)["top1"]
+    return answer_scores(votes, labels)["top1"]
 
 
 def with_drop_path(cfg, backbone: nn.Module) -> nn.Module:
@@ -240,7 +226,7 @@ def with_drop_path(cfg, backbone: nn.Module) -> nn.Module:
     return tuned
 
 
-def seconds_of_run(cfg) -> float:
+def seconds_of_run(cfg: OPERAConfig) -> float:
     """Estimate the seconds of a whole run from three timed steps of the pre-training and of every task."""
     if cfg.task.weights is not None:
         backbone, total = _given(cfg), 0.0
@@ -254,3 +240,13 @@ def seconds_of_run(cfg) -> float:
             cfg, TuningModule(tuned, len(test.classes), cfg, data.sampler.steps), data
         )
     return total
+
+
+@command
+@hydra.main(version_base="1.3", config_path=CONFIGS, config_name="train")
+def main(cfg: OPERAConfig) -> float | None:
+    return run_job(cfg, run, check)
+
+
+if __name__ == "__main__":
+    main()

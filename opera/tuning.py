@@ -17,14 +17,14 @@ from shared.data.keyed import keyed_bits
 from shared.data.published import load_classification_set
 from shared.data.sampler import KeyedBatchSampler
 from shared.errors import UserError
-from shared.run.machine import arithmetic
-from shared.run.module import GuardedModule
-from shared.run.ranks import world_size
-from shared.run.training_data import TrainingData
+from shared.metrics.scores import top_hits, top_scores
+from shared.training.checks import autocast_context
+from shared.training.guard import GuardedModule
+from shared.training.ranks import world_size
+from shared.training.training_data import TrainingData
 
 KINDS = ("probe", "finetune")
 MIXING, DROPPING = 61, 62  # first part of a key: what is drawn
-TOP = 5
 
 
 class Classifier(nn.Module):
@@ -152,18 +152,17 @@ def outputs(cfg, network: nn.Module, images: ImageSet, device, chosen=None) -> t
     ordered = OrderedBatches(batches, cfg.output.batch_size)
     loader = DataLoader(ordered, batch_size=None, num_workers=cfg.trainer.workers)
     for batch in loader:
-        with arithmetic(cfg, device):
+        with autocast_context(cfg, device):
             rows = network(batch["images"].to(device, dtype))
         found.append(rows.to(torch.promote_types(rows.dtype, torch.float32)))
         labels.append(batch["labels"].to(device))
     return torch.cat(found), torch.cat(labels)
 
 
-def top_scores(logits: Tensor, labels: Tensor) -> dict[str, float]:
+def answer_scores(logits: Tensor, labels: Tensor) -> dict[str, float]:
     """Return top1 and top5, fractions, of logits (n, classes) and labels (n,); UserError where they are not numbers."""
     if not logits.isfinite().all():
         raise UserError(
             "the answers of the network are not finite: the training diverged, lower optim.lr or task.lr"
         )
-    hits = logits.topk(min(TOP, logits.shape[1]), 1).indices == labels[:, None]
-    return {"top1": float(hits[:, 0].double().mean()), "top5": float(hits.any(1).double().mean())}
+    return top_scores(top_hits(logits, labels))

@@ -1,12 +1,15 @@
 """Types of PDML's configuration. Types only: every value stands in ``configs/*.yaml``; an unknown key is an error."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
-from shared.run.schema import LauncherConfig, LoggingConfig, PathsConfig, TrainerConfig
+from shared.claims import rows
+from shared.training.schema import LauncherConfig, Loggers, PathsConfig, TrainerConfig
+
+CONFIGS = str(Path(__file__).parent / "configs")
 
 
 @dataclass
@@ -118,9 +121,14 @@ class PDMLConfig:
     scale: ScaleConfig = MISSING
     paths: PathsConfig = MISSING
     trainer: TrainerConfig = MISSING
-    logging: LoggingConfig = MISSING
+    logger: Loggers = MISSING
     output: OutputConfig = MISSING
     launcher: LauncherConfig = MISSING
 
 
-ConfigStore.instance().store(name="pdml_schema", node=PDMLConfig)
+def register() -> None:
+    """Make the types and the rows of this paper known to Hydra."""
+    rows.register(Path(__file__).parent, PDMLConfig)
+
+
+register()

@@ -7,15 +7,19 @@ The scene and the split come from the config, as in training. The weights are re
 
 from pathlib import Path
 
+import hydra
 import numpy as np
 import torch
 
-from pdml.maps import draw_maps
+from pdml.config import CONFIGS, PDMLConfig
 from pdml.model import PatchModel, build_model
 from pdml.scenes import Scene, Split, load_scene
+from pdml.tools.maps import draw_maps
 from pdml.train import evaluate
 from shared.errors import UserError
-from shared.run.checkpoints import load_weights, read_checkpoint
+from shared.training.application import command
+from shared.training.checkpoints import load_weights, read_checkpoint
+from shared.training.evaluation import run_evaluation
 
 # Relative difference of the mean training spectrum in float32; another split changes it by 1e-3 and more.
 SAME_PIXELS = 1e-4
@@ -49,3 +53,13 @@ def evaluate_checkpoint(cfg, path: Path, folder: Path) -> dict:
     if cfg.output.maps:
         draw_maps(folder, scene, split, prediction)
     return metrics
+
+
+@command
+@hydra.main(version_base="1.3", config_path=CONFIGS, config_name="evaluate")
+def main(cfg: PDMLConfig) -> None:
+    run_evaluation(cfg, evaluate_checkpoint)
+
+
+if __name__ == "__main__":
+    main()

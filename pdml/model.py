@@ -205,5 +205,5 @@ def build_model(cfg: DictConfig, bands: int, classes: int) -> PatchModel:
             raise error.__cause__ from None
         reason = " ".join(str(error.__cause__ or error).split())
         raise UserError(
-            f"model or method is configured wrongly ({reason}): mend the key in pdml/configs"
+            f"model or method is configured wrongly ({reason}): fix the key in pdml/configs"
         ) from error

@@ -59,7 +59,7 @@ def _pixels_first(values: np.ndarray, cfg, path: Path) -> np.ndarray:
         if values.ndim != 2 or values.shape[1] != height * width:
             raise UserError(
                 f"{path}: the array is {values.shape}, not channels x {height * width} pixels; "
-                "mend data.height and data.width, or get the right file"
+                "fix data.height and data.width, or get the right file"
             )
         return values.reshape(-1, width, height).transpose(2, 1, 0)
     if cfg.layout != "hwb":
@@ -83,7 +83,7 @@ def _finite(values: np.ndarray, path: Path) -> np.ndarray:
     if len(bad):
         raise UserError(
             f"{path}: band {bad[0]} (counted from 0) holds NaN or infinite values, {len(bad)} such bands "
-            "in all; list them in data.drop_bands (and lower data.bands), or mend the cube"
+            "in all; list them in data.drop_bands (and lower data.bands), or fix the cube"
         )
     return values
 
@@ -97,7 +97,7 @@ def _cube(cfg, data_root) -> tuple[np.ndarray, Path]:
     ):
         raise UserError(
             f"{path}: the cube has {cube.shape[2]} bands, but the config keeps {cfg.bands} and drops "
-            f"{len(dropped)}; mend data.bands and data.drop_bands, or get the right file"
+            f"{len(dropped)}; fix data.bands and data.drop_bands, or get the right file"
         )
     return _finite(np.delete(cube, dropped, axis=2) if dropped else cube, path), path
 
@@ -137,10 +137,10 @@ def _check_labels(labels: np.ndarray, cfg, source) -> None:
     if present != list(range(1, classes + 1)):
         raise UserError(
             f"{source}: the labels are {present}, but the config names {classes} classes; get the right "
-            "label map, or mend data.class_names"
+            "label map, or fix data.class_names"
         )
     if len(cfg.colours) != classes:
-        raise UserError(f"{cfg.name}: {len(cfg.colours)} colours for {classes} classes; mend data.colours")
+        raise UserError(f"{cfg.name}: {len(cfg.colours)} colours for {classes} classes; fix data.colours")
 
 
 def load_scene(cfg, seed: int, patch_size: int, data_root: str | None) -> tuple[Scene, Split]:
@@ -169,7 +169,7 @@ def load_scene(cfg, seed: int, patch_size: int, data_root: str | None) -> tuple[
         )
     if labels.shape != (cfg.height, cfg.width):
         raise UserError(
-            f"{source}: the labels are {labels.shape}, the config says {(cfg.height, cfg.width)}; mend "
+            f"{source}: the labels are {labels.shape}, the config says {(cfg.height, cfg.width)}; fix "
             "data.height and data.width, or get the right file"
         )
     _check_labels(labels, cfg, source)
@@ -180,7 +180,7 @@ def load_scene(cfg, seed: int, patch_size: int, data_root: str | None) -> tuple[
         if spectra.shape != (own.size, cfg.bands):
             raise UserError(
                 f"{path}: the spectra are {spectra.shape}, not {own.size} labels x {cfg.bands} bands; "
-                "get the pair of files that belongs together, or mend data.bands"
+                "get the pair of files that belongs together, or fix data.bands"
             )
         cube, abundances, _ = resample_scene(
             labels, split, _finite(spectra, path), own, cfg.resample.sigma, cfg.resample.noise, seed

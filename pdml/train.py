@@ -11,20 +11,23 @@ import time
 from itertools import cycle, islice
 from pathlib import Path
 
+import hydra
 import numpy as np
 import torch
 from scipy.special import entr
 from scipy.stats import spearmanr
 from tqdm import tqdm
 
+from pdml.config import CONFIGS, PDMLConfig
 from pdml.inference import Readout, ScenePrediction, predict_scene
-from pdml.maps import draw_maps
 from pdml.model import PatchModel, build_model
 from pdml.module import PatchBatches, PatchData, PDMLModule
 from pdml.scenes import Scene, Split, load_scene
 from pdml.svm import predict_svm
+from pdml.tools.maps import draw_maps
 from shared.metrics.scores import classification_scores
-from shared.run.fit import fit
+from shared.training.application import command, run_job
+from shared.training.fit import fit
 
 log = logging.getLogger(__name__)
 
@@ -148,3 +151,13 @@ def seconds_of_run(cfg) -> float:
     predict_scene(module.model, scene.cube, cfg.output.batch_size, wanted=few, fused=False)
     pixels = few.size if cfg.output.region == "scene" else int(split.test.sum())
     return cfg.scale.steps * float(np.median(times[1:])) + pixels / 16 * (time.perf_counter() - begin)
+
+
+@command
+@hydra.main(version_base="1.3", config_path=CONFIGS, config_name="train")
+def main(cfg: PDMLConfig) -> float | None:
+    return run_job(cfg, run)
+
+
+if __name__ == "__main__":
+    main()

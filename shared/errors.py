@@ -2,7 +2,7 @@
 
 
 class UserError(Exception):
-    """A mistake that the user can mend: one sentence that names the file and the remedy.
+    """A mistake that the user can fix: one sentence that names the file and the remedy.
 
     Entry points print it on standard error and exit with code 2; nothing has been overwritten by then.
     """
@@ -12,12 +12,15 @@ class UserError(Exception):
         super().__init__(sentence.rsplit("shared.errors.UserError: ", 1)[-1].strip())
 
 
-class Stopped(BaseException):
-    """A run was stopped from outside, which is no failure of it and no success: ``code`` is the exit code then.
+class RunInterrupted(BaseException):
+    """A signal ended a run, which is neither a failure nor a success of it: ``code`` is the exit code then.
 
-    As KeyboardInterrupt it is no Exception, so that no other run of the same command is begun.
+    Like KeyboardInterrupt it is no Exception, so that no other run of the same command begins.
     """
 
     def __init__(self, code: int):
-        super().__init__("stopped; the same command goes on from the last checkpoint")
+        super().__init__("interrupted; the same command continues from the last checkpoint")
         self.code = code
+
+    def __reduce__(self):
+        return type(self), (self.code,)

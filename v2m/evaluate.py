@@ -1,6 +1,6 @@
-"""Score a checkpoint of V2M or of a baseline, time it and draw what it looks at, without training.
+"""Score a checkpoint, time it and draw what it looks at, without training.
 
-    make evaluate-v2m ROW=digits-v2m SEED=0 [CKPT=runs/.../last.ckpt]
+    python -m <paper>.evaluate +experiment=digits-vim seed=0 [ckpt=runs/.../last.ckpt]
 
 The images come from the config, as in training. The weights are read with ``weights_only=True``.
 """
@@ -8,52 +8,50 @@ The images come from the config, as in training. The weights are read with ``wei
 import time
 from pathlib import Path
 
+import hydra
 import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from shared.metrics.record import forget_peak
-from shared.run.checkpoints import load_weights, read_checkpoint
-from shared.run.machine import arithmetic, device_of, require_precision, synchronise
-from v2m import convert
-from v2m.data import evaluation_batches
-from v2m.machine import require_backend
-from v2m.measure import resident_bytes
-from v2m.model import CHANNELS, build_model, parameters_of
-from v2m.receptive_field import draw_receptive_field
+from shared.environment import forget_peak, resident_bytes
+from shared.metrics.scores import top_hits, top_scores
+from shared.training.application import command
+from shared.training.checkpoints import load_weights, read_checkpoint
+from shared.training.checks import autocast_context, device_of, synchronise
+from shared.training.evaluation import run_evaluation
 
-TOP = 5
+from .checks import check
+from .config import CONFIGS, ClassificationConfig
+from .data import evaluation_batches
+from .model import CHANNELS, build_model, parameters_of
+from .tools import convert
+from .tools.receptive_field import draw_receptive_field
+
 TIMED = 3  # batches, after one that warms up; the median counts
 PICTURED = 64  # images that the receptive field is averaged over
 
 
 @torch.no_grad()
-def score(cfg, network: nn.Module, device: torch.device) -> dict[str, float]:
+def score(cfg: ClassificationConfig, network: nn.Module, device: torch.device) -> dict[str, float]:
     """Return top1, top5 (fractions), the mean cross-entropy ``loss`` and ``n_test`` over all test images."""
     network = network.to(device).eval()
     loader = DataLoader(evaluation_batches(cfg), batch_size=None, num_workers=cfg.trainer.workers)
     dtype = next(network.parameters()).dtype
-    ranked, losses = [], []
+    hits, losses = [], []
     for batch in loader:
         images, labels = batch["images"].to(device, dtype), batch["labels"].to(device)
-        with arithmetic(cfg, device):
+        with autocast_context(cfg, device):
             logits = network(images)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         losses.append(F.cross_entropy(logits, labels, reduction="none"))
-        best = logits.topk(min(TOP, logits.shape[1]), 1).indices  # (B, 5), best first
-        ranked.append(best == labels[:, None])
-    hits = torch.cat(ranked)
-    return {
-        "top1": float(hits[:, 0].double().mean()),
-        "top5": float(hits.any(1).double().mean()),
-        "loss": float(torch.cat(losses).double().mean()),
-        "n_test": float(len(hits)),
-    }
+        hits.append(top_hits(logits, labels))
+    scores = top_scores(torch.cat(hits))
+    return scores | {"loss": float(torch.cat(losses).double().mean()), "n_test": float(sum(map(len, hits)))}
 
 
 @torch.no_grad()
-def speed(cfg, network: nn.Module, device: torch.device) -> dict[str, float]:
+def speed(cfg: ClassificationConfig, network: nn.Module, device: torch.device) -> dict[str, float]:
     """Return images per second of inference at ``output.batch_size`` and the peak memory of it in bytes.
 
     On a GPU the memory is what torch allocated there, on a CPU under Linux all that the process holds meanwhile.
@@ -70,7 +68,7 @@ def speed(cfg, network: nn.Module, device: torch.device) -> dict[str, float]:
     for _ in range(TIMED + 1):
         synchronise(device)
         begin = time.perf_counter()
-        with arithmetic(cfg, device):
+        with autocast_context(cfg, device):
             network(images)
         synchronise(device)
         times.append(time.perf_counter() - begin)
@@ -82,15 +80,13 @@ def speed(cfg, network: nn.Module, device: torch.device) -> dict[str, float]:
     return found
 
 
-def evaluate_checkpoint(cfg, path: Path, folder: Path) -> dict:
+def evaluate_checkpoint(cfg: ClassificationConfig, path: Path, folder: Path) -> dict:
     """Return scores, speed and memory of a checkpoint, and draw its receptive field into ``folder``.
 
-    A ``.safetensors`` file holds weights alone, such as official ones that ``v2m.convert`` has renamed.
+    A ``.safetensors`` file holds weights alone, such as official ones that ``tools/convert.py`` has renamed.
     Raises UserError, before anything is written, for a missing or damaged checkpoint, for one of another row or
-    arrangement, and for a precision or a backend that this machine has not.
+    arrangement.
     """
-    require_precision(cfg)
-    require_backend(cfg)
     network, steps = build_model(cfg), None
     if path.suffix == ".safetensors":
         convert.load_weights(network, path)
@@ -106,3 +102,13 @@ def evaluate_checkpoint(cfg, path: Path, folder: Path) -> dict:
         batch = evaluation_batches(cfg, PICTURED)[0]
         draw_receptive_field(folder / "receptive_field.png", network, batch["images"].to(device))
     return metrics
+
+
+@command
+@hydra.main(version_base="1.3", config_path=CONFIGS, config_name="evaluate")
+def main(cfg: ClassificationConfig) -> None:
+    run_evaluation(cfg, evaluate_checkpoint, check)
+
+
+if __name__ == "__main__":
+    main()

@@ -6,9 +6,6 @@ its directions: once a layer for Vim, twice for V2M (rows, columns) and VMamba, 
 Copies of the tokens that lie in the batch (the release's, the corners of the general recurrence) count each.
 """
 
-import functools
-from pathlib import Path
-
 import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
@@ -17,7 +14,6 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from shared.errors import UserError
-from shared.run.config import row_config
 from v2m.kernels.roesser import op as roesser
 from v2m.kernels.scan2d.op import FLOPS_PER_STATE
 
@@ -42,15 +38,15 @@ def build_network(
             raise error.__cause__ from None
         reason = " ".join(str(error.__cause__ or error).split())
         raise UserError(
-            f"model {model.name} is configured wrongly ({reason}): mend the key in v2m/configs"
+            f"model {model.name} is configured wrongly ({reason}): fix the key in v2m/configs"
         ) from error
 
 
 def require_task(cfg: DictConfig) -> None:
-    """Raise UserError for a row whose task does not stand here yet."""
+    """Raise UserError for a row whose task is not implemented yet."""
     if cfg.data.task != "classification":
         raise UserError(
-            f"row {cfg.row} is blocked: detection and segmentation do not stand in this repository yet; "
+            f"row {cfg.row} is blocked: detection and segmentation are not implemented yet; "
             "choose a row of classification"
         )
 
@@ -108,10 +104,8 @@ def count_network(network: nn.Module, image_size: int, channels: int) -> dict[st
     }
 
 
-@functools.cache
-def count(config: str) -> dict[str, int]:
-    """Return parameters and FLOPs of the row of an experiment file; keys as ``count_network``."""
-    cfg = row_config("v2m", Path(config).stem, 0)
+def count(cfg: DictConfig) -> dict[str, int]:
+    """Return parameters and FLOPs of a row's network; keys as ``count_network``."""
     with torch.device("meta"):  # nothing is drawn, nothing takes memory
         network = build_model(cfg)
     return count_network(network, cfg.data.image_size, CHANNELS)

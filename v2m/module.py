@@ -14,8 +14,8 @@ from torch.nn import functional as F
 
 from shared.data.augment import mix
 from shared.data.keyed import keyed_bits
-from shared.run.module import GuardedModule
-from shared.run.ranks import world_size
+from shared.training.guard import GuardedModule
+from shared.training.ranks import world_size
 
 MIXING, DROPPING = 31, 32  # first part of a key: what is drawn
 

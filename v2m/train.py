@@ -1,45 +1,47 @@
-"""One run of V2M or of a baseline: images -> training -> scores and checkpoint.
+"""One run of the paper's network or of a baseline: images -> training -> scores and checkpoint.
 
-    make reproduce-v2m ROWS=cifar10-v2m,cifar10-vim SCALE=lite DATA_ROOT=...
+    python -m <paper>.train +experiment=digits-vim seed=0 paths.data_root=...
 
-``run`` is what the launcher calls for a row and seed, ``seconds_of_run`` what it prints the cost from.
+``run`` trains and scores a row and seed, ``seconds_of_run`` estimates what that takes.
 """
 
 import time
 from pathlib import Path
 
+import hydra
 import lightning.pytorch as pl
 import torch
 
-from shared.run.fit import fit as train
-from shared.run.fit import seconds_of_training
-from shared.run.machine import device_of, require_device, require_precision
-from shared.run.training_data import TrainingData
-from v2m.data import evaluation_batches, training_data
-from v2m.evaluate import score, speed
-from v2m.machine import require_backend
-from v2m.model import build_model, parameters_of, require_task
-from v2m.module import ClassificationModule
+from shared.training.application import command, run_job
+from shared.training.checks import device_of
+from shared.training.fit import fit as train
+from shared.training.fit import seconds_of_training
+from shared.training.training_data import TrainingData
+
+from .checks import check
+from .config import CONFIGS, ClassificationConfig
+from .data import evaluation_batches, training_data
+from .evaluate import score, speed
+from .model import build_model, parameters_of
+from .module import ClassificationModule
 
 
-def prepare(cfg) -> tuple[ClassificationModule, TrainingData]:
+def prepare(cfg: ClassificationConfig) -> tuple[ClassificationModule, TrainingData]:
     """Return all that a run trains with, as a function of the config alone; raises UserError for bad input."""
-    require_task(cfg)
-    require_device(cfg)
-    require_precision(cfg)
-    require_backend(cfg)
     torch.manual_seed(cfg.seed)
     network = build_model(cfg)
     data = training_data(cfg)
     return ClassificationModule(network, cfg, data.sampler.steps), data
 
 
-def fit(cfg, module: ClassificationModule, data: TrainingData, folder: Path, callbacks=()) -> pl.Trainer:
+def fit(
+    cfg: ClassificationConfig, module: ClassificationModule, data: TrainingData, folder: Path, callbacks=()
+) -> pl.Trainer:
     """Train for the steps of the config, going on from ``folder/last.ckpt`` where there is one."""
     return train(cfg, module, data, folder, callbacks, gradient_clip_val=cfg.optim.clip_norm)
 
 
-def run(cfg, folder: Path) -> dict | None:
+def run(cfg: ClassificationConfig, folder: Path) -> dict | None:
     """Train and score one row and seed into ``folder``; returns the metrics (None on ranks other than 0)."""
     module, data = prepare(cfg)
     begin = time.perf_counter()
@@ -58,7 +60,7 @@ def run(cfg, folder: Path) -> dict | None:
     return metrics
 
 
-def seconds_of_run(cfg) -> float:
+def seconds_of_run(cfg: ClassificationConfig) -> float:
     """Estimate the seconds of a whole run from three timed steps and one timed batch of scoring.
 
     Of a batch that several devices share, one device's part is loaded and timed.
@@ -67,3 +69,13 @@ def seconds_of_run(cfg) -> float:
     seconds = seconds_of_training(cfg, module, data)
     rate = speed(cfg, module.model, device_of(cfg))["images_per_second"]
     return seconds + evaluation_batches(cfg).samples / rate
+
+
+@command
+@hydra.main(version_base="1.3", config_path=CONFIGS, config_name="train")
+def main(cfg: ClassificationConfig) -> float | None:
+    return run_job(cfg, run, check)
+
+
+if __name__ == "__main__":
+    main()

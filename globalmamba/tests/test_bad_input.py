@@ -7,7 +7,7 @@ import torch
 
 from globalmamba.model import build_model
 from shared.run import __main__ as command_line
-from shared.run.job import run_folder
+from shared.training.application import run_folder
 
 ROW = "digits-gm"
 FEW = ["scale.epochs=0.05", "optim.warmup_epochs=0.01", "trainer.accelerator=cpu", "trainer.backend=chunked"]

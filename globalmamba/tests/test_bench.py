@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from globalmamba import bench
+from globalmamba.tools import bench
 
 # Times the plain loop's speed, forward and forward + backward, by length; half of it where others run too.
 SPEED = {196: (2.5, 2.5), 784: (3.5, 3.0)}

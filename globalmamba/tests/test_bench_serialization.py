@@ -4,8 +4,15 @@ import numpy as np
 import pytest
 import torch
 
-from globalmamba.bench_serialization import PASSES, WAYS, fft_dct, fft_idct, measure_serialization, speed_up
 from globalmamba.spectrum import dct_matrix
+from globalmamba.tools.bench_serialization import (
+    PASSES,
+    WAYS,
+    fft_dct,
+    fft_idct,
+    measure_serialization,
+    speed_up,
+)
 
 SAME_TOKENS = 2e-6  # relative L2 in float32: what the transforms' rounding leaves
 EXACT = 1e-12  # float64

@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file
 from torch.nn import functional as F
 
-from globalmamba import convert
 from globalmamba.kernels.selective_scan import selective_scan
+from globalmamba.tools import convert
 from globalmamba.vim import PatchTokens, Vim
 from shared.errors import UserError
 
@@ -169,7 +169,7 @@ def test_settings_inside_a_checkpoint_are_passed_over_unread(tmp_path, monkeypat
 
 def test_causal_conversion_leaves_the_backward_direction_out_and_says_so(caplog):
     state = official_state()
-    with caplog.at_level("INFO", logger="globalmamba.convert"):
+    with caplog.at_level("INFO", logger="globalmamba.tools.convert"):
         converted = convert.vim_from_official(state, tokens=4, causal=True)
     assert "backward direction is left out: 14 tensors" in caplog.text
     small_vim(mixer="causal").load_state_dict(converted, strict=True)

@@ -7,8 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from globalmamba import figures
 from globalmamba.serialization import FrequencySerialization
+from globalmamba.tools import figures
 from shared.errors import UserError
 
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from globalmamba import gpu_evidence
+from globalmamba.tools import gpu_evidence
+from shared.bench.gpu import train_rows
 from shared.run import gpu
-from shared.run.gpu import train_rows
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -7,9 +7,9 @@ import torch
 from globalmamba import timm_models
 from globalmamba.data import training_data
 from globalmamba.model import build_model, count, count_network
+from shared.claims.compose import compose, repository_root
+from shared.claims.ledger import load_ledger
 from shared.errors import UserError
-from shared.metrics.ledger import load_ledger
-from shared.run.config import compose, repository_root
 
 # Of the baselines, as their papers print them: parameters in millions, FLOPs in billions where the rule gives them.
 PRINTED = {

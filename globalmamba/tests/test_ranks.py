@@ -13,10 +13,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from globalmamba.tests.small import small_config
 from globalmamba.train import prepare
+from shared.claims.compose import repository_root
 from shared.errors import UserError
-from shared.metrics.record import read_record
-from shared.run.config import repository_root
-from shared.run.tests.gloo import on_ranks
+from shared.testing.gloo import on_ranks
+from shared.training.record import read_record
 
 CLOSE = {"rtol": 1e-10, "atol": 1e-12}
 STEPS = 3

@@ -138,8 +138,8 @@ PLAIN |= {"EVEN": True, "channel_stride": 1}
 def compiled(direction: str, capability: int, changes: dict):
     """Return the static cost of a form of a kernel in bfloat16, with softplus, D, bias and gate."""
     from globalmamba.kernels.selective_scan import triton_backward, triton_forward
-    from globalmamba.kernels.selective_scan.static_cost import static_cost
     from globalmamba.kernels.selective_scan.triton import STEPS, state_blocks
+    from globalmamba.tests.static_cost import static_cost
 
     kernel = triton_forward.scan_forward if direction == "forward" else triton_backward.scan_backward
     inputs = changes.get("inputs", "bf16")

@@ -11,8 +11,8 @@ from torch.nn import functional as F
 from globalmamba import evaluate, train
 from globalmamba.data import evaluation_batches, training_data
 from globalmamba.module import learning_rate, parameter_groups
-from globalmamba.receptive_field import draw_receptive_field, receptive_field
 from globalmamba.tests.small import BATCHES_AN_EPOCH, small_config
+from globalmamba.tools.receptive_field import draw_receptive_field, receptive_field
 from shared.data.images import load_image_set
 from shared.errors import UserError
 

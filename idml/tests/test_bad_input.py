@@ -9,7 +9,7 @@ from idml import scoring
 from idml.tests.test_sets import cub
 from shared.data import manifest
 from shared.run import __main__ as command_line
-from shared.run.job import run_folder
+from shared.training.application import run_folder
 
 ROW = "digits-idml-pa"
 FEW = ["scale.epochs=1", "trainer.accelerator=cpu", "logging.tensorboard=false", "output.pictures=false"]

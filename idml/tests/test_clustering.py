@@ -12,7 +12,7 @@ from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
 
 from idml import clustering
 from idml.clustering import clustering_metrics, clustering_scores, kmeans
-from idml.loop_form import clustering_loop
+from idml.tools.reference import clustering_loop
 from shared.errors import UserError
 
 EXACT = 1e-12

@@ -8,10 +8,10 @@ from idml import classification
 from idml.losses import BUILDERS
 from idml.model import weights_of
 from idml.train import prepare
+from shared.claims.compose import compose, config_folder, hash_of, repository_root, row_config, row_overrides
+from shared.claims.ledger import load_ledger
+from shared.claims.reproduce import rows_of
 from shared.errors import UserError
-from shared.metrics.ledger import load_ledger
-from shared.run.config import compose, config_folder, hash_of, repository_root, row_config, row_overrides
-from shared.run.launch import rows_of
 
 FILES = sorted(path.stem for path in (config_folder("idml") / "experiment").glob("*.yaml"))
 LEDGER = load_ledger(repository_root(), "idml")

@@ -6,8 +6,8 @@ import subprocess
 import pytest
 import torch
 
-from idml import gpu_evidence
-from shared.run.gpu import train_rows
+from idml.tools import gpu_evidence
+from shared.bench.gpu import train_rows
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here, it would be measured")

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from idml.objective import mixture, objective, partners, share_of_first
+from idml.objective import mixture, mixup_lambda, mixup_pairs, objective
 
 
 def network(images):
@@ -50,11 +50,11 @@ def test_pairs_stay_on_one_rank():
 
 @pytest.mark.parametrize("alpha", [1.0, 0.2])
 def test_the_share_is_a_function_of_the_step_and_has_the_beta_distribution(alpha):
-    shares = torch.tensor([share_of_first(0, step, alpha) for step in range(2000)])
-    assert share_of_first(0, 7, alpha) == shares[7] and share_of_first(1, 7, alpha) != shares[7]
+    shares = torch.tensor([mixup_lambda(0, step, alpha) for step in range(2000)])
+    assert mixup_lambda(0, 7, alpha) == shares[7] and mixup_lambda(1, 7, alpha) != shares[7]
     variance = 1 / (4 * (2 * alpha + 1))
     assert abs(shares.mean() - 0.5) < 0.03 and abs(shares.var() / variance - 1) < 0.1
 
 
 def test_partners_are_those_of_the_other_half():
-    assert partners(torch.arange(6)).tolist() == [3, 4, 5, 0, 1, 2]
+    assert mixup_pairs(torch.arange(6)).tolist() == [3, 4, 5, 0, 1, 2]

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
 
 from idml import retrieval
-from idml.loop_form import retrieval_loop
 from idml.neighbours import nearest_neighbours
 from idml.retrieval import neighbours_needed, retrieval_metrics
+from idml.tools.reference import retrieval_loop
 from shared.errors import UserError
 
 EXACT = 1e-12  # sums of at most n fractions in float64

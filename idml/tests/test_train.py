@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from idml import evaluate, train
-from idml.data import ClassesOf, EvaluationBatches, held_out_classes, training_images
+from idml.data import ClassSubset, EvaluationBatches, held_out_classes, training_images
 from idml.module import decay
 from idml.scoring import Embedded, chance_level, embed, recall_at_1
 from idml.selection import EpochSelection
@@ -72,7 +72,7 @@ def test_classes_that_train_choose_and_test_are_disjoint(tmp_path):
     for images in (trained, held_out):
         assert sorted(set(images.labels.tolist())) == list(range(len(images.classes)))
     whole = load_retrieval_set("digits", "train", None)
-    part = ClassesOf(whole, [3, 1])
+    part = ClassSubset(whole, [3, 1])
     assert part.classes == ("1", "3") and part.image(0).equal(whole.image(int(part.positions[0])))
     assert (whole.labels[part.positions] == [[1, 3][label] for label in part.labels]).all()
     assert held_out_classes(100, 0.2) == held_out_classes(100, 0.2) and len(held_out_classes(100, 0.2)) == 20

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from opera import bench
-from opera.plain import plain_batch, plain_momentum, plain_objective, plain_views
+from opera.tools import bench
+from opera.tools.reference import plain_batch, plain_momentum, plain_objective, plain_views
 
 TOY = ["model=vit-tiny", "heads=small-vit", "optim=small-vit", "data.image_size=16"]
 

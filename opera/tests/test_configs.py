@@ -5,10 +5,10 @@ import functools
 import pytest
 
 from opera.train import prepare, pretraining_folder
+from shared.claims.compose import compose, config_folder, hash_of, repository_root, row_config
+from shared.claims.ledger import load_ledger
+from shared.claims.reproduce import rows_of
 from shared.errors import UserError
-from shared.metrics.ledger import load_ledger
-from shared.run.config import compose, config_folder, hash_of, repository_root, row_config
-from shared.run.launch import rows_of
 
 FILES = sorted(path.stem for path in (config_folder("opera") / "experiment").glob("*.yaml"))
 LEDGER = load_ledger(repository_root(), "opera")

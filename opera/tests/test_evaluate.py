@@ -6,10 +6,10 @@ import torch
 from opera import train
 from opera.evaluate import checkpoint_of, evaluate_checkpoint
 from opera.tests.small import SMALL, small_config
+from shared.claims.commands import main
 from shared.data.images import load_image_set
 from shared.errors import UserError
-from shared.run.__main__ import main
-from shared.run.job import run_folder
+from shared.training.application import run_folder
 
 # The same arithmetic on the same images in the same batches.
 SAME = 1e-12

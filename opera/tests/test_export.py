@@ -14,7 +14,7 @@ from opera.backbones import build_backbone, resnet_small
 from opera.moco_checkpoints import load_moco_v3
 from opera.tests.small import small_config
 from shared.errors import UserError
-from shared.run.fit import fit
+from shared.training.fit import fit
 
 # float64 through a few layers, sums in another order
 EXACT = 1e-9

@@ -5,9 +5,9 @@ import json
 import pytest
 import torch
 
-from opera import gpu_evidence
 from opera.hierarchy import ARRANGEMENTS
 from opera.masked import MASKED_ARRANGEMENTS
+from opera.tools import gpu_evidence
 
 TOY = {
     "toy": (["data=cifar10-all", "model=resnet-small", "heads=small", "views=small", "optim=small-resnet"], 8)

@@ -11,10 +11,10 @@ from opera.backbones import build_backbone, sine_cosine_positions
 from opera.hierarchy import UNLABELLED, conflict
 from opera.masked import MASKED_ARRANGEMENTS, MaskedHierarchy
 from opera.tests.test_hierarchy import HEADS
+from shared.claims.compose import config_folder
 from shared.errors import UserError
-from shared.run.config import config_folder
-from shared.run.ranks import with_global_batchnorm
-from shared.run.tests.gloo import on_ranks
+from shared.testing.gloo import on_ranks
+from shared.training.ranks import with_global_batchnorm
 
 CLOSE = {"rtol": 1e-9, "atol": 1e-12}  # float64; the loops add the same numbers in another order
 SIZE, CLASSES, BATCH = 16, 6, 5  # 8 x 8 patches of 2 x 2 pixels

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torchvision.transforms import v2
 
-from opera.plain import plain_batch, plain_views
+from opera.tools.reference import plain_batch, plain_views
 from opera.views import Views, ViewsConfig
 
 CLOSE = 1e-4  # float32, divided by a deviation of 0.225

@@ -16,8 +16,8 @@ from opera.data import seen_labels
 from opera.hierarchy import ARRANGEMENTS
 from opera.schedules import learning_rate, momentum
 from opera.tests.small import BATCHES_AN_EPOCH, small_config
-from shared.errors import Stopped, UserError
-from shared.run.fit import fit
+from shared.errors import RunInterrupted, UserError
+from shared.training.fit import fit
 
 
 class Killed(Exception):
@@ -84,12 +84,12 @@ def test_a_signal_ends_a_run_with_its_own_code_and_the_run_goes_on(tmp_path, unb
     # As at a terminal: behind a shell's & Ctrl-C is ignored, and Lightning ignores further ones while it ends.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        with pytest.raises(Stopped) as stopped:
+        with pytest.raises(RunInterrupted) as stopped:
             pretrain(tmp_path, 4, Signal())
     finally:
         signal.signal(signal.SIGINT, before)
     assert stopped.value.code == code
-    with caplog.at_level("INFO", "shared.run.callbacks"):
+    with caplog.at_level("INFO", "shared.training.resumption"):
         assert_same(pretrain(tmp_path, 4), unbroken)
     assert f"goes on behind step 4 of {2 * BATCHES_AN_EPOCH}" in caplog.text
 

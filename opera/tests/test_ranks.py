@@ -13,9 +13,9 @@ from torch.nn.parallel import DistributedDataParallel
 from opera.hierarchy import ARRANGEMENTS
 from opera.tests.small import small_config
 from opera.train import measured_conflict, prepare
-from shared.metrics.record import read_record
-from shared.run.config import repository_root
-from shared.run.tests.gloo import on_ranks
+from shared.claims.compose import repository_root
+from shared.testing.gloo import on_ranks
+from shared.training.record import read_record
 
 CLOSE = {"rtol": 1e-10, "atol": 1e-12}
 STEPS = 3

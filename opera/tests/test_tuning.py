@@ -13,7 +13,7 @@ from opera.moco_checkpoints import linear_classifier
 from opera.tests.small import small_config
 from opera.tuning import TuningModule, tuning_data
 from shared.errors import UserError
-from shared.run.fit import fit
+from shared.training.fit import fit
 
 FINETUNE = [
     "task=finetune",

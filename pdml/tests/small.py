@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from shared.run.config import compose
+from shared.claims.compose import compose
 
 SMALL = [
     "model=ssftt",

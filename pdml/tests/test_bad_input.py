@@ -8,7 +8,7 @@ import pytest
 from scipy.io import loadmat, savemat
 
 from shared.run import __main__ as command_line
-from shared.run.job import run_folder
+from shared.training.application import run_folder
 
 ROW = "jasper-random-ssrn-plain"
 SIZE, BANDS = 12, 8
@@ -95,7 +95,7 @@ BAD = {
         "labels.mat",
         "get the pair of files that belongs together",
     ),
-    "cube of another size": (keep, ["data.bands=9"], "cube.mat", "mend data.bands"),
+    "cube of another size": (keep, ["data.bands=9"], "cube.mat", "fix data.bands"),
     "class too small for a percentage": (rare_class, [], "labels.mat", "lower data.split.amount"),
     "class too small for a count": (
         keep,

@@ -9,14 +9,14 @@ import pytest
 from scipy.io import savemat
 
 from pdml.scenes import load_scene
+from shared.claims.compose import compose, config_folder, hash_of, repository_root, row_config, row_overrides
+from shared.claims.ledger import load_ledger
+from shared.claims.reproduce import rows_of
 from shared.data.keyed import keyed_bits
 from shared.data.matlab import read_mat
 from shared.errors import UserError
-from shared.metrics.ledger import load_ledger
-from shared.metrics.record import read_record
-from shared.run.config import compose, config_folder, hash_of, repository_root, row_config, row_overrides
-from shared.run.job import evidence_path, has_evidence, run_row
-from shared.run.launch import rows_of
+from shared.training.application import evidence_path, has_evidence, run_row
+from shared.training.record import read_record
 
 FILES = sorted(path.stem for path in (config_folder("pdml") / "experiment").glob("*.yaml"))
 LEDGER = load_ledger(repository_root(), "pdml")

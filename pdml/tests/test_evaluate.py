@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from pdml.evaluate import evaluate_checkpoint
+from shared.claims.commands import main
+from shared.claims.compose import row_config
 from shared.errors import UserError
-from shared.run.__main__ import main
-from shared.run.config import row_config
 
 ROW = "synthetic-random-ssrn-plain"
 # Two steps on a quarter of the scene, with a small network input.

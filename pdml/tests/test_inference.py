@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import nn
 
-from pdml.bench import build_bench_model, random_cube
 from pdml.inference import predict_scene, predict_scene_convolutional, raster_batches
-from pdml.materialised import predict_scene_materialised
 from pdml.patches import PatchSource
+from pdml.tools.bench import build_bench_model, random_cube
+from pdml.tools.reference import predict_scene_materialised
 from shared.data.keyed import keyed_normal
 
 EQUAL = 1e-5  # the promise; float32 sums of up to 81 terms of size 1 in another order differ by about 1e-6
@@ -194,7 +194,7 @@ def test_streaming_a_scene_of_pavia_size_takes_less_than_one_and_a_half_cubes_of
     # In a process of its own, for its own peak; 24 rows at either end are enough to reach it.
     code = """
 import numpy as np
-from pdml.bench import build_bench_model, random_cube, run_form
+from pdml.tools.bench import build_bench_model, random_cube, run_form
 cube = random_cube(610, 340, 103)
 wanted = np.zeros(cube.shape[:2], bool)
 wanted[:24] = wanted[-24:] = True

@@ -5,9 +5,9 @@ import pytest
 from PIL import Image
 
 from pdml.inference import Readout, ScenePrediction
-from pdml.maps import class_picture, draw_curves, draw_maps
 from pdml.scenes import Scene
 from pdml.splits import Split
+from pdml.tools.maps import class_picture, draw_curves, draw_maps
 from shared.data.keyed import keyed_uniform
 
 COLOURS = ["#ff0000", "#00c000", "#0000ff"]

@@ -9,9 +9,9 @@ from sklearn.preprocessing import StandardScaler
 
 from pdml.model import CrossEntropy, PrincipalComponents, Probabilistic, Published, build_model
 from pdml.train import prepare
+from shared.claims.compose import compose, config_folder
 from shared.data.keyed import keyed_normal
 from shared.errors import UserError
-from shared.run.config import compose, config_folder
 
 SINGLE = 1e-4  # the projection is stored and applied in float32; components are of order one
 EXACT = 1e-12  # float64, the same sums

@@ -8,8 +8,8 @@ import torch
 
 from pdml import train
 from pdml.module import PatchBatches
+from shared.claims.compose import compose
 from shared.data.keyed import keyed_bits
-from shared.run.config import compose
 
 SMALL = ["trainer.accelerator=cpu", "logging.csv=false", "logging.tensorboard=false"]
 SMALL += ["scale.steps=3", "optim.batch_size=8"]

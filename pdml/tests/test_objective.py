@@ -8,8 +8,8 @@ import torch
 from pdml.distributions import METRICS
 from pdml.model import build_model
 from pdml.objective import PAIR_LOSSES, Objective, draw_pixels
+from shared.claims.compose import compose
 from shared.data.keyed import keyed_permutation
-from shared.run.config import compose
 
 EXACT = 1e-10  # float64, means over a few hundred pixels in another order
 CONSTANT = 1e-6  # log 2 pi enters mutual_likelihood_score rounded to float32

@@ -9,8 +9,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pdml.tests.small import small_config
 from pdml.train import prepare
-from shared.run.ranks import gather_rows, with_global_batchnorm
-from shared.run.tests.gloo import on_ranks
+from shared.testing.gloo import on_ranks
+from shared.training.ranks import gather_rows, with_global_batchnorm
 
 CLOSE = {"rtol": 1e-10, "atol": 1e-12}
 STEPS = 3

@@ -10,7 +10,7 @@ from sklearn.svm import SVC
 from pdml.scenes import load_scene
 from pdml.svm import predict_svm
 from pdml.tests.small import small_config
-from shared.run.job import evidence_path, run_row
+from shared.training.application import evidence_path, run_row
 
 METHOD = ("method=svm", "model=none")
 

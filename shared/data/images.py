@@ -60,7 +60,7 @@ class ImageSet:
         return [self.image(index) for index in indices]
 
 
-class HeldImages(ImageSet):
+class ArrayImages(ImageSet):
     """Images of one size in one array ``pixels`` (n, 3, H, W) uint8, in memory or mapped from a file."""
 
     def __init__(self, classes: tuple[str, ...], labels: np.ndarray, pixels: np.ndarray):
@@ -164,22 +164,22 @@ def _store(pixels: np.ndarray, path: Path) -> np.ndarray:
     return np.load(path, mmap_mode="r")
 
 
-def _held(name: str, listing: Listing, folder: ImageFolder, source: str) -> HeldImages:
+def _held(name: str, listing: Listing, folder: ImageFolder, source: str) -> ArrayImages:
     version = torchvision.__version__.split("+")[0]
     path = cache_folder() / f"{name}-{folder.split}-{folder.sha256[:16]}-torchvision{version}.npy"
     pixels = _mapped(path, (len(listing.labels), 3, folder.size, folder.size))
     if pixels is None:
         LOGGER.info("decoding %d images of %s once, into %s", len(listing.labels), name, path)
         pixels = _store(_decoded(listing, folder, source), path)
-    return HeldImages(listing.classes, listing.labels, pixels)
+    return ArrayImages(listing.classes, listing.labels, pixels)
 
 
-def _digits(split: str) -> HeldImages:
+def _digits(split: str) -> ArrayImages:
     images, labels = load_digits()
     chosen = split_by_index(labels, DIGITS_TRAIN, DIGITS_SEED)[split == "test"]
     grey = (images[chosen] * 255).round().astype(np.uint8)  # (n, 8, 8)
     pixels = np.repeat(grey[:, None], 3, axis=1)  # (n, 3, 8, 8)
-    return HeldImages(tuple(map(str, range(10))), labels[chosen], pixels)
+    return ArrayImages(tuple(map(str, range(10))), labels[chosen], pixels)
 
 
 def image_set_names() -> list[str]:

@@ -93,7 +93,7 @@ def load_manifest(name: str) -> Manifest:
     try:
         manifest = Manifest.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
     except (ValidationError, yaml.YAMLError) as error:
-        raise UserError(f"{path} is not a valid manifest, mend it: {' '.join(str(error).split())}") from error
+        raise UserError(f"{path} is not a valid manifest, fix it: {' '.join(str(error).split())}") from error
     if manifest.name != name:
         raise UserError(f"{path} calls itself {manifest.name!r}: give the file and its 'name' the same name")
     return manifest

@@ -13,7 +13,7 @@ import scipy.io
 import torchvision
 
 from shared.data.folders import Listing
-from shared.data.images import HeldImages, ImageFiles, ImageSet, image_set_names, load_image_set
+from shared.data.images import ArrayImages, ImageFiles, ImageSet, image_set_names, load_image_set
 from shared.data.manifest import Manifest, load_manifest, locate
 from shared.errors import UserError
 
@@ -57,7 +57,7 @@ def load_classification_set(name: str, split: str, data_root: str | Path | None)
     return ImageFiles(listing, manifest.source)
 
 
-def _cifar(name: str, split: str, data_root, manifest: Manifest) -> HeldImages:
+def _cifar(name: str, split: str, data_root, manifest: Manifest) -> ArrayImages:
     try:
         found = CIFAR[name](root=str(data_root), train=split == "train", download=False)
     except RuntimeError as error:
@@ -65,7 +65,7 @@ def _cifar(name: str, split: str, data_root, manifest: Manifest) -> HeldImages:
             f"{name} in {data_root} is not as published: get the data again, source: {manifest.source}"
         ) from error
     pixels = np.ascontiguousarray(found.data.transpose(0, 3, 1, 2))  # (n, 3, 32, 32)
-    return HeldImages(tuple(found.classes), np.asarray(found.targets, np.int64), pixels)
+    return ArrayImages(tuple(found.classes), np.asarray(found.targets, np.int64), pixels)
 
 
 Read = tuple[list[str], np.ndarray, tuple[str, ...]]  # paths below the set's folder, labels from 0, classes

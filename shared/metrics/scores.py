@@ -1,13 +1,12 @@
 """Classification scores of the remote-sensing and ImageNet literature.
 
-Glue over scikit-learn (confusion matrix, recall, Cohen's kappa) and torchmetrics (top-k). What is added here
-is the rule for classes that a split leaves out. All scores are fractions; tables multiply by 100.
+Glue over scikit-learn (accuracy, recall, Cohen's kappa). What is added here is top-k and the rule for classes that a
+split leaves out. All scores are fractions; tables multiply by 100.
 """
 
 import numpy as np
-from sklearn.metrics import accuracy_score, cohen_kappa_score, confusion_matrix, recall_score
+from sklearn.metrics import accuracy_score, cohen_kappa_score, recall_score
 from torch import Tensor
-from torchmetrics.functional.classification import multiclass_accuracy
 
 
 def _checked(target, prediction, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
@@ -21,17 +20,6 @@ def _checked(target, prediction, num_classes: int) -> tuple[np.ndarray, np.ndarr
         if values.size and (values.min() < 0 or values.max() >= num_classes):
             raise ValueError(f"{name} holds classes outside 0..{num_classes - 1}")
     return target, prediction
-
-
-def confusion(target, prediction, num_classes: int) -> np.ndarray:
-    """Count pixels by true class (rows) and predicted class (columns): (C, C) int64.
-
-    ``target`` and ``prediction`` are (N,) integers in 0..C-1, ValueError otherwise.
-    """
-    target, prediction = _checked(target, prediction, num_classes)
-    if target.size == 0:
-        return np.zeros((num_classes, num_classes), np.int64)
-    return confusion_matrix(target, prediction, labels=np.arange(num_classes)).astype(np.int64)
 
 
 def classification_scores(target, prediction, num_classes: int, classes=None) -> dict:
@@ -63,6 +51,11 @@ def classification_scores(target, prediction, num_classes: int, classes=None) ->
     }
 
 
-def top_k(logits: Tensor, target: Tensor, k: int) -> float:
-    """Return the share of samples whose class is among the ``k`` largest of its ``logits`` (N, C)."""
-    return float(multiclass_accuracy(logits, target, num_classes=logits.shape[1], top_k=k, average="micro"))
+def top_hits(logits: Tensor, labels: Tensor, k: int = 5) -> Tensor:
+    """Say which of the ``k`` largest logits (N, C) are of the label (N,): (N, min(k, C)) bool, the largest first."""
+    return logits.topk(min(k, logits.shape[1]), 1).indices == labels[:, None]
+
+
+def top_scores(hits: Tensor) -> dict[str, float]:
+    """Return top1 and top5, fractions, of what ``top_hits`` says of all samples."""
+    return {"top1": float(hits[:, 0].double().mean()), "top5": float(hits.any(1).double().mean())}

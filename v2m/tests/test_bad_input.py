@@ -10,7 +10,7 @@ from PIL import Image
 
 from shared.data import manifest
 from shared.run import __main__ as command_line
-from shared.run.job import run_folder
+from shared.training.application import run_folder
 from v2m.model import build_model
 
 ROW = "digits-v2m"

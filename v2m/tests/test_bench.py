@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from v2m import bench
 from v2m.mixer import ReleasedMixer
-from v2m.released_composition import released_composition
+from v2m.tools import bench
+from v2m.tools.released_composition import released_composition
 
 EXACT = {"rtol": 1e-10, "atol": 1e-12}  # float64 sums in another order
 # Of the composition's speed, both passes, forward and forward + backward: as fast, less what a busy machine takes.

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from shared.claims.compose import compose, config_folder, hash_of, repository_root, row_config, row_overrides
+from shared.claims.ledger import load_ledger
+from shared.claims.reproduce import rows_of
 from shared.errors import UserError
-from shared.metrics.ledger import load_ledger
-from shared.run.config import compose, config_folder, hash_of, repository_root, row_config, row_overrides
-from shared.run.launch import rows_of
 from v2m.model import count
 from v2m.train import prepare
 

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from shared.bench.gpu import train_rows
 from shared.run import gpu
-from shared.run.gpu import train_rows
-from v2m import gpu_evidence
 from v2m.kernels.scan2d import scan2d
 from v2m.mixer import ReleasedMixer
-from v2m.released_composition import released_composition
+from v2m.tools import gpu_evidence
+from v2m.tools.released_composition import released_composition
 
 ROOT = Path(__file__).resolve().parents[2]
 SAME = {"rtol": 1e-5, "atol": 1e-6}  # float32, sums in another order

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
+from shared.claims.compose import compose, repository_root
+from shared.claims.ledger import load_ledger
 from shared.errors import UserError
-from shared.metrics.ledger import load_ledger
-from shared.run.config import compose, repository_root
 from v2m.model import build_model, count, count_network
 from v2m.passes import ScanMixer
 from v2m.vmamba_scan import GridMixer

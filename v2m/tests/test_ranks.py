@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
+from shared.claims.compose import repository_root
 from shared.errors import UserError
-from shared.metrics.record import read_record
-from shared.run.config import repository_root
-from shared.run.tests.gloo import on_ranks
+from shared.testing.gloo import on_ranks
+from shared.training.record import read_record
 from v2m.tests.small import small_config
 from v2m.train import prepare
 

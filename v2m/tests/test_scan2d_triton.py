@@ -159,8 +159,8 @@ COUNTED = {
 def compiled(direction: str, capability: int, changes: dict):
     """Return the static cost of a form of a kernel."""
     from v2m.kernels.scan2d import triton_backward, triton_forward
-    from v2m.kernels.scan2d.static_cost import static_cost
     from v2m.kernels.scan2d.triton import STEPS, state_blocks
+    from v2m.tests.static_cost import static_cost
 
     kernel = triton_forward.scan_forward if direction == "forward" else triton_backward.scan_backward
     inputs = changes.get("inputs", "bf16")

@@ -4,8 +4,8 @@ import pytest
 import timm
 import torch
 
+from shared.claims.compose import config_folder, row_config
 from shared.errors import UserError
-from shared.run.config import config_folder, row_config
 from v2m import timm_models
 from v2m.vim import Vim
 from v2m.vmamba import VMamba
@@ -17,7 +17,7 @@ TINY_PYRAMID = {"depths": [1, 1, 1, 1], "dims": 8, "backend": "chunked"}
 def test_every_network_of_the_imagenet_table_has_a_name_of_this_package():
     names = timm.list_models("v2m_*")
     assert set(names) == set(timm_models.ROWS)
-    assert all(timm.models.model_entrypoint(name).__module__ == "v2m.timm_models" for name in names)
+    assert all(timm.models.model_entrypoint(name).__module__ == "v2m.tools.timm_models" for name in names)
     rows = {path.stem for path in (config_folder("v2m") / "experiment").glob("*in1k-*.yaml")}
     assert set(timm_models.ROWS.values()) <= rows
 

@@ -13,8 +13,8 @@ from shared.errors import UserError
 from v2m import evaluate, train
 from v2m.data import evaluation_batches, training_data
 from v2m.module import learning_rate, parameter_groups
-from v2m.receptive_field import draw_receptive_field, receptive_field
 from v2m.tests.small import BATCHES_AN_EPOCH, small_config
+from v2m.tools.receptive_field import draw_receptive_field, receptive_field
 
 EXACT = {"rtol": 0, "atol": 1e-7}  # one rounding of float32 numbers of order one
 

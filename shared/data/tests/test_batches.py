@@ -6,7 +6,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from shared.data.augment import Augmentation, AugmentationConfig
-from shared.data.images import Batches, HeldImages, OrderedBatches, keyed_subset
+from shared.data.images import ArrayImages, Batches, OrderedBatches, keyed_subset
 from shared.data.sampler import KeyedBatchSampler
 from shared.errors import UserError
 
@@ -28,10 +28,10 @@ AUGMENT = AugmentationConfig(
 
 
 @pytest.fixture
-def part() -> HeldImages:
+def part() -> ArrayImages:
     """Twelve noisy images of three classes."""
     pixels = np.random.default_rng(0).integers(0, 256, (12, 3, 8, 8), np.uint8)
-    return HeldImages(("ape", "bee", "cat"), np.repeat(np.arange(3), 4), pixels)
+    return ArrayImages(("ape", "bee", "cat"), np.repeat(np.arange(3), 4), pixels)
 
 
 def test_a_subset_is_balanced_part_of_every_larger_one_and_a_function_of_the_seed():

@@ -1,0 +1,25 @@
+"""What a run is refused for, beside its device and precision (``shared.training.checks``): its task, its scan."""
+
+import torch
+
+from globalmamba.kernels.selective_scan.op import BACKENDS, selective_scan
+from globalmamba.model import require_task
+from shared.errors import UserError
+from shared.training.checks import device_of
+
+
+def require_backend(cfg) -> None:
+    """Raise UserError where ``trainer.backend`` is unknown or cannot run on this device."""
+    backend, one = cfg.trainer.backend, torch.zeros(1, 1, 1, device=device_of(cfg))
+    if backend not in BACKENDS:
+        raise UserError(f"trainer.backend={backend} is not known here: choose one of {', '.join(BACKENDS)}")
+    try:
+        selective_scan(one, one, one[0], one, one, backend=backend)
+    except RuntimeError as error:
+        raise UserError(f"{' '.join(str(error).split())}: set trainer.backend=auto") from error
+
+
+def check(cfg) -> None:
+    """Raise UserError for a row of a task that is not implemented, and for a scan that cannot run here."""
+    require_task(cfg)
+    require_backend(cfg)

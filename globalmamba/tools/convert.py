@@ -1,0 +1,213 @@
+"""Official checkpoints of Vim and VMamba as release weights of this package.
+
+    python -m globalmamba.tools.convert vim SOURCE.pth OUT.safetensors [--tokens 196] [--causal]
+    python -m globalmamba.tools.convert vmamba SOURCE.pth OUT.safetensors
+
+Sources: https://github.com/hustvl/Vim (vim_tiny and vim_small, patch 16, image 224, bimambav2, middle class
+token, div2) and https://github.com/MzeroMiko/VMamba. Every tensor is taken or the file is refused. A checkpoint
+is read without running any code of it. Nothing that exists is overwritten.
+"""
+
+import argparse
+import importlib
+import logging
+import os
+import pickle
+import sys
+import tempfile
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from globalmamba.vim import Vim
+from shared.errors import UserError
+
+log = logging.getLogger(__name__)
+
+SMALL_TOKENS = 196  # of an image of 224 x 224 in patches of 16
+BACKWARD = ("A_b_log", "D_b", "conv1d_b", "x_proj_b", "dt_proj_b")
+
+
+class Slots(nn.Module):
+    """The names and shapes of any tokens with one projection; ``num_tokens`` of them."""
+
+    def __init__(self, num_tokens: int, projection: tuple[int, ...]):
+        super().__init__()
+        self.num_tokens = num_tokens
+        self.proj = nn.Conv2d(projection[1], projection[0], projection[2:])
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
+    """Return the tensors of a checkpoint, those under "model" where it has such a key.
+
+    Raises UserError for a missing or unreadable file, and for one that holds more than data.
+    """
+    # Vim's files hold their training arguments, VMamba's their settings (a yacs node): both are only data, read
+    # as such without yacs and dropped.
+    harmless = [argparse.Namespace, (OrderedDict, "yacs.config.CfgNode")]
+    try:
+        with torch.serialization.safe_globals(harmless):
+            found = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}): give the path of a checkpoint") from None
+    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError) as error:
+        if "Unsupported global" in str(error) or "Unsupported class" in str(error):
+            raise UserError(
+                f"{path} holds objects that only running its code would restore: if you trust it, save its "
+                "tensors alone, as {'model': state_dict}, and convert that file"
+            ) from None
+        raise UserError(f"{path} is no PyTorch checkpoint or is cut short: fetch it again") from None
+    state = found.get("model", found) if isinstance(found, dict) else None
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise UserError(f"{path} holds no state dict, alone or under 'model': give a checkpoint of the model")
+    return dict(state)
+
+
+def state_dict_mismatch(expected: dict[str, Tensor], found: dict[str, Tensor]) -> str:
+    """Return the first difference of two state dicts in names or shapes, in words; "" where there is none."""
+    for name in sorted(expected.keys() | found.keys()):
+        if name not in found:
+            return f"{name} is missing"
+        if name not in expected:
+            return f"{name} is unknown"
+        if expected[name].shape != found[name].shape:
+            return f"{name} is {tuple(found[name].shape)} instead of {tuple(expected[name].shape)}"
+    return ""
+
+
+def vim_from_official(
+    state: dict[str, Tensor], tokens: int = SMALL_TOKENS, causal: bool = False
+) -> dict[str, Tensor]:
+    """Return the state dict of ``Vim(class_token="middle")`` from an official one, every tensor taken.
+
+    ``tokens`` is the number of patch tokens that the position embedding has to fit: it is never resized.
+    ``causal`` leaves out the backward direction, which GlobalMamba's release holds but does not use. Width,
+    depth, patch size and classes are those of the checkpoint. Raises UserError for another model's.
+    """
+    # The network itself, built from the sizes that the file shows, says which names and shapes there must be.
+    try:
+        width = len(state["norm_f.weight"])
+        inner, state_dim = state["layers.0.mixer.A_log"].shape
+        with torch.device("meta"):
+            network = Vim(
+                tokens=Slots(tokens, state["patch_embed.proj.weight"].shape),
+                embed_dim=width,
+                depth=sum(name.endswith(".mixer.out_proj.weight") for name in state),
+                num_classes=len(state["head.weight"]),
+                state_dim=state_dim,
+                expand=inner // width,
+                conv_kernel=state["layers.0.mixer.conv1d.weight"].shape[-1],
+            )
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        raise UserError(
+            f"the checkpoint is no Vim ({error} is not as in one): give one of hustvl/Vim's bimambav2 models "
+            "with a middle class token, or name the model that it belongs to"
+        ) from None
+    ours = {
+        "tokens" + name.removeprefix("patch_embed") if name.startswith("patch_embed.") else name: tensor
+        for name, tensor in state.items()
+    }
+    positions = ours.get("pos_embed")
+    if positions is not None and positions.shape != (1, tokens + 1, width):
+        raise UserError(
+            f"the checkpoint's position embedding is {tuple(positions.shape)}, {tokens} tokens and a class token "
+            f"need {(1, tokens + 1, width)}: give a checkpoint of that image and patch size, or its own --tokens"
+        )
+    difference = state_dict_mismatch(network.state_dict(), ours)
+    if difference:
+        raise UserError(
+            f"the checkpoint is no Vim with the bidirectional mixer v2: {difference}; give one of hustvl/Vim's "
+            "bimambav2 models with a middle class token"
+        )
+    if causal:
+        left_out = {name for name in ours if any(part in BACKWARD for part in name.split("."))}
+        log.info("the backward direction is left out: %d tensors", len(left_out))
+        ours = {name: tensor for name, tensor in ours.items() if name not in left_out}
+    return ours
+
+
+def vmamba_from_official(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the state dict of ``VMamba`` from an official one, every tensor taken; UserError for another model's."""
+    return importlib.import_module("globalmamba.vmamba").from_official(state)
+
+
+def write_weights(state: dict[str, Tensor], path: str | Path) -> None:
+    """Write release weights, whole or not at all; raises UserError where the file exists or has no folder."""
+    path = Path(path)
+    if path.exists():
+        raise UserError(f"{path} is there already: give a new name or move it away")
+    if path.suffix != ".safetensors" or not path.parent.is_dir():
+        raise UserError(
+            f"{path} cannot be written: give a name ending in .safetensors in a folder that exists"
+        )
+    handle, draft = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=".part")
+    os.close(handle)
+    try:
+        save_file(
+            {
+                name: tensor.detach().clone(memory_format=torch.contiguous_format)
+                for name, tensor in state.items()
+            },
+            draft,
+        )
+        os.replace(draft, path)
+    finally:
+        Path(draft).unlink(missing_ok=True)
+
+
+def load_weights(network: nn.Module, path: str | Path) -> None:
+    """Load release weights into a network of the same names and shapes; raises UserError for any other."""
+    try:
+        state = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise UserError(
+            f"{path} cannot be read ({error}): give a .safetensors file of globalmamba.tools.convert"
+        ) from None
+    difference = state_dict_mismatch(network.state_dict(), state)
+    if difference:
+        raise UserError(
+            f"{path} belongs to another network: {difference}; choose the row, image size and classes that it was "
+            "made for"
+        )
+    network.load_state_dict(state)
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m globalmamba.tools.convert", description=__doc__.splitlines()[0]
+    )
+    models = parser.add_subparsers(dest="model", required=True)
+    for name in ("vim", "vmamba"):
+        model = models.add_parser(name)
+        model.add_argument("source", help="the official checkpoint")
+        model.add_argument("out", help="the .safetensors file to write")
+        if name == "vim":
+            model.add_argument("--tokens", type=int, default=SMALL_TOKENS, help="patch tokens of the network")
+            model.add_argument("--causal", action="store_true", help="leave out the backward direction")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Convert one file and return the exit code: 0, or 2 after one sentence on standard error."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    options = parse(arguments)
+    convert: Callable = vim_from_official if options.model == "vim" else vmamba_from_official
+    extra = {"tokens": options.tokens, "causal": options.causal} if options.model == "vim" else {}
+    try:
+        state = convert(read_checkpoint(options.source), **extra)
+        write_weights(state, options.out)
+    except UserError as error:
+        log.error("%s", error)
+        return 2
+    numbers = sum(tensor.numel() for tensor in state.values())
+    log.info("%s: %d tensors, %d numbers", options.out, len(state), numbers)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""What surrounds the paper: conversion, export, figures, benchmarks, GPU evidence."""

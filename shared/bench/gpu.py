@@ -1,0 +1,180 @@
+"""What the papers' ``gpu_evidence.py`` share: command line, checks, times on the GPU, file of figures, trainings."""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from itertools import repeat
+from multiprocessing import get_context
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from shared.arguments import Parser
+from shared.environment import environment, git_state, repository_root
+from shared.errors import UserError
+
+REPEATS, CALLS = 20, 10  # of every measurement; calls in one, so that what launches them is not timed
+CHECKERS = min(16, os.cpu_count() or 1)  # processes that check, most of whose time goes into compiling
+HEAD_START = 20_000_000  # cycles for which the GPU waits, while the calls are queued
+
+
+def require_gpu() -> None:
+    """Raise UserError where PyTorch sees no GPU."""
+    if not torch.cuda.is_available():
+        raise UserError("no GPU is visible to PyTorch: run this on a machine with one")
+
+
+def milliseconds(
+    calls: dict[str, Callable[[], object]], repeats: int = REPEATS, queued: int = CALLS
+) -> dict[str, dict[str, float]]:
+    """Return median, least and largest time of a call on the GPU, ``queued`` of one form after the other in turn."""
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for turn in range(repeats + 2):
+        for name, call in calls.items():
+            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            torch.cuda._sleep(HEAD_START)
+            begin.record()
+            for _ in range(queued):
+                call()
+            end.record()
+            end.synchronize()
+            if turn >= 2:
+                times[name].append(begin.elapsed_time(end) / queued)
+    return {n: {"median": statistics.median(t), "least": min(t), "largest": max(t)} for n, t in times.items()}
+
+
+def _strictly(check: Callable[..., dict], case: dict) -> dict:
+    before = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+    )
+    torch.use_deterministic_algorithms(True, warn_only=True)  # fresh memory holds NaN
+    try:
+        return check(**case)
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+
+
+def checks_of(check: Callable[..., dict], cases: list[dict]) -> list[dict]:
+    """Return what ``check`` finds of every case, in fresh memory that holds NaN; CHECKERS processes share them."""
+    if CHECKERS == 1:
+        return [_strictly(check, case) for case in cases]
+    with ProcessPoolExecutor(CHECKERS, get_context("spawn")) as pool:
+        return list(pool.map(_strictly, repeat(check), cases))
+
+
+def worst_of(errors: dict[str, float]) -> str:
+    """Return the name of the largest error; one that is no number is larger than any."""
+    return max(errors, key=lambda name: errors[name] if errors[name] == errors[name] else float("inf"))
+
+
+class Figures:
+    """What was found on this GPU, a JSON file that is written anew with every part, never half of it.
+
+    It begins with the commit and the machine; ``checks``, the first part, are dicts with ``green``. Raises UserError
+    where the file cannot be written, before anything is measured.
+    """
+
+    def __init__(self, path: Path):
+        commit, dirty = git_state(repository_root())
+        self.path, self.found = path, {"commit": commit, "dirty": dirty, **environment()}
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self.add()
+        except OSError as error:
+            raise UserError(
+                f"{path} cannot be written ({error.strerror}): give another folder with --out"
+            ) from error
+
+    def add(self, **parts) -> None:
+        self.found |= parts
+        partial = self.path.with_name(f"{self.path.name}.partial")
+        partial.write_text(json.dumps(self.found, indent=1, default=str), encoding="utf-8")
+        os.replace(partial, self.path)
+
+    @property
+    def green(self) -> bool:
+        return all(one["green"] for one in self.found["checks"])
+
+    def show(self, table: Table, lines: list[str]) -> None:
+        """Print the checks that are red, the times, and further lines."""
+        checks = self.found["checks"]
+        red = [one for one in checks if not one["green"]]
+        console = Console()
+        console.print(
+            f"{len(checks) - len(red)} of {len(checks)} checks hold; all figures: {self.path}", markup=False
+        )
+        for one in red:
+            console.print(f"red: {one}", markup=False)
+        if table.rows:
+            console.print(table)
+        for line in lines:
+            console.print(line, markup=False)
+
+
+def verdict_on(bar: dict) -> str:
+    """Return a bar (``bar`` what, ``found``, ``wanted``, ``holds``) in words."""
+    return (
+        f"{bar['bar']}: {bar['found']:.2f}, wanted {bar['wanted']}: {'holds' if bar['holds'] else 'missed'}"
+    )
+
+
+def run_script(
+    paper: str,
+    description: str,
+    measure: Callable[[argparse.Namespace], bool],
+    rows: tuple[str, ...],
+    arguments: list[str] | None,
+    workers: int,
+) -> int:
+    """Run a paper's script: measure, then train the lite rows whose names start so where a data root is given.
+
+    ``measure`` takes the options and returns whether every check is green. Returns the exit code: 0, 1 where a check
+    is red or a training failed, 2 after one sentence on standard error.
+    """
+    parser = Parser(prog=f"python -m {paper}.tools.gpu_evidence", description=description)
+    parser.add_argument("--out", type=Path, default=Path("runs/gpu"), help="folder of the figures")
+    parser.add_argument(
+        "--mamba-ssm-source", type=Path, help="its checkout, to compile and time beside the scans"
+    )
+    parser.add_argument(
+        "--timed-forms-only", action="store_true", help="of the scans check what is timed alone"
+    )
+    parser.add_argument("--data-root", type=Path, help="train the lite rows meant for a GPU too, from here")
+    parser.add_argument("--workers", type=int, default=workers, help="processes that train side by side")
+    try:
+        options = parser.parse_args(arguments)
+        code = 0 if measure(options) else 1
+        if options.data_root is not None:
+            code = max(code, train_rows(paper, rows, options.data_root, options.workers))
+        return code
+    except UserError as error:
+        Console(stderr=True, soft_wrap=True).print(f"error: {error}", markup=False)
+        return 2
+
+
+def train_rows(paper: str, starts: tuple[str, ...], data_root: Path, workers: int) -> int:
+    """Train the lite rows of a paper whose names start so, seeds without evidence; return 0, or 1 where one failed.
+
+    Every row is a process, ``workers`` of them at a time, which share the processor's cores.
+    """
+    from shared.claims.protocol import Paper
+    from shared.claims.reproduce import rows_of  # Hydra need not be there to check and time
+
+    command = [sys.executable, "-m", "shared.claims", "reproduce", paper, "--scale", "lite"]
+    command += ["--data-root", str(data_root)]
+    surroundings = os.environ | {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // workers))}
+
+    def train(row: str) -> int:
+        return subprocess.run([*command, "--rows", row], cwd=repository_root(), env=surroundings).returncode
+
+    rows = [row for row in rows_of(Paper(paper, repository_root()), "lite") if row.startswith(starts)]
+    with ThreadPoolExecutor(workers) as pool:
+        return int(any(list(pool.map(train, rows))))  # below 0 where a signal ended one

@@ -1,0 +1,94 @@
+"""Seconds and extra memory of calls on this machine, measured so that other load on it does least harm."""
+
+import multiprocessing
+import os
+import statistics
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+
+from shared.environment import forget_peak, resident_bytes
+
+
+class Measured(NamedTuple):
+    """Median seconds of the calls, the rise of resident memory at its peak in bytes (None: not told), the result."""
+
+    seconds: float
+    extra_bytes: int | None
+    result: object
+
+
+def measured(
+    prepare: Callable[..., Callable[[], object]], *arguments, threads: int, repeats: int = 1
+) -> Measured:
+    """Measure the call that ``prepare(*arguments)`` returns; a call of its own before that is up to it.
+
+    ``prepare`` is importable from its module; arguments and result are pickled. Only Linux tells memory.
+    """
+    # Read when the libraries load: faiss and scikit-learn take their threads from it.
+    kept = os.environ.get("OMP_NUM_THREADS")
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    try:
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            return pool.apply(_measure, (prepare, arguments, threads, repeats))
+    finally:
+        if kept is None:
+            del os.environ["OMP_NUM_THREADS"]
+        else:
+            os.environ["OMP_NUM_THREADS"] = kept
+
+
+def _measure(prepare, arguments, threads: int, repeats: int) -> Measured:
+    torch.set_num_threads(threads)
+    call = prepare(*arguments)
+    seconds, rises = [], []
+    for _ in range(repeats):
+        told = forget_peak()
+        before = resident_bytes("VmRSS") if told else 0
+        begin = time.perf_counter()
+        result = call()
+        seconds.append(time.perf_counter() - begin)
+        rises.append(resident_bytes("VmHWM") - before if told else None)
+    # The first call's memory: what it freed, later ones may take again without a rise.
+    return Measured(sorted(seconds)[len(seconds) // 2], rises[0], result)
+
+
+def interleaved(functions: dict[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
+    """Return the seconds of every call: one of each in turn, ``repeats`` times after one that is not counted."""
+    seconds: dict[str, list[float]] = {name: [] for name in functions}
+    for turn in range(repeats + 1):
+        for name, function in functions.items():
+            begin = time.perf_counter()
+            function()
+            if turn:
+                seconds[name].append(time.perf_counter() - begin)
+    return seconds
+
+
+def medians(seconds: dict[str, list[float]]) -> dict[str, float]:
+    """Return the median of each list of seconds."""
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def peak_bytes(prepare: Callable[..., Callable[[], object]], *arguments) -> int:
+    """Return by how much a call raises resident memory at its peak, in a fresh process (Linux).
+
+    ``prepare(*arguments)`` makes the inputs and returns the call; both are importable from their module. The call
+    runs once before, so that what is loaded or compiled on first use does not count.
+    """
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(_rise_of_peak, (prepare, arguments))
+
+
+def _rise_of_peak(prepare, arguments) -> int:
+    call = prepare(*arguments)
+    call()
+    if not forget_peak():
+        raise OSError("this system does not forget a peak of resident memory")
+    before = resident_bytes("VmRSS")
+    kept = call()
+    rise = resident_bytes("VmHWM") - before
+    del kept
+    return rise

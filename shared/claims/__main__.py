@@ -1,0 +1,213 @@
+"""The commands behind the Makefile: tables of claims, reproduction, evaluation, one row.
+
+python -m shared.claims tables [--check | --report] [--paper NAME ...]
+python -m shared.claims reproduce pdml --scale lite --rows A,B --seeds 0,1 --data-root DIR [key=value ...]
+python -m shared.claims evaluate pdml --row A --seed 0 [--ckpt FILE] [--out DIR] --data-root DIR [key=value ...]
+python -m shared.claims show pdml --row A [key=value ...]
+
+Tables go to standard output, the one sentence about an error to standard error.
+"""
+
+import argparse
+import functools
+import logging
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+from rich.console import Console
+
+from shared.arguments import Parser
+from shared.claims.compose import compose, expected_hash, quoted, row_config, row_overrides
+from shared.claims.protocol import Paper, load_paper, paper_names
+from shared.claims.render import pages, update
+from shared.claims.reproduce import cost, failures, hash_with, launch, plan
+from shared.claims.show import show_row
+from shared.claims.tables import Table, lite_table, rich_table
+from shared.environment import repository_root
+from shared.errors import RunInterrupted, UserError
+
+LARGEST_SEED = 2**32 - 1
+
+
+def seed(text: str) -> int:
+    if not text.strip().isdecimal() or int(text) > LARGEST_SEED:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no seed: give whole numbers from 0 to {LARGEST_SEED}, such as 0,1,2"
+        )
+    return int(text)
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    where = Parser(add_help=False)
+    where.add_argument("--root", type=Path, default=repository_root(), help="the folder of the papers")
+    paths = Parser(add_help=False)
+    paths.add_argument("--data-root", default=os.environ.get("DATA_ROOT"))
+    paths.add_argument("--results", help="folder for records and runs, instead of <paper>/results and runs")
+    parser = Parser(prog="python -m shared.claims", description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    table = commands.add_parser("tables", parents=[where], help="derive every status and write the tables")
+    table.add_argument("--check", action="store_true", help="write nothing; fail if anything is out of date")
+    table.add_argument("--report", action="store_true", help="print the tables; write nothing")
+    table.add_argument("--paper", action="append", help="only this paper (may be given again)")
+    train = commands.add_parser("reproduce", parents=[where, paths], help="run what has no evidence")
+    train.add_argument("paper", nargs="?")
+    train.add_argument("--all", action="store_true", help="every paper")
+    train.add_argument("--scale", default="demo")
+    train.add_argument("--rows", type=lambda text: [row.strip() for row in text.split(",")])
+    train.add_argument("--seeds", type=lambda text: [seed(part) for part in text.split(",")])
+    train.add_argument("--launcher", default="basic", help="a launcher of Hydra's, such as joblib")
+    score = commands.add_parser("evaluate", parents=[where, paths], help="score a checkpoint")
+    score.add_argument("paper")
+    score.add_argument("--row", required=True)
+    score.add_argument("--seed", type=seed, default=0)
+    score.add_argument("--ckpt", help="a checkpoint, instead of the last one of the row and seed")
+    score.add_argument("--out", help="new folder for the pictures, instead of one beside the checkpoint")
+    show = commands.add_parser("show", parents=[where, paths], help="print what a row is")
+    show.add_argument("paper")
+    show.add_argument("--row", required=True)
+    show.add_argument("--seed", type=seed, default=0)
+    options, overrides = parser.parse_known_args(arguments)
+    if any(part.startswith("-") for part in overrides):
+        raise UserError(
+            f"unknown option {overrides[0]}; see python -m shared.claims {options.command} --help"
+        )
+    if options.command == "reproduce" and bool(options.paper) == options.all:
+        raise UserError("give one paper or --all, and overrides as key=value behind the paper")
+    options.overrides = overrides
+    return options
+
+
+def overrides_of(options: argparse.Namespace, paper: str) -> list[str]:
+    """Return the overrides of a command line, where the data and the results are included."""
+    overrides = list(options.overrides)
+    if options.data_root:
+        overrides.append(f"paths.data_root={quoted(os.path.abspath(options.data_root))}")
+    if options.results:
+        results = os.path.join(os.path.abspath(options.results), paper)
+        overrides += [
+            f"paths.results={quoted(results)}",
+            f"paths.runs={quoted(os.path.join(results, 'runs'))}",
+        ]
+    return overrides
+
+
+def print_error(text: str) -> None:
+    sys.stderr.write(" ".join(text.split()) + "\n")
+
+
+def print_tables(tables: list[Table]) -> None:
+    # A pipe has no width: tables are not to be squeezed into rich's 80 columns there.
+    console = Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 160)
+    for table in tables:
+        console.print(rich_table(table))
+        for note in table.notes:
+            console.print(note, markup=False, highlight=False, soft_wrap=True)
+    console.file.flush()
+
+
+def counter(root: Path):
+    """Return (paper, model) -> parameters and FLOPs of the claimed row."""
+
+    def count(name: str, model) -> dict[str, float]:
+        paper = load_paper(root, name)
+        return paper.count(row_config(paper, model.Claim.Row, 0))
+
+    return count
+
+
+def write_tables(options: argparse.Namespace) -> int:
+    known = paper_names(options.root)
+    for paper in options.paper or known[:0]:
+        load_paper(options.root, paper)
+    hashes, count = (
+        functools.cache(functools.partial(expected_hash, root=options.root)),
+        counter(options.root),
+    )
+    if options.report:
+        for name in options.paper or known:
+            paper = Paper(name, options.root)
+            for blocks in pages(paper, hashes, functools.partial(count, name)).tables.values():
+                print_tables([table for block in blocks.values() for table in block])
+        return 0
+    for path in update(options.root, hashes, count, options.paper, options.check):
+        print(f"rewritten: {path.relative_to(options.root)}")
+    return 0
+
+
+def reproduce(options: argparse.Namespace) -> int:
+    code, names = 0, paper_names(options.root) if options.all else [options.paper]
+    for name in names:
+        paper, overrides = load_paper(options.root, name), overrides_of(options, name)
+        jobs = plan(paper, options.scale, options.rows, options.seeds, overrides)
+        if not jobs:
+            print(f"{name}: every row of scale {options.scale} has its evidence; nothing to run", flush=True)
+            continue
+        from shared.training.application import format_duration, silence_library_logs  # they need torch
+
+        silence_library_logs()
+        estimate = format_duration(cost(paper, jobs))
+        print(
+            f"{name}: {len(jobs)} runs at scale {options.scale}, about {estimate} one after another",
+            flush=True,
+        )
+        code = max(
+            code, launch(paper, jobs, options.launcher, overrides), key=lambda value: (value != 0, value == 1)
+        )
+        for sentence, failed in failures(jobs).items():
+            more = f" and {len(failed) - 1} more" if len(failed) > 1 else ""
+            print_error(f"{failed[0]}{more} failed: {sentence}")
+    for name in names:
+        paper = load_paper(options.root, name)
+        hashes = hash_with(paper, overrides_of(options, name))
+        if options.scale == "full":
+            plain = functools.partial(expected_hash, root=paper.root)
+            count = functools.partial(counter(options.root), name)
+            print_tables(pages(paper, plain, count).tables["RESULTS.md"]["claims"])
+        results = Path(options.results) / name if options.results else None
+        print_tables(lite_table(name, options.root, options.scale, hashes, results))
+    return code
+
+
+def evaluate(options: argparse.Namespace) -> int:
+    """Score by `python -m <paper>.evaluate`, whose exit code is returned."""
+    paper = load_paper(options.root, options.paper)
+    overrides = row_overrides(paper, options.row, options.seed, overrides_of(options, options.paper))
+    for key in ("ckpt", "out"):
+        if getattr(options, key):
+            overrides.append(f"{key}={quoted(os.path.abspath(getattr(options, key)))}")
+    compose(paper, overrides, "evaluate")
+    return subprocess.run([*paper.command("evaluate"), *overrides]).returncode
+
+
+def show(options: argparse.Namespace) -> int:
+    paper = load_paper(options.root, options.paper)
+    print(show_row(paper, options.row, options.seed, overrides_of(options, options.paper)))
+    return 0
+
+
+COMMANDS = {"tables": write_tables, "reproduce": reproduce, "evaluate": evaluate, "show": show}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Return the exit code: 0, 1 for a failure, 2 after one sentence, 130 or 143 where a signal ended it."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    try:
+        options = parse(sys.argv[1:] if arguments is None else arguments)
+        return COMMANDS[options.command](options)
+    except UserError as error:
+        print_error(str(error))
+        return 2
+    except RunInterrupted as stop:
+        print_error(str(stop))
+        return stop.code
+    except KeyboardInterrupt:
+        stop = RunInterrupted(128 + signal.SIGINT)
+        print_error(str(stop))
+        return stop.code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

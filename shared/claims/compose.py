@@ -1,0 +1,106 @@
+"""Composing the configuration of a row outside of its application: for hashes, costs, counts and tests."""
+
+import difflib
+import functools
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from shared.claims.ledger import read_ledger
+from shared.claims.protocol import Paper, load_paper
+from shared.environment import repository_root
+from shared.errors import UserError
+from shared.training.config import hash_of
+
+SCALES = ("demo", "lite", "full")
+
+
+def quoted(text: str) -> str:
+    """Return a text as the value of a Hydra override, whatever signs it holds."""
+    # In quotes, backslashes stand for themselves except before a quote: there, and at the end, each is doubled.
+    return "'" + re.sub(r"(\\*)'", r"\1\1\\'", re.sub(r"(\\+)$", r"\1\1", text)) + "'"
+
+
+def row_names(paper: Paper) -> list[str]:
+    """Return all rows: those with an experiment file, then those of the ledger's lists."""
+    files = sorted(path.stem for path in (paper.folder / "configs" / "experiment").glob("*.yaml"))
+    return files + [row.Row for row in read_ledger(paper.folder / "metafile.yml").own_rows]
+
+
+def require_row(paper: Paper, row: str) -> None:
+    """Raise UserError, with the nearest names, for a row that the paper does not have."""
+    names = row_names(paper)
+    if row not in names:
+        near = difflib.get_close_matches(row, names, 3, 0.3) or names[:3]
+        raise UserError(
+            f"unknown row {row!r}: neither {paper.name}/metafile.yml nor {paper.name}/configs/experiment has it; did "
+            f"you mean {', '.join(near)}?"
+        )
+
+
+def _paper(paper: Paper | str) -> Paper:
+    """Return a paper, by its name one of this repository."""
+    return load_paper(repository_root(), paper) if isinstance(paper, str) else paper
+
+
+def compose(paper: Paper | str, overrides: Sequence[str], config: str = "train") -> DictConfig:
+    """Compose ``train.yaml`` of a paper; UserError, in one sentence, for whatever is wrong with the configuration."""
+    paper = _paper(paper)
+    paper.register()
+    try:
+        with initialize_config_dir(str(paper.folder.resolve() / "configs"), version_base="1.3"):
+            cfg = hydra_compose(config, list(overrides))
+            OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+            return cfg
+    except (HydraException, OmegaConfBaseException) as error:
+        root = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
+        reason = " ".join(str(root).split("\n    full_key")[0].split())
+        raise UserError(
+            f"{paper.name}/configs/{config}.yaml with {' '.join(overrides)}: {reason}; fix the key or value"
+        ) from error
+
+
+def row_overrides(paper: Paper, row: str, seed: int, overrides: Sequence[str]) -> list[str]:
+    """Return the Hydra overrides that stand for a row and seed; UserError for an unknown row.
+
+    Overrides change values: one that adds a key, takes one away or sets the seed is a UserError.
+    """
+    require_row(paper, row)
+    for override in overrides:
+        if override[:1] in ("+", "~"):
+            raise UserError(
+                f"{override}: the configuration has the keys of its YAML files; say key=value for one"
+            )
+        if override.split("=")[0].strip() == "seed":
+            raise UserError(
+                f"{override}: seeds are no override; say SEEDS= (--seeds) or SEED= (--seed) instead"
+            )
+    return [f"+experiment={row}", f"seed={seed}", *overrides]
+
+
+@functools.cache
+def _composed(paper: Paper, row: str, overrides: tuple[str, ...]) -> DictConfig:
+    return compose(paper, row_overrides(paper, row, 0, overrides))
+
+
+def row_config(paper: Paper | str, row: str, seed: int, overrides: Sequence[str] = ()) -> DictConfig:
+    """Return the config of a row and seed, the caller's own copy; UserError as ``compose`` and for the row.
+
+    Hydra takes a third of a second for a row, so a row is composed once a process and its seeds are copies.
+    """
+    cfg = _composed(_paper(paper), row, tuple(overrides)).copy()
+    cfg.seed = seed
+    return cfg
+
+
+def expected_hash(
+    paper: str, row: str, seed: int, overrides: Sequence[str] = (), root: Path | None = None
+) -> str:
+    """Return the config hash that evidence of a row and seed must carry; UserError for a row without config."""
+    return hash_of(row_config(load_paper(root or repository_root(), paper), row, seed, overrides))[0]

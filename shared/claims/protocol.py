@@ -1,0 +1,76 @@
+"""What a paper offers to the ledger. This is the only file that imports a paper by its name.
+
+A paper is a folder with
+
+- ``metafile.yml``: its ledger (``ledger.py``);
+- ``configs/``: ``train.yaml``, ``evaluate.yaml``, their groups, ``experiment/<claimed row>.yaml``, ``neutral.yml``;
+- ``config.py``: the types of its configuration; importing it calls ``rows.register``, which makes schema and rows known
+  to Hydra. It needs neither a network nor data;
+- ``train.py``: the Hydra application ``python -m <paper>.train``, and ``seconds_of_run(cfg) -> float``, the estimated
+  seconds of a run from a few timed steps;
+- ``evaluate.py``: the Hydra application ``python -m <paper>.evaluate``, which scores ``ckpt`` without training;
+- ``model.py`` with ``count(cfg) -> dict``, where a claim states ``parameters`` or ``flops``: what a configuration's
+  network counts, by these names, with nothing computed;
+- ``interpretations.py`` with ``tables() -> dict[str, list[Table]]``, where the sources leave something open: by the
+  name of their marker in INTERPRETATIONS.md, what each interpretation counts.
+"""
+
+import importlib
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from shared.errors import UserError
+
+
+@dataclass(frozen=True)
+class Paper:
+    """A paper's folder ``root/name``, with ``root`` on Python's path."""
+
+    name: str
+    root: Path
+
+    @property
+    def folder(self) -> Path:
+        return self.root / self.name
+
+    def register(self) -> None:
+        """Make the paper's schema and rows known to Hydra, in the place of another paper's of the same name."""
+        importlib.import_module(f"{self.name}.config").register()
+
+    def count(self, cfg) -> dict[str, float]:
+        """Return parameters and FLOPs of a configuration's network; UserError for a paper that does not count."""
+        counter = getattr(importlib.import_module(f"{self.name}.model"), "count", None)
+        if counter is None:
+            raise UserError(
+                f"{self.name}/model.py has no count(cfg), but {cfg.row} claims what it counts: add it."
+            )
+        return counter(cfg)
+
+    def seconds_of_run(self, cfg) -> float:
+        """Return the estimated seconds of a run; UserError for what would keep it from starting."""
+        return importlib.import_module(f"{self.name}.train").seconds_of_run(cfg)
+
+    def interpretation_tables(self) -> dict[str, list[Any]]:
+        """Return the tables of ``interpretations.py`` by marker name; none without that file."""
+        if not (self.folder / "interpretations.py").is_file():
+            return {}
+        return importlib.import_module(f"{self.name}.interpretations").tables()
+
+    def command(self, application: str) -> list[str]:
+        """Return the command line of an application, ``train`` or ``evaluate``."""
+        return [sys.executable, "-m", f"{self.name}.{application}"]
+
+
+def paper_names(root) -> list[str]:
+    """Return the papers that have a ledger, in alphabetical order."""
+    return sorted(path.parent.name for path in Path(root).glob("*/metafile.yml"))
+
+
+def load_paper(root, name: str) -> Paper:
+    """Return a paper; UserError for one that is not there."""
+    names = paper_names(root)
+    if name not in names:
+        raise UserError(f"there is no paper {name!r} in {root}: choose one of {', '.join(names) or 'none'}")
+    return Paper(name, Path(root))

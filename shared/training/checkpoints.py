@@ -1,0 +1,76 @@
+"""Checkpoints: written so that none is ever half there, read back with ``weights_only=True``."""
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+from torch import Tensor, nn
+
+from shared.errors import UserError
+
+PREFIX = "model."  # of the network's tensors among those of the LightningModule
+
+
+def read_file(path: Path, remedy: str, map_location: str | torch.device = "cpu") -> Any:
+    """Return what a checkpoint file holds; UserError, ending in the remedy, for one that is missing or damaged."""
+    try:
+        return torch.load(path, map_location=map_location, weights_only=True)
+    except FileNotFoundError as error:
+        raise UserError(f"{path} is missing: {remedy}") from error
+    except Exception as error:  # the reader raises almost anything on damaged bytes
+        raise UserError(f"{path} is damaged or no checkpoint ({type(error).__name__}): {remedy}") from error
+
+
+def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], int]:
+    """Return the network's tensors by name and the optimiser steps taken; UserError for a damaged file."""
+    remedy = "give the last.ckpt of a run, or train it again"
+    content = read_file(path, remedy)
+    state = content.get("state_dict") if isinstance(content, dict) else None
+    if not isinstance(state, dict) or "global_step" not in content:
+        raise UserError(f"{path} is no checkpoint of a run (it has no state_dict and global_step): {remedy}")
+    named = {name.removeprefix(PREFIX): value for name, value in state.items() if name.startswith(PREFIX)}
+    return named, int(content["global_step"])
+
+
+def load_weights(network: nn.Module, state: dict[str, Tensor], row: str, path: Path) -> None:
+    """Put the tensors into the network; UserError where they are not those of this very arrangement."""
+    own = network.state_dict()
+    unfit = sorted(
+        name
+        for name in own.keys() | state.keys()
+        if name not in own or name not in state or own[name].shape != state[name].shape
+    )
+    if unfit:
+        raise UserError(
+            f"{path} does not fit row {row}: {len(unfit)} tensors are missing, unknown or of another shape, such "
+            f"as {unfit[0]}; give the row and the overrides that it was trained with"
+        )
+    network.load_state_dict(state)
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes to a temporary file in the same folder, syncs, renames; reads with ``weights_only=True``.
+
+    A reader therefore finds the previous checkpoint or the new one, never half of one; UserError where a disk has
+    damaged it all the same.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path, storage_options=None) -> None:
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(name, path)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+
+    def load_checkpoint(self, path, map_location=None, weights_only=None) -> dict[str, Any]:
+        return read_file(path, "move it away, and the run begins anew", map_location or "cpu")

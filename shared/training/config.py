@@ -1,0 +1,97 @@
+"""From a composed configuration to its hash, run folder and evidence; how a paper becomes known to Hydra."""
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.config_store import ConfigStore
+from hydra.core.plugins import Plugins
+from hydra.plugins.search_path_plugin import SearchPathPlugin
+from omegaconf import DictConfig, OmegaConf
+
+from shared.data.manifest import load_manifest, manifest_sha256
+from shared.training.record import config_sha256, read_record, record_path
+from shared.training.schema import evaluation_schema
+
+
+class SharedConfigs(SearchPathPlugin):
+    """Puts the groups that every paper has, ``trainer`` and ``logger``, on Hydra's search path."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        search_path.append(provider="shared", path="pkg://shared.training.configs")
+
+
+Plugins.instance().register(SharedConfigs)
+_folders: dict[str, Path] = {}  # of the papers whose config.py was imported
+
+
+def register_schema(folder: Path, schema: type) -> None:
+    """Make known to Hydra what a paper's configuration may hold; an unknown key is an error from then on.
+
+    Stores ``<paper>_schema`` and ``<paper>_evaluation_schema``, the first entries of the defaults of ``train.yaml``
+    and ``evaluate.yaml``. ``folder``: of the paper, whose name is the paper's.
+    """
+    _folders[folder.name] = folder
+    store = ConfigStore.instance()
+    store.store(name=f"{folder.name}_schema", node=schema)
+    store.store(name=f"{folder.name}_evaluation_schema", node=evaluation_schema(schema))
+
+
+def paper_folder(paper: str) -> Path:
+    """Return the folder of a paper that was registered."""
+    return _folders[paper]
+
+
+def root_of(cfg: DictConfig) -> Path:
+    """Return the folder that holds the paper: relative paths of a configuration begin there."""
+    return paper_folder(cfg.paper).parent
+
+
+@functools.cache
+def _manifest_digest(name: str) -> str:
+    return manifest_sha256(load_manifest(name))
+
+
+def hash_of(cfg: DictConfig) -> tuple[str, str | None]:
+    """Return the sha256 of what can change a number, and that of the data manifest (None without one)."""
+    tree: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)
+    manifest = tree["data"].get("manifest")
+    digest = _manifest_digest(manifest) if manifest else None
+    tree["data"]["manifest_sha256"] = digest
+    neutral = paper_folder(cfg.paper) / "configs" / "neutral.yml"
+    return config_sha256(tree, yaml.safe_load(neutral.read_text(encoding="utf-8")) or {}), digest
+
+
+def evidence_path(cfg: DictConfig) -> Path:
+    """Return where the run record of a composed configuration belongs."""
+    return record_path(root_of(cfg) / cfg.paths.results, cfg.scale.name, cfg.row, cfg.seed)
+
+
+def run_folder(cfg: DictConfig) -> Path:
+    """Return the folder of a run: checkpoint, curves, pictures, Hydra's notes.
+
+    It carries the configuration's hash, so that no checkpoint of another configuration is continued from.
+    """
+    runs = root_of(cfg) / cfg.paths.runs
+    return runs / cfg.scale.name / cfg.row / f"seed{cfg.seed}-{hash_of(cfg)[0][:8]}"
+
+
+def has_evidence(cfg: DictConfig) -> bool:
+    """Return whether the record of this very configuration is there; one of another configuration is stale."""
+    path = evidence_path(cfg)
+    return path.exists() and read_record(path).config_sha256 == hash_of(cfg)[0]
+
+
+def _resolve_run_folder(*, _root_: DictConfig) -> str:
+    # Hydra's own part is in the tree while a job starts; it has no hash and interpolates what is not known yet.
+    return str(run_folder(OmegaConf.masked_copy(_root_, [key for key in _root_ if key != "hydra"])))
+
+
+def _resolve_runs_folder(*, _root_: DictConfig) -> str:
+    return str(root_of(_root_) / _root_.paths.runs)
+
+
+OmegaConf.register_new_resolver("run_folder", _resolve_run_folder, replace=True)
+OmegaConf.register_new_resolver("runs_folder", _resolve_runs_folder, replace=True)

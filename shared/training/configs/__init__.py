@@ -1,0 +1,1 @@
+"""Parts of a configuration that every paper has; Hydra finds them as ``pkg://shared.training.configs``."""

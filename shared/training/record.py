@@ -1,0 +1,123 @@
+"""The evidence of one run: one JSON file per row and seed, written atomically and only at the end.
+
+A record says what was measured, with which configuration, code, data and machine. The hash of the
+configuration covers only what can change a number: moving data or changing a logger makes nothing stale.
+"""
+
+import hashlib
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
+
+from shared.errors import UserError
+
+# top-level groups that cannot change a number; everything else is hashed
+EXCLUDED = ("paths", "logger", "launcher", "trainer", "output", "paper", "row", "ckpt", "out")
+
+
+def _without_nan(value):
+    if isinstance(value, list):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+class RunRecord(BaseModel):
+    """One run of one row with one seed; null stands for a metric that is not defined (JSON has no NaN)."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    paper: str
+    row: str
+    scale: str
+    seed: int
+    selection: str
+    variant: str
+    metrics: dict[str, float | list | str | None]
+    n_test: int
+    config: dict[str, Any]
+    config_sha256: str
+    commit: str
+    dirty: bool
+    lock_sha256: str | None
+    manifest_sha256: str | None
+    hardware: dict[str, Any]
+    driver: str | None
+    versions: dict[str, str]
+    wall_seconds: float
+    peak_memory_bytes: int
+    energy_joules: float | None = None
+    started_at: str
+
+    @field_validator("metrics", mode="after")
+    @classmethod
+    def _nan_is_null(cls, metrics: dict) -> dict:
+        return {name: _without_nan(value) for name, value in metrics.items()}
+
+
+def record_path(results, scale: str, row: str, seed: int) -> Path:
+    """Return where the evidence of a row and seed stands in a paper's folder of results."""
+    return Path(results) / scale / row / f"seed{seed}.json"
+
+
+def _drop(tree: dict, keys: list[str], neutral) -> None:
+    head, rest = keys[0], keys[1:]
+    if head not in tree:
+        return
+    if rest:
+        if isinstance(tree[head], dict):
+            _drop(tree[head], rest, neutral)
+            if not tree[head]:  # a group that only held neutral keys is as good as absent
+                del tree[head]
+    elif tree[head] == neutral and isinstance(tree[head], bool) == isinstance(neutral, bool):
+        del tree[head]
+
+
+def config_sha256(config: dict, neutral: dict[str, Any] | None = None, excluded=EXCLUDED) -> str:
+    """Return the sha256 of all in a resolved config that can change a number.
+
+    Top-level keys in ``excluded`` are left out, and so is every dotted key of ``neutral`` while it has its
+    neutral value. The rest is hashed as JSON with sorted keys. The caller puts ``manifest_sha256`` under
+    ``data``.
+    """
+    kept = json.loads(json.dumps({key: value for key, value in config.items() if key not in excluded}))
+    for dotted, value in (neutral or {}).items():
+        _drop(kept, dotted.split("."), value)
+    text = json.dumps(kept, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def write_record(path, record: RunRecord, overwrite: bool = False) -> None:
+    """Write a record so that at any moment the file is whole or absent; UserError if it is there already."""
+    path = Path(path)
+    if path.exists() and not overwrite:
+        raise UserError(f"{path} already holds evidence: delete it first if the run is to be repeated.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with open(partial, "w", encoding="utf-8") as stream:
+            json.dump(record.model_dump(), stream, indent=1, sort_keys=True)
+            stream.write("\n")
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def read_record(path) -> RunRecord:
+    """Read a record; UserError that names the file if it is absent, truncated or malformed."""
+    remedy = "delete it and run the row again, or restore it with git checkout."
+    try:
+        return RunRecord.model_validate(json.loads(Path(path).read_text(encoding="utf-8")))
+    except FileNotFoundError as error:
+        raise UserError(f"{path} does not exist: run the row first.") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the file"
+        raise UserError(f"{path} is not a run record ({where}: {first['msg']}): {remedy}") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is truncated or not JSON ({error}): {remedy}") from error
