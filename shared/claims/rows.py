@@ -13,6 +13,9 @@ from shared.claims.ledger import read_ledger
 from shared.training.config import register_schema
 
 
+_registered: Path | None = None  # the paper whose rows Hydra knows
+
+
 def experiment_node(configs: Path, row: str, composition: dict[str, Any]) -> dict[str, Any]:
     """Return what an experiment file of a row would hold.
 
@@ -42,7 +45,14 @@ def _plain(value: Any) -> Any:
 
 
 def register(folder: Path, schema: type) -> None:
-    """Make a paper known to Hydra: the types of its configuration, and the rows of its ledger as experiments."""
+    """Make a paper known to Hydra: the types of its configuration, and the rows of its ledger as experiments.
+
+    Called again it does nothing, unless another paper, which may have a row of the same name, was registered since.
+    """
+    global _registered
+    if folder == _registered:
+        return
+    _registered = folder
     register_schema(folder, schema)
     ledger, store = read_ledger(folder / "metafile.yml"), ConfigStore.instance()
     for row in ledger.own_rows:
