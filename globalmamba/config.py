@@ -89,9 +89,4 @@ class ClassificationConfig:
     launcher: LauncherConfig = MISSING
 
 
-def register() -> None:
-    """Make the types and the rows of this paper known to Hydra."""
-    rows.register(Path(__file__).parent, ClassificationConfig)
-
-
-register()
+rows.register(Path(__file__).parent, ClassificationConfig)

@@ -106,9 +106,4 @@ class IDMLConfig:
     launcher: LauncherConfig = MISSING
 
 
-def register() -> None:
-    """Make the types and the rows of this paper known to Hydra."""
-    rows.register(Path(__file__).parent, IDMLConfig)
-
-
-register()
+rows.register(Path(__file__).parent, IDMLConfig)

@@ -126,9 +126,4 @@ class PDMLConfig:
     launcher: LauncherConfig = MISSING
 
 
-def register() -> None:
-    """Make the types and the rows of this paper known to Hydra."""
-    rows.register(Path(__file__).parent, PDMLConfig)
-
-
-register()
+rows.register(Path(__file__).parent, PDMLConfig)

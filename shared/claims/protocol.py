@@ -5,7 +5,7 @@ A paper is a folder with
 - ``metafile.yml``: its ledger (``ledger.py``);
 - ``configs/``: ``train.yaml``, ``evaluate.yaml``, their groups, ``experiment/<claimed row>.yaml``, ``neutral.yml``;
 - ``config.py``: the types of its configuration; importing it calls ``rows.register``, which makes schema and rows known
-  to Hydra. It needs neither a network nor data;
+  to Hydra. It builds no network and reads no data;
 - ``train.py``: the Hydra application ``python -m <paper>.train``, and ``seconds_of_run(cfg) -> float``, the estimated
   seconds of a run from a few timed steps;
 - ``evaluate.py``: the Hydra application ``python -m <paper>.evaluate``, which scores ``ckpt`` without training;
@@ -36,8 +36,8 @@ class Paper:
         return self.root / self.name
 
     def register(self) -> None:
-        """Make the paper's schema and rows known to Hydra, in the place of another paper's of the same name."""
-        importlib.import_module(f"{self.name}.config").register()
+        """Make the paper's schema and rows known to Hydra."""
+        importlib.import_module(f"{self.name}.config")
 
     def count(self, cfg) -> dict[str, float]:
         """Return parameters and FLOPs of a configuration's network; UserError for a paper that does not count."""
