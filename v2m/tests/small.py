@@ -14,8 +14,7 @@ SMALL = [
     "optim.ema_decay=0.9",
     "trainer.accelerator=cpu",
     "trainer.backend=chunked",
-    "logging.csv=false",
-    "logging.tensorboard=false",
+    "logger=none",
 ]
 BATCHES_AN_EPOCH = 44
 
