@@ -71,7 +71,7 @@ class PatchData(pl.LightningDataModule):
         self.sampler = KeyedBatchSampler(len(batches), batch_size, batches.seed, steps)
 
     def setup(self, stage: str) -> None:
-        self.sampler.rank, self.sampler.world_size = self.trainer.global_rank, self.trainer.world_size
+        self.sampler.share(self.trainer.global_rank, self.trainer.world_size)
 
     def train_dataloader(self) -> DataLoader:
         # A generator of its own: a loader otherwise draws from torch's global one at every epoch.

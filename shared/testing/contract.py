@@ -36,6 +36,21 @@ class Bad:
     row: str | None = None  # in place of the contract's
 
 
+# Defaults with a name, by which a process of a test gets them.
+
+
+def _nothing_follows(module) -> None:
+    pass
+
+
+def _labels(batch) -> int:
+    return len(batch["labels"])
+
+
+def _all_have_gradients(cfg, network) -> tuple[set[str], set[str]]:
+    return set(), set()
+
+
 def own_checkpoint(cfg: DictConfig) -> list[Path]:
     """Return the checkpoints of a run that trains once."""
     return [run_folder(cfg) / "last.ckpt"]
@@ -64,8 +79,8 @@ class Contract:
     # Ranks: cases of overrides; the loss and whatever goes with it, of which the first is minimised.
     rank_cases: dict[str, list[str]] = field(default_factory=dict)
     losses: Callable[[Any, Any, int], Tensor] | None = None
-    after_step: Callable[[Any], None] = lambda module: None
-    labelled: Callable[[Any], int] = lambda batch: len(batch["labels"])
+    after_step: Callable[[Any], None] = _nothing_follows
+    labelled: Callable[[Any], int] = _labels
     rate: float = 0.1
     is_share: bool = False  # a rank's loss is its share, times the ranks
     mixed: list[str] = field(
@@ -87,7 +102,7 @@ class Contract:
         set(),
     )  # keys in which a row must, and may, differ from a baseline
     toy: Callable[[DictConfig], None] | None = None  # makes any row tiny, on embedded data
-    dead: Callable[[DictConfig, Any], tuple[set[str], set[str]]] = lambda cfg, network: (set(), set())
+    dead: Callable[[DictConfig, Any], tuple[set[str], set[str]]] = _all_have_gradients
     # Bad input by name; pictures that an evaluation leaves.
     bad: dict[str, Bad] = field(default_factory=dict)
     bad_evaluation: dict[str, Bad] = field(default_factory=dict)

@@ -26,5 +26,6 @@ def _rank(rank: int, ranks: int, port: int, function: Callable, folder: str, arg
 
 def on_ranks(ranks: int, function: Callable, folder, *arguments) -> list:
     """Return what ``function(rank, *arguments)`` returns on each rank; it must be importable by name."""
-    mp.spawn(_rank, (ranks, free_port(), function, str(folder), arguments), nprocs=ranks)
+    start = (ranks, free_port(), function, str(folder), arguments)
+    mp.start_processes(_rank, start, nprocs=ranks, start_method="forkserver")
     return [torch.load(f"{folder}/rank{rank}.pt", weights_only=True) for rank in range(ranks)]

@@ -231,7 +231,11 @@ def _record(cfg: DictConfig, train: Train, folder: Path) -> str:
         started_at=started.isoformat(timespec="seconds"),
         **environment(),
     )
-    write_record(evidence_path(cfg), record, overwrite=True)
+    path = evidence_path(cfg)
+    is_replaced = path.exists()
+    write_record(path, record, overwrite=True)
+    if is_replaced:
+        log.warning("%s held evidence of another configuration, now replaced; paths.results keeps both", path)
     seconds, names = format_duration(record.wall_seconds), load_names()
     headline = names.headline(record.metrics)
     if headline is None:

@@ -25,7 +25,7 @@ def train_case(rank: int, ranks: int, contract: Contract, folder, case: str, ste
     cfg = contract.config(folder, *contract.rank_cases[case], "optim.precision=64-true")
     training = contract.prepare(cfg, folder)
     module, data = training.module.double().train(), training.data
-    data.sampler.rank, data.sampler.world_size = rank, ranks
+    data.sampler.share(rank, ranks)
     step = _Step(module, contract.losses)
     if ranks > 1:
         step = DistributedDataParallel(step)
