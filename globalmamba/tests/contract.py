@@ -104,6 +104,7 @@ CONTRACT = Contract(
     toy=toy,
     dead=dead,
     pictures=("receptive_field.png",),
+    draw=["output.pictures=true"],
     bad={
         "image smaller than a patch": Bad(
             ["model.tokens.patch_size=16"], "smaller than a patch", "lower patch_size"

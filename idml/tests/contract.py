@@ -105,6 +105,9 @@ CONTRACT = Contract(
     toy=toy,
     dead=dead,
     unfit=["model.semantic_dim=16"],
+    scores=("recall_at_1", "nmi"),
+    draw=["output.pictures=true"],
+    pictures=("uncertainty.png",),
     bad={
         "no weights": Bad(
             ["data.manifest=digits"],

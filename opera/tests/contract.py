@@ -98,6 +98,7 @@ CONTRACT = Contract(
     same={"opera-t9-ft": "opera-ft-vit-b-bs4096-pt300-ft150-top"},  # tables 9 and 2 have one row in common
     differing=({"row"}, {"objective", "variant", "data"}),
     toy=toy,
+    moves_at_once=False,
     unfit=["objective=moco-v3"],
     bad={
         "no labels": Bad(

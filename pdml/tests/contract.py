@@ -61,11 +61,14 @@ CONTRACT = Contract(
     unknown_keys=("optim.lrr", "data.split.blocks", "nothing", "method.model.widht"),
     gives_epochs=False,  # its settings are not known
     differing=({"row", "method"}, {"model"}),
+    scores=("oa", "aa"),
+    draw=["output.maps=true", "output.region=scene"],
+    pictures=("classification.png", "uncertainty.png"),
     bad={
         "batch larger than the data": Bad(
             ["optim.batch_size=5000"], "do not fill one batch", "lower optim.batch_size"
         ),
         "even patch size": Bad(["patch_size=4"], "", "set an odd one, such as 5"),
-        "no data root": Bad([], "is missing", "set DATA_ROOT=<folder>", row="jasper-random-ssrn-plain"),
+        "no data root": Bad([], "data root is not set", "set DATA_ROOT=<folder>", row="jasper-random-ssrn-plain"),
     },
 )

@@ -103,9 +103,14 @@ class Contract:
     )  # keys in which a row must, and may, differ from a baseline
     toy: Callable[[DictConfig], None] | None = None  # makes any row tiny, on embedded data
     dead: Callable[[DictConfig, Any], tuple[set[str], set[str]]] = _all_have_gradients
+    moves_at_once: bool = True  # the first step's rate is above 0
     # Bad input by name; pictures that an evaluation leaves.
     bad: dict[str, Bad] = field(default_factory=dict)
     bad_evaluation: dict[str, Bad] = field(default_factory=dict)
+    scores: tuple[str, ...] = (
+        "top1",
+    )  # fractions that a run and the evaluation of its checkpoint have alike
+    draw: list[str] = field(default_factory=list)  # overrides that ask for the pictures
     pictures: tuple[str, ...] = ()
 
     def __str__(self) -> str:

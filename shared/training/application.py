@@ -101,6 +101,16 @@ def command(main: Callable) -> Callable:
 
 
 @contextlib.contextmanager
+def user_error_is_final():
+    """End the process at a user's error: Hydra would say a line of its own about the job before ``command`` does."""
+    try:
+        yield
+    except UserError as error:
+        print_error(str(error))
+        sys.exit(2)
+
+
+@contextlib.contextmanager
 def folder_lock(folder: Path):
     """Yield whether this process holds ``folder``; the hold ends with the process, however it ends."""
     folder.mkdir(parents=True, exist_ok=True)

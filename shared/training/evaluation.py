@@ -11,7 +11,7 @@ from rich.table import Table
 
 from shared.errors import UserError
 from shared.metrics.names import load_names
-from shared.training.application import Check, silence_library_logs
+from shared.training.application import Check, silence_library_logs, user_error_is_final
 from shared.training.checks import check_machine
 from shared.training.config import run_folder
 
@@ -19,6 +19,7 @@ from shared.training.config import run_folder
 Score = Callable[[DictConfig, Path, Path], dict]
 
 
+@user_error_is_final()
 def run_evaluation(
     cfg: DictConfig,
     score: Score,
@@ -27,7 +28,8 @@ def run_evaluation(
 ) -> None:
     """Print the scores of ``cfg.ckpt``, or of the run's own checkpoint; pictures go to ``cfg.out`` or beside it.
 
-    Raises UserError, before anything is written, for a checkpoint that is missing and for a folder that holds files.
+    Ends the process with one sentence and code 2, before anything is written, for a checkpoint that is missing and for
+    a folder that holds files.
     """
     silence_library_logs()
     check_machine(cfg)

@@ -102,6 +102,7 @@ CONTRACT = Contract(
     toy=toy,
     dead=dead,
     pictures=("receptive_field.png",),
+    draw=["output.pictures=true"],
     bad={
         "size that the patches do not tile": Bad(
             ["model.network.patch_size=3"],
