@@ -14,10 +14,12 @@ from torch.nn import functional as F
 
 from shared.data.augment import mix
 from shared.data.keyed import keyed_bits
+from shared.data.streams import stream
 from shared.training.guard import GuardedModule
 from shared.training.ranks import world_size
 
-MIXING, DROPPING = 31, 32  # first part of a key: what is drawn
+MIXING = stream("classification.mixing")
+DROPPING = stream("classification.dropping")
 
 
 def parameter_groups(network: nn.Module, weight_decay: float) -> list[dict]:

@@ -21,6 +21,7 @@ from shared.data.images import Batches, ImageSet, keyed_subset
 from shared.data.keyed import keyed_uniform
 from shared.data.published import load_classification_set
 from shared.data.sampler import KeyedBatchSampler
+from shared.data.streams import stream
 from shared.errors import UserError
 from shared.metrics.scores import top_hits, top_scores
 from shared.training.checks import autocast_context
@@ -29,7 +30,8 @@ from shared.training.guard import GuardedModule
 from shared.training.ranks import world_size
 from shared.training.training_data import TrainingData
 
-MIXED, MIXING = 46, 47  # first part of a key: what is drawn
+MIXED = stream("idml.mixed")
+MIXING = stream("idml.mixing")
 
 
 class ClassificationModule(GuardedModule):

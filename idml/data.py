@@ -10,10 +10,11 @@ from shared.data.augment import Augmentation
 from shared.data.images import KEPT_BYTES, Batches, ImageSet, OrderedBatches
 from shared.data.keyed import keyed_permutation
 from shared.data.sampler import ClassBalancedBatchSampler, KeyedBatchSampler
+from shared.data.streams import stream
 from shared.errors import UserError
 from shared.training.training_data import TrainingData
 
-HELD_OUT = 43  # first part of a key: what is drawn
+HELD_OUT = stream("idml.held_out")
 
 
 class ClassSubset(ImageSet):

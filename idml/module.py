@@ -12,9 +12,10 @@ from idml.embedding import EmbeddingNetwork
 from idml.losses import MetricLoss
 from idml.objective import mixup_lambda, objective
 from shared.data.keyed import keyed_bits
+from shared.data.streams import stream
 from shared.training.guard import GuardedModule
 
-MINING = 42  # first part of a key: what is drawn
+MINING = stream("idml.mining")
 
 
 def decay(epoch: float, optim) -> float:

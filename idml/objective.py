@@ -15,14 +15,15 @@ from scipy.special import betaincinv
 from torch import Tensor, nn
 
 from shared.data.keyed import keyed_uniform
+from shared.data.streams import stream
 from shared.training.ranks import gather_rows, world_size
 
-SHARE = 41  # first part of a key: what is drawn
+LAMBDA = stream("idml.lambda")
 
 
 def mixup_lambda(seed: int, step: int, alpha: float) -> float:
     """Return lam, the part of the first image in every mixture of a step."""
-    return float(betaincinv(alpha, alpha, float(keyed_uniform(SHARE, seed, step))))
+    return float(betaincinv(alpha, alpha, float(keyed_uniform(LAMBDA, seed, step))))
 
 
 def mixup_pairs(rows: Tensor) -> Tensor:

@@ -20,8 +20,10 @@ from idml.neighbours import nearest_neighbours
 from idml.scoring import Embedded, embed_batch
 from shared.data.images import ImageSet
 from shared.data.keyed import keyed_permutation, keyed_uniform
+from shared.data.streams import stream
 
-PARTNER, PLACE = 44, 45  # first part of a key: what is drawn
+PARTNER = stream("idml.partner")
+PLACE = stream("idml.place")
 SHARE = 0.5
 
 

@@ -14,10 +14,11 @@ from shared.data.images import ImageSet, keyed_subset
 from shared.data.keyed import keyed_permutation
 from shared.data.published import load_classification_set
 from shared.data.sampler import KeyedBatchSampler
+from shared.data.streams import stream
 from shared.errors import UserError
 from shared.training.training_data import TrainingData
 
-LABELLED = 59  # first part of a key: what is drawn
+LABELLED = stream("opera.labelled")
 
 
 def seen_labels(labels: np.ndarray, part: float, seed: int) -> np.ndarray:

@@ -33,11 +33,12 @@ from opera.backbones import BUILDERS, sine_cosine_positions
 from opera.hierarchy import Hierarchy
 from opera.views import Key
 from shared.data.keyed import keyed_bits
+from shared.data.streams import stream
 from shared.errors import UserError
 from shared.training.ranks import mean_over_ranks
 
 MASKED_ARRANGEMENTS = ("masked", "masked-hierarchy")
-HIDING = 63  # first part of a key: what is drawn
+HIDING = stream("opera.hiding")
 SMALLEST_VARIANCE = 1e-6  # added to that of a patch's pixels
 
 

@@ -8,11 +8,12 @@ from opera.lars import LARS
 from opera.schedules import learning_rate, momentum
 from opera.views import Key, Views
 from shared.data.keyed import keyed_bits
+from shared.data.streams import stream
 from shared.errors import UserError
 from shared.training.guard import GuardedModule
 
 OPTIMIZERS = ("lars", "adamw", "sgd")
-DROPPING = 60  # first part of a key: what is drawn
+DROPPING = stream("opera.dropping")
 BATCH = 256  # images for which a rate is given
 
 

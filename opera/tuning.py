@@ -16,6 +16,7 @@ from shared.data.images import Batches, ImageSet, OrderedBatches, keyed_subset
 from shared.data.keyed import keyed_bits
 from shared.data.published import load_classification_set
 from shared.data.sampler import KeyedBatchSampler
+from shared.data.streams import stream
 from shared.errors import UserError
 from shared.metrics.scores import top_hits, top_scores
 from shared.training.checks import autocast_context
@@ -24,7 +25,8 @@ from shared.training.ranks import world_size
 from shared.training.training_data import TrainingData
 
 KINDS = ("probe", "finetune")
-MIXING, DROPPING = 61, 62  # first part of a key: what is drawn
+MIXING = stream("opera.tuning.mixing")
+DROPPING = stream("opera.tuning.dropping")
 
 
 class Classifier(nn.Module):

@@ -17,10 +17,12 @@ from pdml.patches import PatchSource, augment
 from pdml.scenes import Scene, Split
 from shared.data.keyed import keyed_bits
 from shared.data.sampler import KeyedBatchSampler
+from shared.data.streams import stream
 from shared.training.guard import GuardedModule
 from shared.training.ranks import gather_rows, with_global_batchnorm
 
-AUGMENTATION, PIXEL = 21, 22  # first part of a key: what is drawn
+AUGMENTATION = stream("pdml.augmentation")
+PIXEL = stream("pdml.pixel")
 
 
 class PatchBatch(NamedTuple):

@@ -11,8 +11,9 @@ from scipy.sparse import csr_array
 
 from pdml.splits import Split
 from shared.data.keyed import keyed_normal, keyed_permutation, keyed_uniform
+from shared.data.streams import stream
 
-HALVES, DRAWS, NOISE = 11, 12, 13  # first part of a key; different from those in splits.py
+HALVES, DRAWS, NOISE = (stream(f"pdml.resample.{name}") for name in ("halves", "draws", "noise"))
 WINDOW = 1  # the blur window reaches one pixel: 3 x 3
 
 

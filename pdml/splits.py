@@ -12,10 +12,11 @@ import numpy as np
 from scipy.ndimage import maximum_filter
 
 from shared.data.keyed import keyed_bits, keyed_permutation
+from shared.data.streams import stream
 from shared.errors import UserError
 
-# First part of a key, so that two kinds of draw never share random bits.
-PIXELS, BLOCKS = 1, 2
+PIXELS = stream("pdml.split.pixels")
+BLOCKS = stream("pdml.split.blocks")
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,11 @@ import numpy as np
 from scipy.ndimage import gaussian_filter
 
 from shared.data.keyed import keyed_normal, keyed_uniform
+from shared.data.streams import stream
 
-FIELDS, BUMPS, COMMON, SCALE, SHAPE, NOISE = 21, 22, 23, 24, 25, 26  # first part of a key
+FIELDS, BUMPS, COMMON, SCALE, SHAPE, NOISE = (
+    stream(f"pdml.synthetic.{name}") for name in ("fields", "bumps", "common", "scale", "shape", "noise")
+)
 
 
 def abundance_fields(height: int, width: int, materials: int, synthetic) -> np.ndarray:
