@@ -6,17 +6,15 @@ other pixels are masked here, before anything sees them; their spectra stay visi
 
 from typing import NamedTuple
 
-import lightning.pytorch as pl
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from pdml.model import PatchModel
 from pdml.patches import PatchSource, augment
 from pdml.scenes import Scene, Split
 from shared.data.keyed import keyed_bits
-from shared.data.sampler import KeyedBatchSampler
 from shared.data.streams import stream
 from shared.training.guard import GuardedModule
 from shared.training.ranks import gather_rows, with_global_batchnorm
@@ -62,28 +60,6 @@ class PatchBatches(Dataset):
         keys = bits.astype(np.int64)
         keys[:, len(pixel) // 2] -= 1 << 62
         return torch.from_numpy(keys.reshape(len(index), self.patch_size, self.patch_size))
-
-
-class PatchData(pl.LightningDataModule):
-    """The training batches of a scene; one sampler that resumption can move."""
-
-    def __init__(self, batches: PatchBatches, batch_size: int, steps: int, workers: int = 0):
-        super().__init__()
-        self.batches, self.workers = batches, workers
-        self.sampler = KeyedBatchSampler(len(batches), batch_size, batches.seed, steps)
-
-    def setup(self, stage: str) -> None:
-        self.sampler.rank, self.sampler.world_size = self.trainer.global_rank, self.trainer.world_size
-
-    def train_dataloader(self) -> DataLoader:
-        # A generator of its own: a loader otherwise draws from torch's global one at every epoch.
-        return DataLoader(
-            self.batches,
-            sampler=self.sampler,
-            batch_size=None,
-            num_workers=self.workers,
-            generator=torch.Generator().manual_seed(0),
-        )
 
 
 class PDMLModule(GuardedModule):

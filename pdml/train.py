@@ -21,25 +21,28 @@ from tqdm import tqdm
 from pdml.config import CONFIGS, PDMLConfig
 from pdml.inference import Readout, ScenePrediction, predict_scene
 from pdml.model import PatchModel, build_model
-from pdml.module import PatchBatches, PatchData, PDMLModule
+from pdml.module import PatchBatches, PDMLModule
 from pdml.scenes import Scene, Split, load_scene
 from pdml.svm import predict_svm
 from pdml.tools.maps import draw_maps
+from shared.data.sampler import KeyedBatchSampler
 from shared.metrics.scores import classification_scores
 from shared.training.application import command, run_job
 from shared.training.fit import fit
+from shared.training.training_data import TrainingData
 
 log = logging.getLogger(__name__)
 
 
-def prepare(cfg) -> tuple[Scene, Split, PDMLModule, PatchData]:
+def prepare(cfg: PDMLConfig) -> tuple[Scene, Split, PDMLModule, TrainingData]:
     """Return all that a run trains with, as a function of the config alone; raises UserError for bad input."""
     scene, split = load_scene(cfg.data, cfg.seed, cfg.patch_size, cfg.paths.data_root)
     torch.manual_seed(cfg.seed)
     model = build_model(cfg, scene.cube.shape[2], len(scene.class_names))
     model.spectral.fit(scene.cube[split.train])
     batches = PatchBatches(scene, split, cfg.patch_size, cfg.seed)
-    data = PatchData(batches, cfg.optim.batch_size, cfg.scale.steps, cfg.trainer.workers)
+    sampler = KeyedBatchSampler(len(batches), cfg.optim.batch_size, cfg.seed, cfg.scale.steps)
+    data = TrainingData(batches, sampler, mixes=False, workers=cfg.trainer.workers)
     return scene, split, PDMLModule(model, cfg.optim, cfg.scale.steps), data
 
 

@@ -9,8 +9,7 @@ SMALL = [
     "optim.batch_size=32",
     "evaluation.kmeans_seeds=1",
     "trainer.accelerator=cpu",
-    "logging.csv=false",
-    "logging.tensorboard=false",
+    "logger=none",
 ]
 BATCHES_AN_EPOCH = 28  # 901 digits of five classes
 INTROSPECTIVE = ["metric=introspective", "objective=mixup"]

@@ -10,8 +10,7 @@ SMALL = [
     "heads.class_hidden=16",
     "task.epochs=2",
     "trainer.accelerator=cpu",
-    "logging.csv=false",
-    "logging.tensorboard=false",
+    "logger=none",
 ]
 BATCHES_AN_EPOCH = 11  # 1438 digits
 

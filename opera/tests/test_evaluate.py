@@ -6,10 +6,12 @@ import torch
 from opera import train
 from opera.evaluate import checkpoint_of, evaluate_checkpoint
 from opera.tests.small import SMALL, small_config
-from shared.claims.commands import main
+from shared.claims.__main__ import main
+from shared.claims.compose import compose
 from shared.data.images import load_image_set
 from shared.errors import UserError
-from shared.training.application import run_folder
+from shared.training.config import run_folder
+from shared.training.evaluation import run_evaluation
 
 # The same arithmetic on the same images in the same batches.
 SAME = 1e-12
@@ -139,12 +141,10 @@ def test_every_set_of_the_task_is_scored_by_the_names_of_a_run(whole, tmp_path, 
         evaluate_checkpoint(both, tmp_path / "last.ckpt", tmp_path)
 
 
-def test_the_command_prints_the_scores(whole, capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "200")
+def test_the_command_prints_the_scores(whole, capfd):
     cfg, path, _, metrics = whole
-    overrides = [override for override in SMALL if not override.startswith("logging")]
-    assert main(["evaluate", "opera", "--row", "digits-opera", "--ckpt", str(path), *overrides]) == 0
-    out = capsys.readouterr().out
+    assert main(["evaluate", "opera", "--row", "digits-opera", "--ckpt", str(path), *SMALL]) == 0
+    out = capfd.readouterr().out
     assert f"{metrics['top1_knn'] * 100:.2f}" in out and str(path) in out
 
 
@@ -155,14 +155,26 @@ def test_the_command_prints_the_scores(whole, capsys, monkeypatch):
         (1, ["objective.arrangement=backbone"], "does not fit row default"),
         (1, ["model.backbone=resnet-small"], "does not fit row default"),
         (2, ["model.backbone=resnet-small"], "does not fit row default"),
-        (1, ["task=dense"], "is blocked: detection and segmentation"),
-        (1, ["optim.precision=16-mixed"], "optim.precision=16-mixed is not known"),
     ],
 )
 def test_a_checkpoint_that_does_not_fit_is_told_in_one_sentence(whole, tmp_path, which, overrides, words):
     with pytest.raises(UserError, match=words) as error:
         evaluate_checkpoint(small_config(tmp_path, *overrides), whole[which], tmp_path)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("task=dense", "is blocked: detection and segmentation"),
+        ("optim.precision=16-mixed", "optim.precision=16-mixed is not known"),
+    ],
+)
+def test_what_is_not_trained_is_not_scored(whole, tmp_path, override, words):
+    cfg = compose("opera", [*SMALL, f"ckpt={whole[1]}", f"out={tmp_path / 'out'}", override], "evaluate")
+    with pytest.raises(UserError, match=words):
+        run_evaluation(cfg, evaluate_checkpoint, train.check, checkpoint_of)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_classifier_of_other_classes_is_told_so(whole, tmp_path):

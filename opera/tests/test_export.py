@@ -9,10 +9,11 @@ import torch
 import torchvision
 from torch import nn
 
-from opera import export, train
+from opera import train
 from opera.backbones import build_backbone, resnet_small
 from opera.moco_checkpoints import load_moco_v3
 from opera.tests.small import small_config
+from opera.tools import export
 from shared.errors import UserError
 from shared.training.fit import fit
 

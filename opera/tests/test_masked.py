@@ -1,5 +1,7 @@
 """The masked-image space and what stands above it, held to a form in loops over images and patches."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -8,10 +10,10 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from opera.backbones import build_backbone, sine_cosine_positions
+from opera.config import CONFIGS
 from opera.hierarchy import UNLABELLED, conflict
 from opera.masked import MASKED_ARRANGEMENTS, MaskedHierarchy
 from opera.tests.test_hierarchy import HEADS
-from shared.claims.compose import config_folder
 from shared.errors import UserError
 from shared.testing.gloo import on_ranks
 from shared.training.ranks import with_global_batchnorm
@@ -245,7 +247,7 @@ def test_the_conflict_of_instances_and_classes_is_measured_on_masked_views():
 
 @pytest.mark.parametrize("name", ["mae", "opera-mae"])
 def test_the_objectives_of_the_rows_are_mae_s_on_a_large_vit(name):
-    values = OmegaConf.load(config_folder("opera") / f"objective/{name}.yaml")
+    values = OmegaConf.load(Path(CONFIGS) / f"objective/{name}.yaml")
     with torch.device("meta"):
         backbone = build_backbone("vit-base", 224)
         model = MaskedHierarchy(

@@ -9,8 +9,7 @@ SMALL = [
     "patch_size=5",
     "optim.batch_size=8",
     "trainer.accelerator=cpu",
-    "logging.csv=false",
-    "logging.tensorboard=false",
+    "logger=none",
 ]
 BATCHES_AN_EPOCH = 14
 

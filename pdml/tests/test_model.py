@@ -1,5 +1,7 @@
 """The models of the configs: they build, give the shapes that the read-outs need, and start from equal weights."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -9,10 +11,11 @@ from sklearn.preprocessing import StandardScaler
 
 from pdml.model import CrossEntropy, PrincipalComponents, Probabilistic, Published, build_model
 from pdml.train import prepare
-from shared.claims.compose import compose, config_folder
+from shared.claims.compose import compose
 from shared.data.keyed import keyed_normal
 from shared.errors import UserError
 
+CONFIGS = Path(__file__).parents[1] / "configs"
 SINGLE = 1e-4  # the projection is stored and applied in float32; components are of order one
 EXACT = 1e-12  # float64, the same sums
 DENSE = ("ssrn", "hybridsn", "ssftt")
@@ -34,7 +37,7 @@ def patches(count: int) -> torch.Tensor:
 
 
 def test_the_pairs_tested_here_hold_every_model_and_method_config():
-    stems = [{p.stem for p in (config_folder("pdml") / group).glob("*")} for group in ("model", "method")]
+    stems = [{path.stem for path in (CONFIGS / group).glob("*")} for group in ("model", "method")]
     # The support vector machine has no network; test_svm.py holds it.
     assert stems == [{model for model, _ in ALL} | {"none"}, {method for _, method in ALL} | {"svm"}]
 

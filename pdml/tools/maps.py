@@ -35,7 +35,8 @@ def draw_maps(folder: Path, scene: Scene, split: Split, prediction: ScenePredict
         figures["uncertainty"] = _draw_uncertainty(scene, readout)
     for name, figure in figures.items():
         _save(figure, folder / f"{name}.png")
-    logs = sorted(folder.glob("curves/start*/metrics.csv"), key=lambda log: int(log.parent.name[5:]))
+    logs = folder.glob("curves/version_*/metrics.csv")
+    logs = sorted(logs, key=lambda log: int(log.parent.name.removeprefix("version_")))
     if logs:
         draw_curves(folder, logs)
 
