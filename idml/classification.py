@@ -69,7 +69,7 @@ class ClassificationModule(GuardedModule):
         logits = self.model(images)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         losses = F.cross_entropy(logits, targets.to(logits.dtype), reduction="none")  # (B,)
-        # The sum over all ranks by their common count; DistributedDataParallel averages, which is undone here.
+        # The sum over all ranks by their common count; DistributedDataParallel averages, which this undoes.
         return losses.sum() * world_size() / self.optim.batch_size
 
     def configure_optimizers(self):
@@ -90,7 +90,7 @@ class ClassificationModule(GuardedModule):
 
 
 def require_selection(cfg) -> None:
-    """Raise UserError for another epoch than the last: no class is held out here."""
+    """Raise UserError for another epoch than the last: classification holds no class out."""
     if cfg.selection != "last-epoch":
         raise UserError(f"selection={cfg.selection} is not one of classification: set last-epoch")
 

@@ -32,7 +32,7 @@ def weights_of(cfg) -> str | None:
     if not cfg.model.pretrained:
         return None
     path, wanted = Path(cfg.paths.weights), cfg.model.weights_sha256
-    if path.is_file():  # where it is not, reading it says so
+    if path.is_file():  # a missing file is reported where it is read
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         if not digest.startswith(wanted or ""):

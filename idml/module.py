@@ -48,10 +48,10 @@ class RetrievalModule(GuardedModule):
 
     def loss(self, batch: dict[str, Tensor], step: int) -> Tensor:
         """Return the objective, 0-d, of this rank's part of a batch: images (B, 3, H, W), labels (B,) int64."""
-        share = None
+        lam = None
         if self.mixup_alpha is not None:
-            share = mixup_lambda(self.seed, step, self.mixup_alpha)
-        return objective(self.model, self.metric_loss, batch["images"], batch["labels"], share)
+            lam = mixup_lambda(self.seed, step, self.mixup_alpha)
+        return objective(self.model, self.metric_loss, batch["images"], batch["labels"], lam)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         super().on_before_optimizer_step(optimizer)

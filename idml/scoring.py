@@ -54,13 +54,13 @@ def embed(cfg, network: nn.Module, images: ImageSet | EvaluationBatches, device:
 
 
 def recall_at_1(embedded: Embedded) -> float:
-    """Return the share of images whose nearest other image is of their class, a fraction."""
+    """Return the fraction of images whose nearest other image is of their class, a fraction."""
     neighbours = nearest_neighbours(embedded.semantic, neighbours_needed(embedded.labels, [1]))
     return retrieval_metrics(neighbours, embedded.labels, [1])["recall@1"]
 
 
 def chance_level(labels: Tensor) -> float:
-    """Return R@1 of a random neighbour, the expected share of pairs of images that are of one class."""
+    """Return R@1 of a random neighbour, the expected fraction of pairs of images that are of one class."""
     counts = np.bincount(labels.numpy()).astype(float)
     return float((counts * (counts - 1)).sum() / (len(labels) * (len(labels) - 1)))
 
@@ -72,11 +72,11 @@ def scores(cfg, embedded: Embedded) -> dict[str, float]:
     """
     ks = list(cfg.evaluation.recall_at)
     neighbours = nearest_neighbours(embedded.semantic, neighbours_needed(embedded.labels, ks))
-    found = retrieval_metrics(neighbours, embedded.labels, ks)
+    retrieval = retrieval_metrics(neighbours, embedded.labels, ks)
     clusters = clustering_metrics(embedded.semantic, embedded.labels, range(cfg.evaluation.kmeans_seeds))
     return {
-        **{f"recall_at_{k}": found[f"recall@{k}"] for k in ks},
-        "r_precision": found["rp"],
-        "map_at_r": found["map@r"],
+        **{f"recall_at_{k}": retrieval[f"recall@{k}"] for k in ks},
+        "r_precision": retrieval["rp"],
+        "map_at_r": retrieval["map@r"],
         **{name: value for name, value in clusters.items() if value == value},  # one start has no deviation
     }

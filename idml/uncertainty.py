@@ -24,7 +24,7 @@ from shared.data.streams import stream
 
 PARTNER = stream("idml.partner")
 PLACE = stream("idml.place")
-SHARE = 0.5
+MIXUP_LAMBDA = 0.5  # of the image itself in a mixture
 
 
 def occluded(images: Tensor, indices: np.ndarray) -> Tensor:
@@ -60,18 +60,18 @@ def ambiguous_uncertainties(cfg, network, images: ImageSet, device: torch.device
     network = network.to(device).eval()
     batches = EvaluationBatches(cfg, images)
     partner = partners_of_another_class(images.labels)
-    found: dict[str, list[Tensor]] = {"mixed": [], "occluded": [], "blurred": []}
+    uncertainties: dict[str, list[Tensor]] = {"mixed": [], "occluded": [], "blurred": []}
     for batch in DataLoader(batches, batch_size=None, num_workers=cfg.trainer.workers):
         clean, indices = batch["images"], batch["indices"].numpy()
         others = batches.batches[(0, partner[indices].tolist())]["images"]
         changed = {
-            "mixed": torch.lerp(others, clean, SHARE),
+            "mixed": torch.lerp(others, clean, MIXUP_LAMBDA),
             "occluded": occluded(clean, indices),
             "blurred": blurred(clean),
         }
-        for name, these in changed.items():
-            found[name].append(embed_batch(network, these.to(device))[2].cpu())
-    return {name: torch.cat(parts) for name, parts in found.items()}
+        for name, ambiguous in changed.items():
+            uncertainties[name].append(embed_batch(network, ambiguous.to(device))[2].cpu())
+    return {name: torch.cat(parts) for name, parts in uncertainties.items()}
 
 
 def hits_at_1(embedded: Embedded) -> Tensor:
@@ -96,7 +96,7 @@ def uncertainty_scores(embedded: Embedded, changed: dict[str, Tensor]) -> dict[s
     """Return auroc_<change> for every change, R@1 of either half, mean, deviation, and what it has of a length.
 
     That is its rank correlation with the length of the semantic embedding before it was normalised: near 1 the
-    uncertainty is one more reading of how strongly an image excites the network.
+    uncertainty is one more measure of how strongly an image excites the network.
     """
     certain, hits = certain_half(embedded.uncertainty), hits_at_1(embedded).double()
     scores = {f"auroc_{name}": auroc(embedded.uncertainty, values) for name, values in changed.items()}

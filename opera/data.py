@@ -54,10 +54,10 @@ class PretrainingBatches(Dataset):
         epoch, samples = batch
         index = self.chosen[np.asarray(samples, np.int64)]
         images = self.images.batch(index)
-        found = {"labels": self.labels[index], "indices": index, "epoch": np.int64(epoch)}
-        found = {name: torch.as_tensor(value) for name, value in found.items()}
+        fields = {"labels": self.labels[index], "indices": index, "epoch": np.int64(epoch)}
+        fields = {name: torch.as_tensor(value) for name, value in fields.items()}
         if isinstance(images, Tensor):
-            return found | {"images": images}
+            return fields | {"images": images}
         size = [self.views.cfg.image_size] * 2
         for view, name in enumerate(("first", "second")):
             heights, widths = ([image.shape[axis] for image in images] for axis in (-2, -1))
@@ -66,8 +66,8 @@ class PretrainingBatches(Dataset):
                 transforms.resized_crop(image, *box, size, antialias=True)
                 for image, box in zip(images, boxes, strict=True)
             ]
-            found[name] = torch.stack(crops)
-        return found
+            fields[name] = torch.stack(crops)
+        return fields
 
 
 def pretraining_data(cfg) -> TrainingData:
@@ -88,7 +88,7 @@ def pretraining_data(cfg) -> TrainingData:
     if cfg.objective.arrangement not in ("instance", "masked") and not (labels[chosen] >= 0).any():
         raise UserError(
             f"objective.arrangement={cfg.objective.arrangement} needs labels and data.labelled={cfg.data.labelled} "
-            "leaves none: raise it, or take the arrangement instance"
+            "leaves none: raise it, or choose the arrangement instance"
         )
     batches = PretrainingBatches(images, labels, Views(cfg.views), cfg.seed, chosen)
     if cfg.scale.epochs < 1:

@@ -25,7 +25,7 @@ from opera.train import (
     pretraining_folder,
     task_folder,
 )
-from opera.tuning import Classifier, answer_scores, outputs
+from opera.tuning import Classifier, logit_scores, outputs
 from shared.data.images import ImageSet
 from shared.data.published import load_classification_set
 from shared.errors import UserError
@@ -48,20 +48,20 @@ def checkpoint_of(cfg) -> Path:
     return task_folder(cfg, run_folder(cfg), cfg.task.sets[0]) / "last.ckpt"
 
 
-def suffixed(cfg, name: str, found: dict[str, float]) -> dict[str, float]:
+def suffixed(cfg, name: str, scores: dict[str, float]) -> dict[str, float]:
     """Return a set's scores as a run names them: those of the first of ``task.sets`` bare, others ``_<set>`` behind."""
     suffix = "" if name == cfg.task.sets[0] else f"_{name}"
-    return {key + suffix: value for key, value in found.items()}
+    return {key + suffix: value for key, value in scores.items()}
 
 
 def score_neighbours(cfg, backbone: nn.Module) -> dict[str, float]:
     """Return top1_knn and n_test of a backbone on every set."""
-    found: dict[str, float] = {}
+    metrics: dict[str, float] = {}
     for name in cfg.task.sets:
         tested = float(len(load_classification_set(name, "test", cfg.paths.data_root)))
         scores = {"top1_knn": neighbour_scores(cfg, backbone, name), "n_test": tested}
-        found |= suffixed(cfg, name, scores)
-    return found
+        metrics |= suffixed(cfg, name, scores)
+    return metrics
 
 
 def tuned_on(cfg, path: Path, classes: int) -> tuple[str, ImageSet]:
@@ -99,8 +99,8 @@ def score_head(cfg, backbone: nn.Module, path: Path) -> dict[str, float]:
     classifier = Classifier(copy.deepcopy(backbone), len(head["bias"]))
     classifier.head.load_state_dict(head)
     test = tests[fitting[0]]
-    found = answer_scores(*outputs(cfg, classifier, test, device_of(cfg)))
-    return suffixed(cfg, fitting[0], found | {"n_test": float(len(test))})
+    scores = logit_scores(*outputs(cfg, classifier, test, device_of(cfg)))
+    return suffixed(cfg, fitting[0], scores | {"n_test": float(len(test))})
 
 
 def score_classifier(cfg, state: dict[str, Tensor], path: Path, backbone: nn.Module) -> dict[str, float]:
@@ -108,8 +108,8 @@ def score_classifier(cfg, state: dict[str, Tensor], path: Path, backbone: nn.Mod
     classifier = Classifier(backbone, len(state["head.weight"]))
     load_weights(classifier, state, cfg.row, path)
     name, test = tuned_on(cfg, path, len(state["head.weight"]))
-    found = answer_scores(*outputs(cfg, classifier, test, device_of(cfg)))
-    return suffixed(cfg, name, found | {"n_test": float(len(test))})
+    scores = logit_scores(*outputs(cfg, classifier, test, device_of(cfg)))
+    return suffixed(cfg, name, scores | {"n_test": float(len(test))})
 
 
 def evaluate_checkpoint(cfg, path: Path, folder: Path) -> dict:

@@ -14,7 +14,7 @@ from shared.training.guard import GuardedModule
 
 OPTIMIZERS = ("lars", "adamw", "sgd")
 DROPPING = stream("opera.dropping")
-BATCH = 256  # images for which a rate is given
+BATCH = 256  # images that a learning rate refers to
 
 
 def build_optimizer(name: str, parameters, lr: float, weight_decay: float) -> torch.optim.Optimizer:
@@ -94,7 +94,7 @@ class PretrainingModule(GuardedModule):
 
     def optimizer_step(self, epoch, batch_idx, optimizer, optimizer_closure=None) -> None:
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
-        # MoCo-v3 moves the encoder inside the next step: the same weights, and here a checkpoint holds them.
+        # MoCo-v3 moves the encoder inside the next step: the same weights, but our checkpoint holds the moved ones.
         if not self.step_was_skipped:
             self.model.update_momentum(momentum(batch_idx + 1, self.steps, self.base_momentum))
 

@@ -54,7 +54,7 @@ class TuningModule(GuardedModule):
         self.frozen = cfg.task.kind == "probe"
         backbone.requires_grad_(not self.frozen)  # with what a pre-training froze
         self.warmup = round(steps * cfg.task.warmup_epochs / cfg.task.epochs)
-        self.train()  # Lightning leaves every module in the mode that it finds
+        self.train()  # Lightning keeps the mode that a module has
 
     def train(self, mode: bool = True) -> nn.Module:
         super().train(mode)
@@ -86,7 +86,7 @@ class TuningModule(GuardedModule):
         logits = self.model(images.to(self.model.head.weight.dtype, memory_format=torch.channels_last))
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         losses = F.cross_entropy(logits, targets.to(logits.dtype), reduction="none")
-        # The sum over all ranks by their common count; DistributedDataParallel averages, which is undone here.
+        # The sum over all ranks by their common count; DistributedDataParallel averages, which this undoes.
         return losses.sum() * world_size() / self.task.batch_size
 
     def parameter_groups(self) -> tuple[dict[str, nn.Parameter], dict[str, nn.Parameter]]:
@@ -149,22 +149,22 @@ def outputs(cfg, network: nn.Module, images: ImageSet, device, chosen=None) -> t
     """Return a network's outputs (n, C) for the images of a set, float32 or float64 on ``device``, and labels (n,)."""
     network = network.to(device).eval()
     dtype = next(network.parameters()).dtype
-    found, labels = [], []
+    parts, labels = [], []
     batches = Batches(images, Augmentation(cfg.augment), cfg.seed, train=False, chosen=chosen)
     ordered = OrderedBatches(batches, cfg.output.batch_size)
     loader = DataLoader(ordered, batch_size=None, num_workers=cfg.trainer.workers)
     for batch in loader:
         with autocast_context(cfg, device):
             rows = network(batch["images"].to(device, dtype))
-        found.append(rows.to(torch.promote_types(rows.dtype, torch.float32)))
+        parts.append(rows.to(torch.promote_types(rows.dtype, torch.float32)))
         labels.append(batch["labels"].to(device))
-    return torch.cat(found), torch.cat(labels)
+    return torch.cat(parts), torch.cat(labels)
 
 
-def answer_scores(logits: Tensor, labels: Tensor) -> dict[str, float]:
-    """Return top1 and top5, fractions, of logits (n, classes) and labels (n,); UserError where they are not numbers."""
+def logit_scores(logits: Tensor, labels: Tensor) -> dict[str, float]:
+    """Return top1 and top5, fractions, of logits (n, classes) and labels (n,); UserError where they are not finite."""
     if not logits.isfinite().all():
         raise UserError(
-            "the answers of the network are not finite: the training diverged, lower optim.lr or task.lr"
+            "the logits of the network are not finite: the training diverged, lower optim.lr or task.lr"
         )
     return top_scores(top_hits(logits, labels))

@@ -26,7 +26,7 @@ SAME_PIXELS = 1e-4
 
 
 def require_same_pixels(model: PatchModel, scene: Scene, split: Split, cfg, path: Path) -> None:
-    """Raise UserError where the model was fitted to other training pixels: its own may be scored here."""
+    """Raise UserError where the model was fitted to other training pixels: its own may be among the scored ones."""
     mean = scene.cube[split.train].mean(0, dtype=np.float64)
     if not np.allclose(model.spectral.centre.cpu().numpy(), mean, rtol=SAME_PIXELS, atol=0):
         raise UserError(

@@ -1,7 +1,7 @@
 """PDML's training step and the batches that feed it.
 
 Every labelled training pixel inside a patch is a training sample (arXiv 2211.08349, abstract). The labels of all
-other pixels are masked here, before anything sees them; their spectra stay visible in the patches.
+other pixels are masked before anything sees them; their spectra stay visible in the patches.
 """
 
 from typing import NamedTuple

@@ -1,6 +1,6 @@
 """Training and scored pixels of a scene: per class, official maps, or spatially disjoint blocks.
 
-The abstract of arXiv 2211.08349 gives no split; every choice here is ours. All draws are keyed, so a seed
+The abstract of arXiv 2211.08349 gives no split; every choice is ours. All draws are keyed, so a seed
 names the same split on every machine. Random splits of overlapping patches leak: a patch around a test pixel
 usually holds training pixels. The disjoint split has a guard band against that.
 """

@@ -3,7 +3,7 @@
 y(x) = sum over materials of blurred(a_m(x) (s_m(x) e_m + v_m(x))) + noise, with smooth abundance fields a,
 smooth endmember spectra e, and within-class variability: a scale s and a smooth additive spectrum v that vary
 from pixel to pixel (the linear mixing model with spectral variability; Zare and Ho, IEEE Signal Processing
-Magazine 2014). All numbers are ours and stand in the config.
+Magazine 2014). All numbers are ours, in the config.
 """
 
 import numpy as np
@@ -18,7 +18,7 @@ FIELDS, BUMPS, COMMON, SCALE, SHAPE, NOISE = (
 
 
 def abundance_fields(height: int, width: int, materials: int, synthetic) -> np.ndarray:
-    """Return (H, W, materials) float64, shares that sum to 1: softmax of smooth fields / ``temperature``."""
+    """Return (H, W, materials) float64, fractions that sum to 1: softmax of smooth fields / ``temperature``."""
     index = np.ix_(np.arange(height), np.arange(width), np.arange(materials))
     fields = keyed_normal(FIELDS, synthetic.seed, *index)
     fields = gaussian_filter(fields, (synthetic.smoothness, synthetic.smoothness, 0), mode="reflect")

@@ -2,7 +2,7 @@
 
     make reproduce-pdml ROWS=jasper-disjoint-ssrn-pdml SCALE=lite DATA_ROOT=...
 
-``run`` is what the launcher calls for a row and seed, ``seconds_of_run`` what it prints the cost from.
+This is a Hydra application, ``python -m pdml.train``; ``seconds_of_run`` estimates what a run costs.
 """
 
 import logging
@@ -92,9 +92,9 @@ def scene_metrics(readout: str, scene: Scene, split: Split, prediction: ScenePre
     metrics: dict = {}
     for name in ("centre", "fused"):
         if (maps := getattr(prediction, name)) is not None:
-            found = readout_scores(scene, split, maps)
-            metrics |= {f"{key}_{name}": value for key, value in found.items()}
-            metrics |= found if name == readout else {}
+            scores = readout_scores(scene, split, maps)
+            metrics |= {f"{key}_{name}": value for key, value in scores.items()}
+            metrics |= scores if name == readout else {}
     names = np.array(scene.class_names)
     metrics["classes_scored"] = f"{int(split.classes.sum())} of {len(names)}"
     metrics["classes_left_out"] = ", ".join(names[~split.classes]) or "none"

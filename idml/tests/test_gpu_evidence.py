@@ -25,8 +25,8 @@ def test_a_red_check_is_reported_and_nothing_is_timed(tmp_path, monkeypatch):
     monkeypatch.setattr(gpu_evidence, "check_neighbours", lambda: {"what": "neighbours", "green": False})
     monkeypatch.setattr(gpu_evidence, "timed_search", lambda: pytest.fail("timed behind a red check"))
     assert gpu_evidence.main(["--out", str(tmp_path)]) == 1
-    found = json.loads((tmp_path / "idml.json").read_text())
-    assert len(found["checks"]) == 2 * 7 + 1 + 1 and "milliseconds" not in found
+    actual = json.loads((tmp_path / "idml.json").read_text())
+    assert len(actual["checks"]) == 2 * 7 + 1 + 1 and "milliseconds" not in actual
 
 
 def test_the_whole_script_runs_on_the_cpu(tmp_path, monkeypatch, capsys):
@@ -49,8 +49,10 @@ def test_a_wrong_loss_is_seen(monkeypatch):
     right = gpu_evidence.outcome
 
     def off(loss, embeddings, labels):
-        found = right(loss, embeddings, labels)
-        return {name: value * (1.001 if value.dtype == torch.float32 else 1) for name, value in found.items()}
+        actual = right(loss, embeddings, labels)
+        return {
+            name: value * (1.001 if value.dtype == torch.float32 else 1) for name, value in actual.items()
+        }
 
     monkeypatch.setattr(gpu_evidence, "outcome", off)
     assert not gpu_evidence.check_loss("contrastive", "plain")["green"]

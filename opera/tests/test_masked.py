@@ -116,17 +116,17 @@ def test_what_a_key_hides_depends_on_seed_epoch_image_and_view_and_on_nothing_el
 def test_the_objective_is_that_of_loops_over_images_and_patches(arrangement):
     model, (first, second, labels) = small(arrangement, weight=0.7, temperature=0.3), batch()
     views = (first, second)
-    found = [
+    actual = [
         [
             looped(model, image, order)
             for image, order in zip(view, model.order(BATCH, n, KEY).tolist(), strict=True)
         ]
         for n, view in enumerate(views)
     ]
-    masked = torch.stack([error for view in found for _, error in view]).mean()
+    masked = torch.stack([error for view in actual for _, error in view]).mean()
     instance = classes = torch.zeros((), dtype=torch.float64)
     if arrangement == "masked-hierarchy":
-        for number, view in enumerate(found):
+        for number, view in enumerate(actual):
             q = model.predictor(model.online.projector(torch.stack([y for y, _ in view])))
             keys = model.momentum.projector(model.momentum.backbone(views[1 - number]))
             similarity = torch.cosine_similarity(q[:, None], keys[None], dim=2) / 0.3
@@ -234,13 +234,13 @@ def test_the_same_torch_seed_hides_the_same_and_another_does_not():
 def test_the_conflict_of_instances_and_classes_is_measured_on_masked_views():
     model, (first, second, labels) = small(), batch()
     torch.manual_seed(2)
-    found = conflict(model, first, second, labels)
+    actual = conflict(model, first, second, labels)
     torch.manual_seed(2)
     views = model.spaces(first, second)
     terms = model.terms(views, first, second, labels)
     y = [view["y"] for view in views]
     a, b = (torch.cat(torch.autograd.grad(term, y, retain_graph=True)).flatten() for term in terms)
-    assert found == pytest.approx(float(a @ b / (a.norm() * b.norm())), rel=1e-9)
+    assert actual == pytest.approx(float(a @ b / (a.norm() * b.norm())), rel=1e-9)
     with pytest.raises(UserError, match="has one objective alone"):
         conflict(small("masked"), first, second, labels)
 
@@ -300,7 +300,7 @@ def test_classes_are_needed_above_a_masked_space_and_not_by_it_alone():
 def step(rank: int, ranks: int) -> dict:
     """Return the terms and gradients of this rank's part of the batch, three images and two."""
     rows = slice(None) if ranks == 1 else (slice(0, 3), slice(3, None))[rank]
-    found = {}
+    actual = {}
     for arrangement in MASKED_ARRANGEMENTS:
         model = with_global_batchnorm(small(arrangement))
         seed, epoch, index = KEY
@@ -308,8 +308,8 @@ def step(rank: int, ranks: int) -> dict:
         terms = wrapped(*(part[rows] for part in batch()), (seed, epoch, index[rows]))
         terms.total.backward()
         gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-        found[arrangement] = {"terms": torch.stack([term.detach() for term in terms])} | gradients
-    return found
+        actual[arrangement] = {"terms": torch.stack([term.detach() for term in terms])} | gradients
+    return actual
 
 
 @pytest.mark.slow

@@ -51,9 +51,9 @@ def unbroken(tmp_path_factory):
     return pretrain(tmp_path_factory.mktemp("unbroken"), every=1000)
 
 
-def assert_same(found: dict, expected: dict) -> None:
+def assert_same(actual: dict, expected: dict) -> None:
     for name, value in expected.items():
-        assert torch.equal(found[name], value), name
+        assert torch.equal(actual[name], value), name
 
 
 @pytest.mark.parametrize(("every", "kill"), [(4, 6), (11, 13)])

@@ -1,8 +1,8 @@
 """The pictures of a run: they are written, and their pixels are those of the maps."""
 
 import numpy as np
-from hydra.utils import instantiate
 import pytest
+from hydra.utils import instantiate
 from PIL import Image
 
 from pdml.inference import Readout, ScenePrediction

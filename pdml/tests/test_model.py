@@ -27,9 +27,9 @@ BANDS, CLASSES, P = 32, 5, 9
 
 def built(model: str, method: str):
     torch.manual_seed(0)
-    found = build_model(compose("pdml", [f"model={model}", f"method={method}"]), BANDS, CLASSES)
-    found.spectral.weight.normal_(std=BANDS**-0.5)
-    return found
+    network = build_model(compose("pdml", [f"model={model}", f"method={method}"]), BANDS, CLASSES)
+    network.spectral.weight.normal_(std=BANDS**-0.5)
+    return network
 
 
 def patches(count: int) -> torch.Tensor:
@@ -98,8 +98,8 @@ def test_methods_share_the_initial_weights_of_the_backbone_for_a_seed(model):
 
     plain, other_seed = start("plain", 0), start("plain", 1)
     for method in ("pdml", "every-pixel"):
-        found = start(method, 0)
-        assert found.keys() == plain.keys() and all(torch.equal(found[name], plain[name]) for name in plain)
+        actual = start(method, 0)
+        assert actual.keys() == plain.keys() and all(torch.equal(actual[name], plain[name]) for name in plain)
     assert any(not torch.equal(other_seed[n], plain[n]) for n in plain if n.startswith("backbone"))
 
 
@@ -110,8 +110,8 @@ def test_components_are_those_of_sklearn_on_training_pixels_scaled_by_the_first(
     patch = scene.cube[10:19, 20:29]
     scale = train[:, 0].std(ddof=1)
     expected = pipeline.transform(patch.reshape(81, -1).astype(np.float64)).reshape(9, 9, 30) / scale
-    found = module.model.spectral(torch.from_numpy(patch).permute(2, 0, 1)[None])[0].permute(1, 2, 0)
-    np.testing.assert_allclose(found.numpy(), expected, rtol=0, atol=SINGLE)
+    actual = module.model.spectral(torch.from_numpy(patch).permute(2, 0, 1)[None])[0].permute(1, 2, 0)
+    np.testing.assert_allclose(actual.numpy(), expected, rtol=0, atol=SINGLE)
     # Unwhitened: the spread of the components falls off as in the data.
     assert train.std(0)[-1] < 0.5 * train.std(0)[0]
 

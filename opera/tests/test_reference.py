@@ -1,11 +1,11 @@
-"""The plain composition's views are made of our operations, drawn image by image."""
+"""The reference's views are made of our operations, drawn image by image."""
 
 import numpy as np
 import pytest
 import torch
 from torchvision.transforms import v2
 
-from opera.tools.reference import plain_batch, plain_views
+from opera.tools import reference
 from opera.views import Views, ViewsConfig
 
 CLOSE = 1e-4  # float32, divided by a deviation of 0.225
@@ -33,10 +33,10 @@ def pictures(count: int, side: int = 24) -> torch.Tensor:
 
 def largest_difference(cfg: ViewsConfig, images: torch.Tensor) -> float:
     """Return the largest difference of a pixel between both forms of the two views."""
-    key, found = (0, 0, np.arange(len(images))), plain_batch(plain_views(cfg), images)
+    key, actual = (0, 0, np.arange(len(images))), reference.view_batch(reference.build_views(cfg), images)
     ours = [Views(cfg)(images, key, view) for view in (0, 1)]
-    assert all(one.dtype == torch.float32 for one in found)
-    return max(float((one - other).abs().max()) for one, other in zip(found, ours, strict=True))
+    assert all(one.dtype == torch.float32 for one in actual)
+    return max(float((one - other).abs().max()) for one, other in zip(actual, ours, strict=True))
 
 
 @pytest.mark.parametrize(
@@ -53,7 +53,7 @@ def test_a_resized_image_is_ours_but_for_its_rounding_to_bytes_along_each_axis()
 
 def test_colours_are_drawn_from_our_ranges():
     cfg = ViewsConfig(**(CERTAIN | {"jitter": [0.4, 0.4, 0.2, 0.1], "jitter_probability": 0.8}))
-    for view in plain_views(cfg):
+    for view in reference.build_views(cfg):
         (applied,) = (part for part in view.transforms if isinstance(part, v2.RandomApply) and part.p == 0.8)
         (jitter,) = applied.transforms
         ranges = [jitter.brightness, jitter.contrast, jitter.saturation, jitter.hue]
@@ -66,7 +66,7 @@ def test_colours_are_drawn_from_our_ranges():
 def test_every_image_of_a_batch_is_drawn_for_itself():
     cfg = ViewsConfig(**(CERTAIN | {"scale": [0.2, 1.0], "ratio": [0.75, 1.3333]}))
     torch.manual_seed(0)
-    first, second = plain_batch(plain_views(cfg), pictures(1).expand(4, -1, -1, -1))
+    first, second = reference.view_batch(reference.build_views(cfg), pictures(1).expand(4, -1, -1, -1))
     rows = torch.cat([first, second]).flatten(1)
     apart = torch.cdist(rows, rows) + 1e9 * torch.eye(8)
     assert rows.shape[0] == 8 and float(apart.min()) > 1
