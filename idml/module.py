@@ -8,6 +8,7 @@ choice is keyed by (seed, step), so that neither ranks nor an interruption chang
 import torch
 from torch import Tensor, nn
 
+from idml.config import IDMLConfig, OptimConfig
 from idml.embedding import EmbeddingNetwork
 from idml.losses import MetricLoss
 from idml.objective import mixup_lambda, objective
@@ -18,7 +19,7 @@ from shared.training.guard import GuardedModule
 MINING = stream("idml.mining")
 
 
-def decay(epoch: float, optim) -> float:
+def decay(epoch: float, optim: OptimConfig) -> float:
     """Return the part of the rate that is left: ``gamma`` for every milestone that is reached."""
     return optim.gamma ** sum(epoch >= milestone for milestone in optim.milestones)
 
@@ -26,7 +27,7 @@ def decay(epoch: float, optim) -> float:
 class RetrievalModule(GuardedModule):
     """Trains a network of embeddings with a metric loss."""
 
-    def __init__(self, network: EmbeddingNetwork, loss: MetricLoss, cfg, steps_per_epoch: int):
+    def __init__(self, network: EmbeddingNetwork, loss: MetricLoss, cfg: IDMLConfig, steps_per_epoch: int):
         super().__init__()
         self.model, self.metric_loss = network, loss
         self.optim, self.mixup_alpha, self.seed = cfg.optim, cfg.objective.mixup_alpha, cfg.seed

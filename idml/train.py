@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 
 from idml import classification
 from idml.config import CONFIGS, IDMLConfig
-from idml.data import training_data, training_images
+from idml.data import evaluation_batches, training_data, training_images
 from idml.losses import build_loss
 from idml.model import build_embedding_network
 from idml.module import RetrievalModule, parameters_of
@@ -75,7 +75,8 @@ def run(cfg: IDMLConfig, folder: Path) -> dict | None:
         return classification.run(cfg, folder, fit)
     module, data, sets = prepare(cfg)
     test = sets["best-test-epoch"]
-    untrained = recall_at_1(embed(cfg, module.model, test, device_of(cfg)))
+    batches = evaluation_batches(cfg, test)
+    untrained = recall_at_1(embed(module.model, batches, device_of(cfg), cfg.trainer.workers))
     module.train()
     selection = EpochSelection(cfg, folder, sets, module.steps_per_epoch)
     begin = time.perf_counter()
@@ -94,15 +95,20 @@ def run(cfg: IDMLConfig, folder: Path) -> dict | None:
 
 
 def score_choices(
-    cfg, module, selection: EpochSelection, test: ImageSet, device, folder: Path
+    cfg: IDMLConfig,
+    module: RetrievalModule,
+    selection: EpochSelection,
+    test: ImageSet,
+    device: torch.device,
+    folder: Path,
 ) -> dict[str, float]:
     """Return the scores of every choice of an epoch under its name, those of ``cfg.selection`` under none as well."""
-    metrics = {}
+    metrics, batches = {}, evaluation_batches(cfg, test)
     for choice in ["last-epoch", *selection.sets]:
         state, _ = read_checkpoint(selection.path(choice))
         load_weights(module.model, state, cfg.row, selection.path(choice))
-        embedded = embed(cfg, module.model, test, device)
-        of_choice = scores(cfg, embedded)
+        embedded = embed(module.model, batches, device, cfg.trainer.workers)
+        of_choice = scores(embedded, cfg.evaluation)
         metrics |= {f"{name}_{CHOICES[choice]}": value for name, value in of_choice.items()}
         if choice != "last-epoch":
             metrics[f"epoch_{CHOICES[choice]}"] = float(selection.best_epoch(choice))
@@ -111,7 +117,7 @@ def score_choices(
         if choice == cfg.selection:
             metrics |= of_choice | {"n_test": float(len(test))}
             if cfg.model.uncertainty_dim:
-                changed = ambiguous_uncertainties(cfg, module.model, test, device)
+                changed = ambiguous_uncertainties(module.model, batches, device, cfg.trainer.workers)
                 metrics |= uncertainty_scores(embedded, changed)
                 if cfg.output.pictures:
                     draw_uncertainty(folder, test, embedded.uncertainty, changed)

@@ -18,7 +18,6 @@ from torchvision.transforms.v2.functional import gaussian_blur
 from idml.data import EvaluationBatches
 from idml.neighbours import nearest_neighbours
 from idml.scoring import Embedded, embed_batch
-from shared.data.images import ImageSet
 from shared.data.keyed import keyed_permutation, keyed_uniform
 from shared.data.streams import stream
 
@@ -55,13 +54,14 @@ def partners_of_another_class(labels: np.ndarray) -> np.ndarray:
 
 
 @torch.no_grad()
-def ambiguous_uncertainties(cfg, network, images: ImageSet, device: torch.device) -> dict[str, Tensor]:
+def ambiguous_uncertainties(
+    network, batches: EvaluationBatches, device: torch.device, workers: int = 0
+) -> dict[str, Tensor]:
     """Return the uncertainty (n,) of every image of a set after each of the three changes."""
     network = network.to(device).eval()
-    batches = EvaluationBatches(cfg, images)
-    partner = partners_of_another_class(images.labels)
+    partner = partners_of_another_class(batches.batches.images.labels)
     uncertainties: dict[str, list[Tensor]] = {"mixed": [], "occluded": [], "blurred": []}
-    for batch in DataLoader(batches, batch_size=None, num_workers=cfg.trainer.workers):
+    for batch in DataLoader(batches, batch_size=None, num_workers=workers):
         clean, indices = batch["images"], batch["indices"].numpy()
         others = batches.batches[(0, partner[indices].tolist())]["images"]
         changed = {

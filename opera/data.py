@@ -8,6 +8,7 @@ import torchvision.transforms.v2.functional as transforms
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from opera.config import OPERAConfig
 from opera.hierarchy import UNLABELLED
 from opera.views import Views
 from shared.data.images import ImageSet, keyed_subset
@@ -70,7 +71,7 @@ class PretrainingBatches(Dataset):
         return fields
 
 
-def pretraining_data(cfg) -> TrainingData:
+def pretraining_data(cfg: OPERAConfig) -> TrainingData:
     """Return the batches of a pre-training; UserError for missing data and for fewer images than a batch has.
 
     ``data.train_images`` draws that many by the seed, of every class alike.

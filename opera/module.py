@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from opera.config import OPERAConfig
 from opera.hierarchy import Hierarchy, Terms
 from opera.lars import LARS
 from opera.schedules import learning_rate, momentum
@@ -31,7 +32,7 @@ def build_optimizer(name: str, parameters, lr: float, weight_decay: float) -> to
 class PretrainingModule(GuardedModule):
     """Trains a hierarchy of spaces on two views of every image."""
 
-    def __init__(self, hierarchy: Hierarchy, views: Views, cfg, steps: int):
+    def __init__(self, hierarchy: Hierarchy, views: Views, cfg: OPERAConfig, steps: int):
         super().__init__()
         # Convolutions run a third faster on channels that lie side by side.
         self.model, self.views = hierarchy.to(memory_format=torch.channels_last), views

@@ -114,7 +114,9 @@ def pretrained(cfg: OPERAConfig) -> tuple[PretrainingModule, TrainingData, float
         return *_fitted(cfg, module, data, folder), True
 
 
-def _fitted(cfg, module, data, folder: Path) -> tuple[PretrainingModule, TrainingData, float]:
+def _fitted(
+    cfg: OPERAConfig, module: PretrainingModule, data: TrainingData, folder: Path
+) -> tuple[PretrainingModule, TrainingData, float]:
     begin = time.perf_counter()
     fit(cfg, module, data, folder)
     return module, data, time.perf_counter() - begin
@@ -134,7 +136,7 @@ def run(cfg: OPERAConfig, folder: Path) -> dict | None:
             {"skipped_steps": 0.0},
             process_rank(cfg.trainer) == 0,
         )
-        metrics["weights"] = _weights_name(cfg)
+        metrics["weights"] = _weights_name(cfg.task.weights)
     else:
         begun = (pretraining_folder(cfg) / "last.ckpt").exists()
         module, data, seconds, first = pretrained(cfg)
@@ -143,7 +145,7 @@ def run(cfg: OPERAConfig, folder: Path) -> dict | None:
         metrics |= {"train_images": float(len(data.batches)), "skipped_steps": float(module.skipped_steps)}
     metrics["parameters"] = float(sum(p.numel() for p in backbone.parameters()))
     for number, name in enumerate(cfg.task.sets):
-        scores = evaluate_on(cfg, backbone, name, task_folder(cfg, folder, name))
+        scores = evaluate_on(cfg, backbone, name, task_folder(folder, name, cfg.task.weights))
         suffix = "" if number == 0 else f"_{name}"
         metrics |= {key + suffix: value for key, value in scores.items()}
     if module is not None and module.model.predictor is not None and module.model.class_head is not None:
@@ -151,19 +153,19 @@ def run(cfg: OPERAConfig, folder: Path) -> dict | None:
     return metrics if first else None
 
 
-def _weights_name(cfg: OPERAConfig) -> str:
+def _weights_name(weights: str) -> str:
     """Return what identifies ``task.weights``, whatever its path: the sha256 of the file, or "untrained"."""
-    if cfg.task.weights == UNTRAINED:
+    if weights == UNTRAINED:
         return UNTRAINED
-    with open(cfg.task.weights, "rb") as file:
+    with open(weights, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def task_folder(cfg, folder: Path, name: str) -> Path:
+def task_folder(folder: Path, name: str, weights: str | None) -> Path:
     """Return the folder of a set's classifier: another one for another file, so that no run continues from it."""
-    if cfg.task.weights in (None, UNTRAINED):
+    if weights in (None, UNTRAINED):
         return folder / name
-    return folder / _weights_name(cfg)[:12] / name
+    return folder / _weights_name(weights)[:12] / name
 
 
 def initial_backbone(cfg: OPERAConfig) -> nn.Module:
@@ -175,53 +177,53 @@ def initial_backbone(cfg: OPERAConfig) -> nn.Module:
     return with_global_batchnorm(backbone)
 
 
-def measured_conflict(cfg, module: PretrainingModule, data: TrainingData) -> float:
+def measured_conflict(cfg: OPERAConfig, module: PretrainingModule, data: TrainingData) -> float:
     """Return the mean over batches of the cosine between the two objectives' gradients (``hierarchy.conflict``)."""
     device = device_of(cfg)
     model = copy.deepcopy(module.model).to(device).train()
     cosines = []
     torch.manual_seed(cfg.seed)  # masked spaces draw what they hide
-    for where in conflict_batches(cfg, data):
+    for where in conflict_batches(data, cfg.scale.epochs):
         batch = {name: value.to(device) for name, value in data.batches[where].items()}
         with autocast_context(cfg, device):
             cosines.append(conflict(model, *module.both_views(batch), batch["labels"]))
     return sum(cosines) / len(cosines)
 
 
-def conflict_batches(cfg, data: TrainingData) -> list[tuple[int, np.ndarray]]:
-    """Return (epoch, samples of this rank) of the batches that a further epoch would begin with, cut to what fits."""
-    order, size = data.sampler.order(cfg.scale.epochs), cfg.optim.batch_size
+def conflict_batches(data: TrainingData, epoch: int) -> list[tuple[int, np.ndarray]]:
+    """Return (epoch, samples of this rank) of the batches that an epoch begins with, cut to what fits."""
+    order, size = data.sampler.order(epoch), data.sampler.batch_size
     starts = range(0, len(order) - size + 1, size)[:CONFLICT_BATCHES]
     cut = min(size, CONFLICT_IMAGES)
-    return [(cfg.scale.epochs, order[start : start + cut][rank() :: world_size()]) for start in starts]
+    return [(epoch, order[start : start + cut][rank() :: world_size()]) for start in starts]
 
 
-def evaluate_on(cfg, backbone: nn.Module, name: str, folder: Path) -> dict[str, float]:
+def evaluate_on(cfg: OPERAConfig, backbone: nn.Module, name: str, folder: Path) -> dict[str, float]:
     """Return top1, top5 and, for a probe, top1_knn of a backbone on a data set, training what the task says."""
     data, test = tuning_data(cfg, name)
-    backbone, device, scores = copy.deepcopy(backbone), device_of(cfg), {}
+    backbone, scores = copy.deepcopy(backbone), {}
     if cfg.task.neighbours is not None:
         scores["top1_knn"] = neighbour_scores(cfg, backbone, name)
     torch.manual_seed(cfg.seed)
     tuned = with_drop_path(cfg, backbone)
     module = TuningModule(tuned, len(test.classes), cfg, data.sampler.steps)
     fit(cfg, module, data, folder)
-    logits, labels = outputs(cfg, module.model, test, device)
+    logits, labels = outputs(cfg, module.model, test)
     return scores | logit_scores(logits, labels) | {"n_test": float(len(test))}
 
 
-def neighbour_scores(cfg, backbone: nn.Module, name: str) -> float:
+def neighbour_scores(cfg: OPERAConfig, backbone: nn.Module, name: str) -> float:
     """Return the top-1 of k-NN on a set's frozen features, a fraction (``knn.knn_scores``)."""
     data, test = tuning_data(cfg, name)
-    device, train = device_of(cfg), load_classification_set(name, "train", cfg.paths.data_root)
-    features = outputs(cfg, backbone, train, device, data.batches.chosen)
-    of_test, labels = outputs(cfg, backbone, test, device)
+    train = load_classification_set(name, "train", cfg.paths.data_root)
+    features = outputs(cfg, backbone, train, data.batches.chosen)
+    of_test, labels = outputs(cfg, backbone, test)
     neighbours = cfg.task.neighbours or NEIGHBOURS
     votes = knn_scores(*features, of_test, len(test.classes), neighbours, cfg.task.neighbour_temperature)
     return logit_scores(votes, labels)["top1"]
 
 
-def with_drop_path(cfg, backbone: nn.Module) -> nn.Module:
+def with_drop_path(cfg: OPERAConfig, backbone: nn.Module) -> nn.Module:
     """Return a pre-trained backbone with the task's stochastic depth."""
     if not cfg.task.drop_path:
         return backbone

@@ -4,11 +4,13 @@ The probe is MoCo-v3's: crops and flips, SGD, batch statistics as they were. Fin
 on timm's augmentations (``shared/data/augment.py``), AdamW.
 """
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
+from opera.config import OPERAConfig
 from opera.module import BATCH
 from opera.schedules import learning_rate
 from shared.data.augment import Augmentation, mix
@@ -19,7 +21,7 @@ from shared.data.sampler import KeyedBatchSampler
 from shared.data.streams import stream
 from shared.errors import UserError
 from shared.metrics.scores import top_hits, top_scores
-from shared.training.checks import autocast_context
+from shared.training.checks import autocast_context, device_of
 from shared.training.guard import GuardedModule
 from shared.training.ranks import world_size
 from shared.training.training_data import TrainingData
@@ -45,7 +47,7 @@ class Classifier(nn.Module):
 class TuningModule(GuardedModule):
     """Trains a classifier on a pre-trained backbone; UserError for an unknown kind."""
 
-    def __init__(self, backbone: nn.Module, classes: int, cfg, steps: int):
+    def __init__(self, backbone: nn.Module, classes: int, cfg: OPERAConfig, steps: int):
         super().__init__()
         if cfg.task.kind not in KINDS:
             raise UserError(f"task.kind={cfg.task.kind} is unknown: choose one of {', '.join(KINDS)}")
@@ -119,7 +121,7 @@ class TuningModule(GuardedModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
-def tuning_data(cfg, name: str) -> tuple[TrainingData, ImageSet]:
+def tuning_data(cfg: OPERAConfig, name: str) -> tuple[TrainingData, ImageSet]:
     """Return the training batches of a set and its test images; UserError for data that are missing or too few."""
     images, test = (load_classification_set(name, split, cfg.paths.data_root) for split in ("train", "test"))
     chosen = None
@@ -145,8 +147,14 @@ def tuning_data(cfg, name: str) -> tuple[TrainingData, ImageSet]:
 
 
 @torch.no_grad()
-def outputs(cfg, network: nn.Module, images: ImageSet, device, chosen=None) -> tuple[Tensor, Tensor]:
-    """Return a network's outputs (n, C) for the images of a set, float32 or float64 on ``device``, and labels (n,)."""
+def outputs(
+    cfg: OPERAConfig, network: nn.Module, images: ImageSet, chosen: np.ndarray | None = None
+) -> tuple[Tensor, Tensor]:
+    """Return a network's outputs (n, C) for the images of a set, float32 or float64, and labels (n,), on its device.
+
+    ``chosen``: indices of the images; all where None. The network is moved to the device that the config names.
+    """
+    device = device_of(cfg)
     network = network.to(device).eval()
     dtype = next(network.parameters()).dtype
     parts, labels = [], []

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from pdml.config import OptimConfig
 from pdml.model import PatchModel
 from pdml.patches import PatchSource, augment
 from pdml.scenes import Scene, Split
@@ -65,7 +66,7 @@ class PatchBatches(Dataset):
 class PDMLModule(GuardedModule):
     """Trains any PatchModel: gather the labelled pixels of all ranks, one loss over all of them."""
 
-    def __init__(self, model: PatchModel, optim, total_steps: int):
+    def __init__(self, model: PatchModel, optim: OptimConfig, total_steps: int):
         super().__init__()
         self.model, self.optim, self.total_steps = model, optim, total_steps
 

@@ -18,7 +18,7 @@ from scipy.special import entr
 from scipy.stats import spearmanr
 from tqdm import tqdm
 
-from pdml.config import CONFIGS, PDMLConfig
+from pdml.config import CONFIGS, OutputConfig, PDMLConfig
 from pdml.inference import Readout, ScenePrediction, predict_scene
 from pdml.model import PatchModel, build_model
 from pdml.module import PatchBatches, PDMLModule
@@ -68,23 +68,24 @@ def readout_scores(scene: Scene, split: Split, readout: Readout) -> dict:
     return scores
 
 
-def evaluate(cfg, scene: Scene, split: Split, model: PatchModel) -> tuple[dict, ScenePrediction]:
-    """Return the metrics of both read-outs, those of ``cfg.method.readout`` without suffix, and the maps."""
+def evaluate(
+    scene: Scene, split: Split, model: PatchModel, readout: str, output: OutputConfig
+) -> tuple[dict, ScenePrediction]:
+    """Return the metrics of both read-outs, those of ``readout`` without suffix, and the maps."""
     begin = time.perf_counter()
-    wanted = None if cfg.output.region == "scene" else split.test
+    wanted = None if output.region == "scene" else split.test
     prediction = predict_scene(
         model,
         scene.cube,
-        cfg.output.batch_size,
+        output.batch_size,
         wanted=wanted,
         probabilities=True,
-        fused=cfg.method.readout == "fused",
+        fused=readout == "fused",
         progress=tqdm if os.isatty(2) else None,
     )
     seconds = time.perf_counter() - begin
-    return scene_metrics(cfg.method.readout, scene, split, prediction) | {
-        "inference_seconds": seconds
-    }, prediction
+    metrics = scene_metrics(readout, scene, split, prediction) | {"inference_seconds": seconds}
+    return metrics, prediction
 
 
 def scene_metrics(readout: str, scene: Scene, split: Split, prediction: ScenePrediction) -> dict:
@@ -103,7 +104,7 @@ def scene_metrics(readout: str, scene: Scene, split: Split, prediction: ScenePre
     return metrics
 
 
-def run(cfg, folder: Path) -> dict | None:
+def run(cfg: PDMLConfig, folder: Path) -> dict | None:
     """Train, score and draw one row and seed into ``folder``; returns the metrics (None on ranks other than 0)."""
     if cfg.method.name == "svm":
         return run_svm(cfg, folder)
@@ -113,8 +114,8 @@ def run(cfg, folder: Path) -> dict | None:
     seconds = time.perf_counter() - begin
     if not trainer.is_global_zero:
         return None
-    # Lightning hands the model back on the CPU.
-    metrics, prediction = evaluate(cfg, scene, split, module.model.to(trainer.strategy.root_device))
+    model = module.model.to(trainer.strategy.root_device)  # Lightning leaves it on the CPU
+    metrics, prediction = evaluate(scene, split, model, cfg.method.readout, cfg.output)
     metrics["train_seconds"] = seconds
     metrics["parameters"] = float(sum(p.numel() for p in module.model.parameters()))
     metrics["skipped_steps"] = float(module.skipped_steps)
@@ -123,7 +124,7 @@ def run(cfg, folder: Path) -> dict | None:
     return metrics
 
 
-def run_svm(cfg, folder: Path) -> dict:
+def run_svm(cfg: PDMLConfig, folder: Path) -> dict:
     """Fit and score the spectral baseline of ``cfg.method``, which sees single spectra and no patch."""
     scene, split = load_scene(cfg.data, cfg.seed, cfg.patch_size, cfg.paths.data_root)
     begin = time.perf_counter()
@@ -135,7 +136,7 @@ def run_svm(cfg, folder: Path) -> dict:
     return metrics
 
 
-def seconds_of_run(cfg) -> float:
+def seconds_of_run(cfg: PDMLConfig) -> float:
     """Estimate the seconds of a whole run from three timed steps and one timed batch of inference."""
     if cfg.method.name == "svm":
         return 2.0  # fitted once, in about that time

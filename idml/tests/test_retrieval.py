@@ -116,7 +116,7 @@ def test_what_cannot_be_scored_is_refused():
     neighbours = nearest_neighbours(torch.eye(4), 3)
     with pytest.raises(UserError, match="no query has another sample of its class"):
         retrieval_metrics(neighbours, torch.arange(4), [1])
-    for neighbours, labels, ks in (
+    for rows, labels, ks in (
         (neighbours, torch.zeros(5), [1]),
         (neighbours[:3], torch.zeros(4), [1]),
         (neighbours - 1, torch.zeros(4), [1]),
@@ -125,7 +125,7 @@ def test_what_cannot_be_scored_is_refused():
         (neighbours, torch.zeros(4), []),
     ):
         with pytest.raises(ValueError):
-            retrieval_metrics(neighbours, labels, ks)
+            retrieval_metrics(rows, labels, ks)
 
 
 @pytest.mark.slow

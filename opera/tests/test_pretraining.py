@@ -155,7 +155,7 @@ def test_the_conflict_is_measured_on_batches_of_all_classes(tmp_path):
     labels = data.batches.labels[data.batches.chosen]
     by_class = labels.argsort(kind="stable")  # the order of most sets
     data.batches.chosen, labels = data.batches.chosen[by_class], labels[by_class]
-    batches = train.conflict_batches(cfg, data)
+    batches = train.conflict_batches(data, cfg.scale.epochs)
     assert len(batches) == min(train.CONFLICT_BATCHES, BATCHES_AN_EPOCH)
     samples = np.concatenate([samples for _, samples in batches])
     assert len(np.unique(samples)) == len(samples)
