@@ -16,7 +16,7 @@ INITIALISATIONS = ("linear", "fan_out")
 
 
 class FrozenBatchNorm2d(nn.BatchNorm2d):
-    """A batch norm that stays in evaluation mode whatever ``train`` is told."""
+    """A batch norm that stays in evaluation mode whatever ``train`` sets."""
 
     def train(self, mode: bool = True) -> nn.Module:
         return super().train(False)

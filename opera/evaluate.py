@@ -120,7 +120,7 @@ def evaluate_checkpoint(cfg: OPERAConfig, path: Path, folder: Path) -> dict:
     A pre-training's, and a file's of MoCo-v3's authors: top1_knn and n_test of every set, with top1 and top5 of the
     latter's linear classifier where it has one. A tuned classifier's: top1, top5 and n_test of its set. All:
     parameters of the backbone; those of runs steps_trained. Raises UserError for a missing or damaged checkpoint,
-    for one of another arrangement or backbone, and for a set that cannot be told.
+    for one of another arrangement or backbone, and where the set cannot be told from it.
     """
     path = Path(path)
     backbone = build_backbone(cfg.model.backbone, cfg.data.image_size)

@@ -1,4 +1,4 @@
-"""OPERA's idea: the instances are told apart in one space, and the classes in another one above it (eq. 8-13).
+"""OPERA's idea: instances are discriminated in one space, and classes in another one above it (eq. 8-13).
 
     y = backbone(x),  z = projector(y),  q = predictor(z)        the instance space
     k = momentum encoder's projector(backbone(x'))               its keys, of the other view
@@ -39,7 +39,7 @@ from shared.training.ranks import gather_rows, mean_over_ranks, rank, rows_of_ra
 ARRANGEMENTS = ("one-space", "backbone", "parallel", "hierarchy", "instance", "supervised", "supcon")
 LOSS_WEIGHTS = ("released", "printed")
 DENOMINATORS = ("all", "others")
-UNLABELLED = -1  # in the place of a label
+UNLABELLED = -1  # instead of a label
 
 
 class Terms(NamedTuple):

@@ -8,7 +8,7 @@
     J_mask = |decoder(tokens, mask tokens) - pixels|^2  mean over the hidden patches of both views and of all ranks
 
 The masked autoencoder is MAE's (arXiv 2111.06377, sections 3 and A.1): the encoder sees nothing of a hidden patch, the
-decoder is a narrow ViT with a mask token in the place of each and fixed positions, the pixels of a patch are normalised
+decoder is a narrow ViT with a mask token for each of them and fixed positions, the pixels of a patch are normalised
 by its own mean and deviation.
 
     masked             MAE alone: no instances, no classes

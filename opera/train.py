@@ -106,8 +106,8 @@ def pretrained(cfg: OPERAConfig) -> tuple[PretrainingModule, TrainingData, float
     folder = pretraining_folder(cfg)
     if process_rank(cfg.trainer) > 0:
         return *_fitted(cfg, module, data, folder), False
-    with folder_lock(folder) as mine:
-        if not mine:
+    with folder_lock(folder) as is_held:
+        if not is_held:
             raise UserError(
                 f"{folder.name} is being pre-trained by another process: type the command again after that"
             )

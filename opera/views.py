@@ -32,7 +32,7 @@ Key = tuple[int, int, np.ndarray]  # seed, epoch, index (b,)
 
 @dataclass
 class ViewsConfig:
-    """Types only: every value stands in YAML. Pairs are of the first and of the second view."""
+    """Types only: every value is in YAML. Pairs are of the first and of the second view."""
 
     image_size: int = MISSING
     scale: list[float] = MISSING  # smallest and largest part of the image's area

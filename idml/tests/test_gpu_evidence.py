@@ -10,7 +10,7 @@ from idml.tools import gpu_evidence
 from shared.bench.gpu import train_rows
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here, it would be measured")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU, which would be measured")
 def test_without_a_gpu_it_says_so_in_one_sentence_and_writes_nothing(tmp_path, capsys):
     assert gpu_evidence.main(["--out", str(tmp_path / "figures")]) == 2
     assert capsys.readouterr().err.strip() == (

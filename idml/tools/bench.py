@@ -158,8 +158,8 @@ def add_scores(
         clustering_reference_call, labels, assignment, threads=threads
     ).seconds
     rows.add("NMI, F1", clusters, "reference", cluster_reference_seconds)
-    told = ours.extra_bytes is not None
-    both = max(ours.extra_bytes, clusters.extra_bytes) if told else None
+    measured_memory = ours.extra_bytes is not None
+    both = max(ours.extra_bytes, clusters.extra_bytes) if measured_memory else None
     rows.add(
         "all scores",
         Measured(ours.seconds + clusters.seconds, both, None),

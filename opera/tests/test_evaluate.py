@@ -1,4 +1,4 @@
-"""A checkpoint has the scores of its run, and one of something else is told in one sentence."""
+"""A checkpoint has the scores of its run, and one of something else is refused in one sentence."""
 
 import pytest
 import torch

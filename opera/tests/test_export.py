@@ -33,7 +33,7 @@ def randomised(network: nn.Module, seed: int = 0) -> nn.Module:
 
 
 def saved_backbone(path, name: str, size: int, prefix: str = "model.online.backbone.") -> nn.Module:
-    """Save a backbone as a pre-training does, with what stands beside it, and return it in float64."""
+    """Save a backbone as a pre-training does, with the other networks, and return it in float64."""
     backbone = randomised(build_backbone(name, size))
     state = {prefix + key: value for key, value in backbone.state_dict().items()}
     state |= {"model.online.projector.0.weight": torch.ones(2), "model.momentum.backbone.x": torch.ones(2)}

@@ -14,7 +14,7 @@ TOY = {
 }
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 def test_no_gpu_is_one_sentence_and_code_2(tmp_path, capsys):
     assert gpu_evidence.main(["--out", str(tmp_path / "figures")]) == 2
     assert capsys.readouterr().err.strip() == (

@@ -55,7 +55,7 @@ def arrays():
         return {name: torch.from_numpy(file[name]) for name in file.files}
 
 
-# Where the release's modules stand here.
+# Our names of the release's modules.
 PLACES = {
     "base_encoder.body": "online.backbone.body",
     "base_encoder.fc": "online.projector",
@@ -137,9 +137,9 @@ def test_the_classes_train_what_lies_below_their_space(arrangement, spaces):
 
 
 def test_one_space_has_its_proxies_where_the_keys_are_and_the_hierarchy_above_them():
-    one, two = small("one-space"), small("hierarchy")
-    assert isinstance(one.class_head, nn.Linear) and one.class_head.in_features == HEADS["dim"]
-    assert [type(part) for part in two.class_head] == [nn.Linear, nn.BatchNorm1d, nn.ReLU, nn.Linear]
+    one_space, hierarchy = small("one-space"), small("hierarchy")
+    assert isinstance(one_space.class_head, nn.Linear) and one_space.class_head.in_features == HEADS["dim"]
+    assert [type(part) for part in hierarchy.class_head] == [nn.Linear, nn.BatchNorm1d, nn.ReLU, nn.Linear]
 
 
 def test_printed_weights_are_all_one():
@@ -169,7 +169,7 @@ def test_images_without_a_label_count_in_the_instances_alone():
     whole, part = hierarchy(first, second, labels), hierarchy(first, second, some)
     torch.testing.assert_close(part.instance, whole.instance)
     logits = [hierarchy.logits(view) for view in hierarchy.spaces(first, second)]
-    expected = sum(nn.functional.cross_entropy(one[:3], labels[:3]) for one in logits)
+    expected = sum(nn.functional.cross_entropy(rows[:3], labels[:3]) for rows in logits)
     torch.testing.assert_close(part.classes, expected)
     none = torch.full_like(labels, UNLABELLED)
     loss = cross_entropy(logits[0], none)

@@ -1,4 +1,4 @@
-"""The masked-image space and what stands above it, held to a form in loops over images and patches."""
+"""The masked-image space and the spaces above it, compared with loops over images and patches."""
 
 from pathlib import Path
 
@@ -49,7 +49,7 @@ def cut(image: torch.Tensor, place: int) -> torch.Tensor:
 def looped(
     model: MaskedHierarchy, image: torch.Tensor, order: list[int]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return y (C,) and the mean squared error of one image, its patches in the rows and columns where they stand."""
+    """Return y (C,) and the mean squared error of one image, its patches at their rows and columns."""
     vit, decoder, hidden = model.online.backbone, model.decoder, set(order[16:])
     project = vit.patch_embed.proj
     tokens = [vit.cls_token[0, 0] + vit.pos_embed[0, 0]]
@@ -215,11 +215,11 @@ def test_keys_are_the_momentum_encoders_of_whole_views_and_it_follows_the_online
 
 
 def test_the_same_torch_seed_hides_the_same_and_another_does_not():
-    model, given = small(), batch()
+    model, inputs = small(), batch()
 
     def total(seed: int):
         torch.manual_seed(seed)
-        return model(*given).total
+        return model(*inputs).total
 
     assert torch.equal(total(4), total(4)) and not torch.equal(total(4), total(5))
     orders, before = [], torch.get_default_dtype()
@@ -314,9 +314,9 @@ def step(rank: int, ranks: int) -> dict:
 
 @pytest.mark.slow
 def test_two_ranks_equal_one_process_where_a_key_says_what_is_hidden(tmp_path):
-    one = step(0, 1)
-    for two in on_ranks(2, step, tmp_path, 2):
+    whole = step(0, 1)
+    for part in on_ranks(2, step, tmp_path, 2):
         for arrangement in MASKED_ARRANGEMENTS:
-            assert set(two[arrangement]) == set(one[arrangement])
-            for name, value in one[arrangement].items():
-                torch.testing.assert_close(two[arrangement][name], value, msg=name, rtol=1e-9, atol=1e-11)
+            assert set(part[arrangement]) == set(whole[arrangement])
+            for name, value in whole[arrangement].items():
+                torch.testing.assert_close(part[arrangement][name], value, msg=name, rtol=1e-9, atol=1e-11)

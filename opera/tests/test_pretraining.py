@@ -165,10 +165,10 @@ def test_the_conflict_is_measured_on_batches_of_all_classes(tmp_path):
 
 
 def test_rows_that_pretrain_alike_share_a_pretraining_and_others_do_not(tmp_path):
-    one, other = small_config(tmp_path), small_config(tmp_path, "task.epochs=3")
-    assert train.pretraining_folder(one) == train.pretraining_folder(other)
+    cfg, other = small_config(tmp_path), small_config(tmp_path, "task.epochs=3")
+    assert train.pretraining_folder(cfg) == train.pretraining_folder(other)
     third = small_config(tmp_path, "objective.momentum=0.9")
-    assert train.pretraining_folder(one) != train.pretraining_folder(third)
+    assert train.pretraining_folder(cfg) != train.pretraining_folder(third)
 
 
 def test_a_part_of_every_class_is_labelled_and_a_larger_part_holds_it():

@@ -234,7 +234,7 @@ def export(path: Path, form: str, out: Path, row: str | None = None, force: bool
     """Write the online backbone of a pre-training's checkpoint for another library; returns the file's ``meta``.
 
     meta: source_sha256, row, form, backbone, architecture, steps_trained; image_size in pixels, mean and std of RGB in
-    [0, 1]. Without a row the backbone is told by its tensors, and what they do not tell is None. Raises UserError,
+    [0, 1]. Without a row the tensors identify the backbone, and what they do not show is None. Raises UserError,
     with nothing written, for a file that is there already (unless ``force``), one that is no checkpoint of a
     pre-training or does not fit the row, a form that has no such network, and one that would compute something else.
     """

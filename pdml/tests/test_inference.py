@@ -1,4 +1,4 @@
-"""Streamed inference against the materialised form, and against the fusion written as a plain loop."""
+"""Streamed inference against the reference, and against the fusion written as a plain loop."""
 
 import subprocess
 import sys

@@ -101,7 +101,7 @@ def test_every_labelled_training_pixel_of_a_patch_enters_the_loss_and_no_other(m
     # Patch after patch, the same labels whatever its augmentation; classes begin at 0 in the loss.
     for part, window in zip(labels.split(count), expected, strict=True):
         assert sorted((part + 1).tolist()) == sorted(window[window > 0].tolist())
-    # Each label stands where its own spectrum stands.
+    # Each label is at the place of its own spectrum.
     spectra = scene.cube.reshape(-1, scene.cube.shape[2])
     for b, r, c in batch.labels.nonzero().tolist():
         pixel = np.flatnonzero((spectra == batch.patches[b, :, r, c].numpy()).all(1))

@@ -31,7 +31,7 @@ def data_config(name: str, *overrides: str):
 
 def real_data_root() -> str:
     if not os.environ.get("DATA_ROOT"):
-        pytest.skip("DATA_ROOT is not set: the real scenes are not here")
+        pytest.skip("DATA_ROOT is not set: the real scenes are not available")
     return os.environ["DATA_ROOT"]
 
 
