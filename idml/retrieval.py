@@ -2,7 +2,8 @@
 
 Recall@k is the one that metric learning reports (Jegou et al. 2011): the fraction of queries with at least one sample
 of their class among the k nearest. It is not the recall of information retrieval, the fraction of a class that is
-retrieved. R-precision and MAP@R are those of Musgrave et al. 2020, "A Metric Learning Reality Check" (arXiv 2003.08505). With R the number of other samples of the query's class:
+retrieved. R-precision and MAP@R are those of Musgrave et al. 2020, "A Metric Learning Reality Check" (arXiv
+2003.08505). With R the number of other samples of the query's class:
 
     R-precision = (same class among the R nearest) / R
     MAP@R       = 1/R sum over i = 1..R of P(i), the precision of the i nearest if the i-th is of the class, else 0
