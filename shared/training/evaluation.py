@@ -11,7 +11,7 @@ from rich.table import Table
 
 from shared.errors import UserError
 from shared.metrics.names import load_names
-from shared.training.application import Check, silence_library_logs
+from shared.training.application import Check, print_error, silence_library_logs
 from shared.training.checks import check_machine
 from shared.training.config import run_folder
 
@@ -27,8 +27,17 @@ def run_evaluation(
 ) -> None:
     """Print the scores of ``cfg.ckpt``, or of the run's own checkpoint; pictures go to ``cfg.out`` or beside it.
 
-    Raises UserError, before anything is written, for a checkpoint that is missing and for a folder that holds files.
+    A checkpoint that is missing, a folder that holds files and whatever ``score`` refuses end the process with one
+    sentence and exit code 2, before anything is written.
     """
+    try:
+        _evaluate(cfg, score, check, default_checkpoint)
+    except UserError as error:  # here, since Hydra would add a line of its own
+        print_error(str(error))
+        sys.exit(2)
+
+
+def _evaluate(cfg: DictConfig, score: Score, check: Check | None, default_checkpoint) -> None:
     silence_library_logs()
     check_machine(cfg)
     if check is not None:
