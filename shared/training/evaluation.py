@@ -9,9 +9,10 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
+from shared.commands import silence_library_logs
 from shared.errors import UserError
 from shared.metrics.names import load_names
-from shared.training.application import Check, silence_library_logs
+from shared.training.application import Check
 from shared.training.checks import check_machine
 from shared.training.config import run_folder
 

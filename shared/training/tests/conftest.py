@@ -1,28 +1,41 @@
-"""A paper's training that takes no time: pdml's configs and ledger with a fake train module behind them."""
+"""The throw-away paper, importable, with the repository and the paper on the path of further processes."""
 
-import sys
-from types import SimpleNamespace
+import importlib
+import os
 
 import pytest
 
-from shared.claims.compose import quoted
-
-PLAIN, OWN = "synthetic-random-ssrn-plain", "synthetic-random-ssrn-pdml"
+from shared.environment import repository_root
+from shared.training.tests.paper import forget_paper, write_paper
 
 
 @pytest.fixture
-def fake(monkeypatch):
-    """The module that stands in for pdml.train; a test replaces ``run`` and ``seconds_of_run``."""
-    module = SimpleNamespace(
-        run=lambda cfg, folder: {"n_test": 10.0, "oa": 0.25 + cfg.seed / 100}, seconds_of_run=lambda cfg: 2.0
+def paper(tmp_path, monkeypatch):
+    """The folder of the paper; its modules are those of this test."""
+    folder = write_paper(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(repository_root())]))
+    monkeypatch.chdir(tmp_path)
+    for variable in ("DATA_ROOT", "HYDRA_FULL_ERROR"):
+        monkeypatch.delenv(variable, raising=False)
+    forget_paper()
+    importlib.import_module("fake.config")
+    yield folder
+    forget_paper()
+
+
+@pytest.fixture
+def fake(paper):
+    """The module ``fake.train``; a test replaces ``run`` and ``seconds_of_run``."""
+    return importlib.import_module("fake.train")
+
+
+@pytest.fixture
+def config(paper):
+    """Compose a row of the paper: (row, seed, overrides) -> configuration."""
+    from shared.claims.compose import row_config  # the ledger is above this layer, and so are rows
+    from shared.claims.protocol import Paper
+
+    return lambda row="plain", seed=0, overrides=(): row_config(
+        Paper("fake", paper.parent), row, seed, overrides
     )
-    monkeypatch.setitem(sys.modules, "pdml.train", module)
-    monkeypatch.delenv("DATA_ROOT", raising=False)
-    return module
-
-
-@pytest.fixture
-def there(tmp_path):
-    """Overrides that keep records and runs inside the test's folder, named as main names them."""
-    paths = {"paths.results": tmp_path / "pdml", "paths.runs": tmp_path / "pdml" / "runs"}
-    return [f"{key}={quoted(str(path))}" for key, path in paths.items()]
