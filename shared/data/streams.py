@@ -5,7 +5,7 @@ Four pairs share one from before this registry; they keep it, since another numb
 and none of them meets the other with an equal rest:
 
 - 21 and 22: the patches of PDML are keyed by (epoch, pixel), the fields and bumps of its synthetic scene by places;
-- 31: a subset is keyed by (seed, image), a mixture in classification by (38, 31, seed, step), behind "augment.mix";
+- 31: a subset is keyed by (seed, image), a mixture in classification by (38, 31, seed, step), behind "mix";
 - 32: a crop is keyed by (seed, epoch, image, view), dropped layers by (seed, step, rank), one part less.
 """
 

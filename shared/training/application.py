@@ -62,15 +62,18 @@ def command(main: Callable) -> Callable:
             print_error(stop)
             sys.exit(stop.code)
         except CONFIG_ERRORS as error:
-            sys.exit(_report(UserError(f"{config_reason(error)}; fix the key or the value")))
+            sys.exit(report(UserError(f"{config_reason(error)}; fix the key or the value")))
         except Exception as error:
-            sys.exit(_report(error))
+            sys.exit(report(error))
 
     return run
 
 
-def _report(error: Exception) -> int:
-    """Print an error, unless a job has said it already, and return the exit code that it means."""
+def report(error: Exception) -> int:
+    """Print an error, unless a job has said it already, and return the exit code that it means.
+
+    An application ends with it inside ``hydra.main``, which prints its overrides before an error that it is raised.
+    """
     if isinstance(error, UserError):
         if not hasattr(error, "was_logged"):
             print_error(error)
@@ -118,7 +121,7 @@ def run_job(cfg: DictConfig, train: Train, check: Check | None = None) -> float 
             )
             error.was_logged = True
             raise
-        sys.exit(_report(error))  # raised, Hydra would print its overrides before it
+        sys.exit(report(error))
     failure_path(cfg).unlink(missing_ok=True)
     log.info("%s seed %d: %s", cfg.row, cfg.seed, outcome)
     metrics = read_record(evidence_path(cfg)).metrics if has_evidence(cfg) else {}

@@ -3,8 +3,15 @@
 It is imported and started as any paper is. ``behaviour`` in its configuration says what its training does.
 """
 
+import importlib
+import logging
+import os
 import sys
 from pathlib import Path
+
+import pytest
+
+from shared.environment import repository_root
 
 FILES = {
     "__init__.py": "",
@@ -36,12 +43,13 @@ class FakeConfig:
     logger: Loggers = MISSING
     launcher: LauncherConfig = MISSING
 
+CONFIGS = str(Path(__file__).parent / "configs")
 rows.register(Path(__file__).parent, FakeConfig)
 ''',
     "train.py": '''
-import os, signal, time
+import os, time
 import hydra
-from fake.config import FakeConfig
+from fake.config import CONFIGS
 from shared.errors import UserError
 from shared.training.application import command, run_job
 
@@ -59,7 +67,7 @@ def run(cfg, folder):
     return {"n_test": 10.0, "oa": 0.25 + cfg.seed / 100}
 
 @command
-@hydra.main(version_base="1.3", config_path="configs", config_name="train")
+@hydra.main(version_base="1.3", config_path=CONFIGS, config_name="train")
 def main(cfg):
     return run_job(cfg, run)
 
@@ -68,7 +76,7 @@ if __name__ == "__main__":
 ''',
     "evaluate.py": '''
 import hydra
-import fake.config
+from fake.config import CONFIGS
 from shared.training.application import command
 from shared.training.evaluation import run_evaluation
 
@@ -77,7 +85,7 @@ def score(cfg, checkpoint, folder):
     return {"oa": 0.875, "per_class": [1.0, None], "classes_scored": "1 of 2", "n_test": 7.0}
 
 @command
-@hydra.main(version_base="1.3", config_path="configs", config_name="evaluate")
+@hydra.main(version_base="1.3", config_path=CONFIGS, config_name="evaluate")
 def main(cfg):
     run_evaluation(cfg, score)
 
@@ -145,3 +153,55 @@ def forget_paper() -> None:
     """Make Python import the paper anew, from wherever it is then."""
     for name in [name for name in sys.modules if name.split(".")[0] == "fake"]:
         del sys.modules[name]
+
+
+@pytest.fixture
+def paper(tmp_path, monkeypatch):
+    """The folder of the paper; its modules are those of this test."""
+    folder = write_paper(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(repository_root())]))
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    monkeypatch.delenv("DATA_ROOT", raising=False)
+    monkeypatch.chdir(tmp_path)
+    forget_paper()
+    importlib.import_module("fake.config")
+    yield folder
+    forget_paper()
+
+
+@pytest.fixture
+def fake(paper):
+    """The module ``fake.train``; a test replaces ``run`` and ``seconds_of_run``."""
+    return importlib.import_module("fake.train")
+
+
+@pytest.fixture
+def config(paper):
+    """Compose a row of the paper: (row, seed, overrides) -> configuration."""
+    from shared.claims.compose import row_config
+    from shared.claims.protocol import Paper
+
+    def compose(row: str = "plain", seed: int = 0, *overrides: str):
+        return row_config(Paper("fake", paper.parent), row, seed, overrides)
+
+    return compose
+
+
+@pytest.fixture
+def start(paper, monkeypatch):
+    """Start an application of the paper in this process: command line -> exit code."""
+
+    def run(command: list[str]) -> int:
+        monkeypatch.setattr(sys, "argv", command[2:])
+        handlers, level = list(logging.root.handlers), logging.root.level
+        try:
+            importlib.import_module(command[2]).main()
+        except SystemExit as ended:
+            return ended.code
+        finally:
+            logging.root.handlers[:] = handlers  # Hydra put its own in their place
+            logging.root.setLevel(level)
+        return 0
+
+    return run
