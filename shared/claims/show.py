@@ -10,7 +10,8 @@ from shared.metrics.names import load_names
 from shared.training.config import hash_of
 
 
-def _claim_lines(paper: Paper, row: str) -> list[str]:
+def claim_lines(paper: Paper, row: str) -> list[str]:
+    """Return what the ledger says of a row: the claim, or what a row of our own measures."""
     ledger = load_ledger(paper.root, paper.name)
     for model in ledger.Models:
         claim = model.Claim
@@ -36,7 +37,7 @@ def show_row(paper: Paper, row: str, seed: int, overrides: list[str]) -> str:
     evidence, state = evidence_of(paper, cfg)
     lines = [
         f"{paper.name} row {row}, seed {seed}, scale {cfg.scale.name}, variant {cfg.variant}",
-        *_claim_lines(paper, row),
+        *claim_lines(paper, row),
         f"hash: {hash_of(cfg)[0]}",
         f"evidence: {state} ({evidence})",
         f"devices: {cfg.trainer.devices * cfg.trainer.num_nodes}",

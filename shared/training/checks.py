@@ -57,7 +57,7 @@ def cluster_environment(trainer) -> ClusterEnvironment:
 
 def is_rank() -> bool:
     """Return whether this process was started as one of several of a run: by torchrun, srun or Lightning."""
-    started = TorchElasticEnvironment.detect() or SLURMEnvironment.detect()
+    started = TorchElasticEnvironment.detect() or slurm_tasks() > 1
     return started or LightningEnvironment().creates_processes_externally
 
 
@@ -91,8 +91,8 @@ def require_devices(cfg) -> None:
     tasks = 1 if TorchElasticEnvironment.detect() else slurm_tasks()
     if ranks > 1 and tasks not in (1, ranks):
         raise UserError(
-            f"trainer.devices={devices} on trainer.num_nodes={cfg.trainer.num_nodes} are {ranks} ranks, but srun started"
-            f" {tasks} tasks: set --ntasks-per-node={devices} and --nodes={cfg.trainer.num_nodes}"
+            f"trainer.devices={devices} on trainer.num_nodes={cfg.trainer.num_nodes} are {ranks} ranks, but srun "
+            f"started {tasks} tasks: set --ntasks-per-node={devices} and --nodes={cfg.trainer.num_nodes}"
         )
     if min(devices, cfg.trainer.num_nodes) < 1:
         raise UserError(
