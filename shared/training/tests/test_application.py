@@ -101,7 +101,7 @@ def test_a_job_returns_its_first_metric_and_forgets_an_earlier_failure(config, c
     failure_path(cfg).write_text("of yesterday\n")
     with caplog.at_level(logging.INFO, "shared.training.application"):
         assert run_job(cfg, quick) == 0.26
-    assert not failure_path(cfg).exists() and "plain seed 1: OA % 26.00" in caplog.text
+        assert not failure_path(cfg).exists() and "plain seed 1: OA % 26.00" in caplog.text
         assert run_job(cfg, quick) == 0.26
     assert "plain seed 1: measured already" in caplog.text
 
