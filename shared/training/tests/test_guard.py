@@ -1,5 +1,7 @@
 """A step that is not finite changes nothing."""
 
+from types import SimpleNamespace
+
 import lightning.pytorch as pl
 import pytest
 import torch
@@ -46,7 +48,7 @@ class Small(GuardedModule):
         self.states.append([value.clone() for value in values])
 
 
-def train(poison: str) -> Small:
+def train(poison: str, **options) -> Small:
     module = Small(poison)
     data = torch.randn(STEPS, 8, 3, generator=torch.Generator().manual_seed(3))
     trainer = pl.Trainer(
@@ -56,6 +58,7 @@ def train(poison: str) -> Small:
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
+        **options,
     )
     trainer.fit(module, DataLoader(data, batch_size=None))
     return module
@@ -74,3 +77,16 @@ def test_a_step_that_is_not_finite_changes_neither_weights_nor_statistics_nor_op
 
 def test_finite_steps_are_all_taken():
     assert train("nothing").skipped_steps == 0
+
+
+@pytest.mark.parametrize("algorithm", ["norm", "value"])
+def test_a_skipped_step_goes_with_clipped_gradients(algorithm):
+    module = train("gradient", gradient_clip_val=1.0, gradient_clip_algorithm=algorithm)
+    assert module.skipped_steps == 1
+
+
+def test_precision_16_mixed_is_refused():
+    module = Small("nothing")
+    module._trainer = SimpleNamespace(precision="16-mixed")
+    with pytest.raises(ValueError, match="16-mixed is not supported"):
+        module.on_fit_start()
