@@ -13,7 +13,7 @@ from idml.data import EvaluationBatches
 from idml.scoring import embed, recall_at_1
 from shared.data.images import ImageSet
 from shared.errors import UserError
-from shared.training.resumption import AtomicCheckpointIO
+from shared.training.checkpoints import AtomicCheckpointIO
 
 CHOICES = {"last-epoch": "last", "held-out": "held_out", "best-test-epoch": "best_test"}  # and their suffixes
 
