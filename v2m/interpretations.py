@@ -15,19 +15,19 @@ from v2m.model import CHANNELS, build_model, count, count_network
 
 # Printed by the paper: millions of parameters, billions of FLOPs (arXiv 2410.10382, ImageNet table).
 PRINTED = {
-    "in1k-vim-t": ("Vim-T", 7, 1.5),
+    "v2m-in1k-vim-t": ("Vim-T", 7, 1.5),
     "v2m-in1k-t": ("V2M-T", 7, 1.9),
     "v2m-in1k-t-released": ("V2M-T, as released", 7, 1.9),
-    "in1k-localvim-t": ("LocalVim-T", 8, 1.5),
+    "v2m-in1k-localvim-t": ("LocalVim-T", 8, 1.5),
     "v2m-in1k-t-lw": ("V2M-T + local window", 8, 1.8),
-    "in1k-vim-s": ("Vim-S", 26, 5.1),
+    "v2m-in1k-vim-s": ("Vim-S", 26, 5.1),
     "v2m-in1k-s": ("V2M-S", 26, 5.9),
     "v2m-in1k-s-released": ("V2M-S, as released", 26, 5.9),
-    "in1k-localvim-s": ("LocalVim-S", 28, 4.8),
+    "v2m-in1k-localvim-s": ("LocalVim-S", 28, 4.8),
     "v2m-in1k-s-lw": ("V2M-S + local window", 28, 5.4),
-    "in1k-vmamba-t": ("VMamba-T", 30, 4.9),
+    "v2m-in1k-vmamba-t": ("VMamba-T", 30, 4.9),
     "v2m-in1k-sstar": ("V2M-S*", 30, 5.4),
-    "in1k-vmamba-s": ("VMamba-S", 50, 8.7),
+    "v2m-in1k-vmamba-s": ("VMamba-S", 50, 8.7),
     "v2m-in1k-bstar": ("V2M-B*", 50, 9.6),
 }
 RULES = ("flops", "flops_without_scan", "flops_scan_once")
@@ -90,10 +90,10 @@ def distance(found: Sequence[dict], rows: Sequence[str], rule: str) -> float:
 
 # Scans a layer in the printed counts: Vim's two, LocalVim's four, and for V2M its own six, and one for each corner.
 SCANS = {
-    "in1k-vim-t": (2,),
-    "in1k-vim-s": (2,),
-    "in1k-localvim-t": (4,),
-    "in1k-localvim-s": (4,),
+    "v2m-in1k-vim-t": (2,),
+    "v2m-in1k-vim-s": (2,),
+    "v2m-in1k-localvim-t": (4,),
+    "v2m-in1k-localvim-s": (4,),
     "v2m-in1k-t": (6, 4),
     "v2m-in1k-s": (6, 4),
     "v2m-in1k-t-lw": (6, 4),

@@ -71,6 +71,7 @@ def plan(
                 f"{' '.join(overrides)}: this measures something else than row {row!r}: say where its records go "
                 "with RESULTS= (--results)"
             )
+    formerly = {row.Row: row.Formerly for row in load_ledger(paper.root, paper.name).own_rows}
     wanted = seeds or sorted({seed for cfg in first.values() for seed in cfg.launcher.seeds})
     jobs = []
     for seed in wanted:
@@ -78,9 +79,18 @@ def plan(
             if seeds or seed in cfg.launcher.seeds:
                 cfg = cfg.copy()
                 cfg.seed = seed
-                if not has_evidence(cfg):
+                if not has_evidence(cfg) and not _has_evidence_under(formerly.get(row), cfg):
                     jobs.append(Job(row, seed, cfg))
     return jobs
+
+
+def _has_evidence_under(row: str | None, cfg: DictConfig) -> bool:
+    """Return whether the record of this very configuration was written under another name of its row."""
+    if row is None:
+        return False
+    renamed = cfg.copy()
+    renamed.row = row  # no part of the hash
+    return has_evidence(renamed)
 
 
 def cost(paper: Paper, jobs: list[Job]) -> float:

@@ -12,12 +12,12 @@ from v2m.vmamba_scan import GridMixer
 
 # As printed: parameters in millions, FLOPs in billions where the rule of model.py gives them.
 PRINTED = {
-    "in1k-vim-t": (7, None),
-    "in1k-vim-s": (26, None),
-    "in1k-localvim-t": (8, None),
-    "in1k-localvim-s": (28, None),
-    "in1k-vmamba-t": (30, 4.9),
-    "in1k-vmamba-s": (50, 8.7),
+    "v2m-in1k-vim-t": (7, None),
+    "v2m-in1k-vim-s": (26, None),
+    "v2m-in1k-localvim-t": (8, None),
+    "v2m-in1k-localvim-s": (28, None),
+    "v2m-in1k-vmamba-t": (30, 4.9),
+    "v2m-in1k-vmamba-s": (50, 8.7),
     "v2m-in1k-t": (7, None),
     "v2m-in1k-s": (26, None),
     "v2m-in1k-t-lw": (8, None),
@@ -44,10 +44,10 @@ def test_network_has_the_printed_parameters_and_flops(row):
 
 
 def test_each_call_counted_once_gives_vim_t_its_printed_flops():
-    assert counted("in1k-vim-t")["flops_scan_once"] == pytest.approx(1.5e9, abs=ROUND["flops"])
+    assert counted("v2m-in1k-vim-t")["flops_scan_once"] == pytest.approx(1.5e9, abs=ROUND["flops"])
 
 
-@pytest.mark.parametrize("row, printed", [("in1k-vim-s", 5.1), ("v2m-in1k-t", 1.9), ("v2m-in1k-s", 5.9)])
+@pytest.mark.parametrize("row, printed", [("v2m-in1k-vim-s", 5.1), ("v2m-in1k-t", 1.9), ("v2m-in1k-s", 5.9)])
 def test_printed_flops_lie_between_no_scan_and_each_call_once_where_no_rule_gives_them(row, printed):
     found = counted(row)
     assert all(abs(found[key] - printed * 1e9) > ROUND["flops"] for key in found if key != "parameters")

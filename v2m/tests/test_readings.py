@@ -11,10 +11,10 @@ HALF_A_DIGIT = 0.05  # of the printed billions
 @pytest.mark.parametrize(
     ("row", "scans"),
     [
-        ("in1k-vim-t", 2),
-        ("in1k-vim-s", 2),
-        ("in1k-localvim-t", 4),
-        ("in1k-localvim-s", 4),
+        ("v2m-in1k-vim-t", 2),
+        ("v2m-in1k-vim-s", 2),
+        ("v2m-in1k-localvim-t", 4),
+        ("v2m-in1k-localvim-s", 4),
         ("v2m-in1k-t-lw", 6),
         ("v2m-in1k-s-lw", 6),
     ],

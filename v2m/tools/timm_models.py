@@ -18,16 +18,16 @@ PLAIN = {
     "v2m_s": "v2m-in1k-s",
     "v2m_t_lw": "v2m-in1k-t-lw",
     "v2m_s_lw": "v2m-in1k-s-lw",
-    "v2m_vim_t": "in1k-vim-t",
-    "v2m_vim_s": "in1k-vim-s",
-    "v2m_local_vim_t": "in1k-localvim-t",
-    "v2m_local_vim_s": "in1k-localvim-s",
+    "v2m_vim_t": "v2m-in1k-vim-t",
+    "v2m_vim_s": "v2m-in1k-vim-s",
+    "v2m_local_vim_t": "v2m-in1k-localvim-t",
+    "v2m_local_vim_s": "v2m-in1k-localvim-s",
 }
 PYRAMIDS = {
     "v2m_s_star": "v2m-in1k-sstar",
     "v2m_b_star": "v2m-in1k-bstar",
-    "v2m_vmamba_t": "in1k-vmamba-t",
-    "v2m_vmamba_s": "in1k-vmamba-s",
+    "v2m_vmamba_t": "v2m-in1k-vmamba-t",
+    "v2m_vmamba_s": "v2m-in1k-vmamba-s",
 }
 ROWS = PLAIN | PYRAMIDS
 
