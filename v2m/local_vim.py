@@ -215,9 +215,7 @@ class LocalVim(Vim):
         """Return the patch tokens (B, H, W, E) behind the last norm and, as class tokens, none of (B, 0, E)."""
         grid = self.patch_embed(images)
         size = tuple(grid.shape[1:3])
-        stream = self.pos_drop(grid + self._positions(size))
-        # Sums of many blocks: at least float32, whatever the blocks compute in.
-        stream = stream.to(torch.promote_types(stream.dtype, torch.float32))
+        stream = self.to_stream(grid + self._positions(size))
         angles = rotation(size, self.num_features, stream)
         for layer in self.layers:
             stream = layer(rotate(stream, *angles))

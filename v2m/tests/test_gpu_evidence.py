@@ -158,5 +158,10 @@ def test_trainings_are_the_lite_rows_for_a_gpu_and_a_failed_one_shows(monkeypatc
 
     monkeypatch.setattr(subprocess, "run", run)
     assert train_rows("v2m", gpu_evidence.GPU_ROWS, tmp_path, 2) == 1
-    assert {"v2m-cifar10-all-vim", "cifar10-all-v2m", "tiny32-v2m-released", "imagenette-v2m-corners1"} <= rows
+    assert {
+        "v2m-cifar10-all-vim",
+        "cifar10-all-v2m",
+        "tiny32-v2m-released",
+        "imagenette-v2m-corners1",
+    } <= rows
     assert not {"v2m-cifar10-vim", "cifar10-v2m"} & rows

@@ -15,7 +15,7 @@ from v2m.kernels.scan2d.op import empty_grid
 from v2m.kernels.scan2d.reference import by_axis
 
 SOURCE = Path(__file__).with_name("cpu.cpp")
-STEPS = 32  # between saved states, as in tiles.h
+STEPS = 32  # between saved states, as in ../tiles.h
 TYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 MAX_VECTORS = 8  # of a block of channels: more share the lane sums of dB and dC, fewer make more tasks
 ENOUGH_TASKS = 16
