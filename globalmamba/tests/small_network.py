@@ -1,7 +1,7 @@
 """The network of ``small.py``: GlobalMamba's, two blocks of width 16 on 1 + 4 + 16 tokens."""
 
 NETWORK = [
-    "model=globalmamba-digits",
+    "model=globalmamba-lite",
     "model.network.embed_dim=16",
     "model.network.depth=2",
     "model.network.state_dim=2",

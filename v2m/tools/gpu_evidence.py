@@ -53,7 +53,7 @@ BARS = {
 }  # times mamba-ssm's speed, forward and backward
 MIXER = (64, 384, 14)  # images on a GPU, embed_dim and side of V2M-S
 MIXER_BAR = 3.0  # times the speed of the release's composition, forward and backward together
-GPU_ROWS = ("cifar10-all", "tiny32", "imagenette")
+GPU_ROWS = tuple(prefix + data for data in ("cifar10-all", "tiny32", "imagenette") for prefix in ("", "v2m-"))
 DEVICE = "cuda"
 
 
