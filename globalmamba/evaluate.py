@@ -24,7 +24,8 @@ from shared.training.evaluation import run_evaluation
 from .checks import check
 from .config import CONFIGS
 from .data import evaluation_batches
-from .model import CHANNELS, build_model, parameters_of
+from .model import build_model
+from .model_base import CHANNELS, parameters_of
 from .schema import ClassificationConfig
 from .tools import release_weights
 from .tools.receptive_field import draw_receptive_field

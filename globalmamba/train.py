@@ -22,7 +22,8 @@ from .checks import check
 from .config import CONFIGS
 from .data import evaluation_batches, training_data
 from .evaluate import score, speed
-from .model import build_model, parameters_of
+from .model import build_model
+from .model_base import parameters_of
 from .module import ClassificationModule
 from .schema import ClassificationConfig
 

@@ -7,7 +7,8 @@ no pretrained weights; ``globalmamba.tools.convert`` reads the official ones of 
 
 from timm.models import generate_default_cfgs
 
-from globalmamba.model import CHANNELS, build_network
+from globalmamba.model import build_network
+from globalmamba.model_base import CHANNELS
 from globalmamba.tools.timm_registration import register, settings
 from shared.claims.compose import row_config
 from shared.errors import UserError

@@ -12,7 +12,7 @@ from torch import nn
 
 from shared.errors import UserError
 
-from ..model import CHANNELS
+from ..model_base import CHANNELS
 
 
 def settings(*, plain: bool, fixed_input_size: bool, first_conv: str) -> dict:

@@ -8,7 +8,8 @@ no pretrained weights; ``v2m.tools.convert`` reads the official ones of the base
 from timm.models import generate_default_cfgs
 
 from shared.claims.compose import row_config
-from v2m.model import CHANNELS, build_network
+from v2m.model import build_network
+from v2m.model_base import CHANNELS
 from v2m.tools.timm_registration import register, settings
 
 PLAIN = {

@@ -118,10 +118,10 @@ class _Call:
     def run(self, direction: str, **results: Tensor | None) -> None:
         """Run forward or backward on the memory given."""
         scan = self.scan
-        taken = {torch.float64} if self.double else {torch.float32, torch.bfloat16, torch.float16}
+        types = {torch.float64} if self.double else {torch.float32, torch.bfloat16, torch.float16}
         for name, tensor in (*self.inputs.items(), *results.items()):
             if tensor is not None:
-                if tensor.device.type != "cpu" or tensor.dtype not in taken:
+                if tensor.device.type != "cpu" or tensor.dtype not in types:
                     raise ValueError(f"{name} is {tensor.dtype} on {tensor.device}, which does not go with A")
                 strides = (ctypes.c_int64 * 5)(*tensor.stride())
                 setattr(scan, name, _Tensor(tensor.data_ptr(), TYPES[tensor.dtype], strides))
