@@ -19,7 +19,7 @@ JOBS = $(call option,--scale,$(SCALE)) $(call option,--rows,$(ROWS)) $(call opti
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup locked test test-all lint bench claims report reproduce data-check \
+.PHONY: help setup setup-cluster locked test test-all lint bench claims report reproduce data-check \
 	docker-build docker-lint gpu-evidence lock clean
 
 help: ## This list
@@ -27,6 +27,9 @@ help: ## This list
 	@echo "Variables: SCALE=demo|lite|full ROWS= SEEDS= OVERRIDES= LAUNCHER= DATA_ROOT= RESULTS= ROW= SEED= CKPT= OUT= MAMBA_SSM= PYTHON= VENV="
 
 setup: $(READY) ## Make the virtual environment from requirements.lock (once; again when the lock changes)
+
+setup-cluster: setup ## Add the launcher of Hydra that submits to Slurm (LAUNCHER=submitit_slurm)
+	@$(PIP) install --quiet --no-deps --require-hashes -r requirements-cluster.lock
 
 locked: $(LOCKED) ## The locked libraries only, without this package (a cacheable step for images)
 
@@ -92,10 +95,15 @@ gpu-evidence: setup ## Measure what can only be measured on a GPU (OUT= figures,
 		$(call option,--mamba-ssm-source,$(MAMBA_SSM)) $(call option,--data-root,$(DATA_ROOT)) || worst=$$?; \
 		[ $$worst -ne 2 ] || exit 2; done; exit $$worst
 
-lock: setup ## Write requirements.lock anew from pyproject.toml, for Python 3.11 and 3.12, with hashes
-	@$(PY) -m uv --no-config pip compile pyproject.toml --extra dev --universal --python-version 3.11 \
-		--fork-strategy fewest --generate-hashes --no-annotate --no-emit-index-url --no-emit-find-links \
-		--custom-compile-command "make lock" --quiet --upgrade --output-file requirements.lock
+COMPILE = $(PY) -m uv --no-config pip compile --universal --python-version 3.11 --fork-strategy fewest \
+	--generate-hashes --no-annotate --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" \
+	--quiet $(if $(UPGRADE),--upgrade)
+
+lock: setup ## Write the locks from pyproject.toml, for Python 3.11 and 3.12, with hashes (UPGRADE=1: newer versions)
+	@$(COMPILE) pyproject.toml --extra dev --output-file requirements.lock
+	@$(PY) -c 'import tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
+		print(*p["optional-dependencies"]["cluster"], sep="\n")' \
+		| $(COMPILE) --no-deps --output-file requirements-cluster.lock -
 
 clean: ## Remove caches and build leftovers; the virtual environment, data and results stay
 	@rm -rf build dist ./*.egg-info .pytest_cache .ruff_cache .import_linter_cache .hypothesis

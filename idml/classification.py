@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from idml.data import EvaluationBatches
+from idml.config import IDMLConfig
+from idml.data import evaluation_batches
 from idml.model import build_classification_network
 from idml.module import decay, parameters_of
 from shared.data.augment import Augmentation, mix
@@ -21,6 +22,7 @@ from shared.data.images import Batches, ImageSet, keyed_subset
 from shared.data.keyed import keyed_uniform
 from shared.data.published import load_classification_set
 from shared.data.sampler import KeyedBatchSampler
+from shared.data.streams import stream
 from shared.errors import UserError
 from shared.metrics.scores import top_hits, top_scores
 from shared.training.checks import autocast_context
@@ -29,13 +31,14 @@ from shared.training.guard import GuardedModule
 from shared.training.ranks import world_size
 from shared.training.training_data import TrainingData
 
-MIXED, MIXING = 46, 47  # first part of a key: what is drawn
+MIXED = stream("idml.mixed")
+MIXING = stream("idml.mixing")
 
 
 class ClassificationModule(GuardedModule):
     """Trains a classifier by cross-entropy on soft targets."""
 
-    def __init__(self, network: nn.Module, cfg, steps_per_epoch: int):
+    def __init__(self, network: nn.Module, cfg: IDMLConfig, steps_per_epoch: int):
         super().__init__()
         self.model, self.steps_per_epoch = network, steps_per_epoch
         self.optim, self.objective, self.classes, self.seed = (
@@ -67,7 +70,7 @@ class ClassificationModule(GuardedModule):
         logits = self.model(images)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         losses = F.cross_entropy(logits, targets.to(logits.dtype), reduction="none")  # (B,)
-        # The sum over all ranks by their common count; DistributedDataParallel averages, which is undone here.
+        # The sum over all ranks by their common count; DistributedDataParallel averages, which this undoes.
         return losses.sum() * world_size() / self.optim.batch_size
 
     def configure_optimizers(self):
@@ -87,13 +90,13 @@ class ClassificationModule(GuardedModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
-def require_selection(cfg) -> None:
-    """Raise UserError for another epoch than the last: no class is held out here."""
+def require_selection(cfg: IDMLConfig) -> None:
+    """Raise UserError for another epoch than the last: classification holds no class out."""
     if cfg.selection != "last-epoch":
         raise UserError(f"selection={cfg.selection} is not one of classification: set last-epoch")
 
 
-def prepare(cfg) -> tuple[ClassificationModule, TrainingData, ImageSet]:
+def prepare(cfg: IDMLConfig) -> tuple[ClassificationModule, TrainingData, ImageSet]:
     """Return all that a run trains with, and its test images; raises UserError for bad input."""
     images = load_classification_set(cfg.data.manifest, "train", cfg.paths.data_root)
     test = load_classification_set(cfg.data.manifest, "test", cfg.paths.data_root)
@@ -111,18 +114,18 @@ def prepare(cfg) -> tuple[ClassificationModule, TrainingData, ImageSet]:
 
 
 @torch.no_grad()
-def score(cfg, network: nn.Module, test: ImageSet, device: torch.device) -> dict[str, float]:
+def score(cfg: IDMLConfig, network: nn.Module, test: ImageSet, device: torch.device) -> dict[str, float]:
     """Return top1, top5 (fractions) and ``n_test`` over all test images, by the logits without the metric."""
     network = network.to(device).eval()
     hits = []
-    for batch in DataLoader(EvaluationBatches(cfg, test), batch_size=None, num_workers=cfg.trainer.workers):
+    for batch in DataLoader(evaluation_batches(cfg, test), batch_size=None, num_workers=cfg.trainer.workers):
         with autocast_context(cfg, device):
             logits = network(batch["images"].to(device, next(network.parameters()).dtype))
         hits.append(top_hits(logits.cpu(), batch["labels"]))
     return top_scores(torch.cat(hits)) | {"n_test": float(sum(map(len, hits)))}
 
 
-def run(cfg, folder: Path, fit: Callable) -> dict | None:
+def run(cfg: IDMLConfig, folder: Path, fit: Callable) -> dict | None:
     """Train (by ``fit`` of train.py) and score one row and seed; returns the metrics (None on ranks other than 0)."""
     module, data, test = prepare(cfg)
     begin = time.perf_counter()
@@ -138,7 +141,7 @@ def run(cfg, folder: Path, fit: Callable) -> dict | None:
     return metrics
 
 
-def seconds_of_run(cfg) -> float:
+def seconds_of_run(cfg: IDMLConfig) -> float:
     """Estimate the seconds of the training of a run from three timed steps."""
     module, data, _ = prepare(cfg)
     return seconds_of_training(cfg, module, data)

@@ -85,7 +85,7 @@ class IntrospectiveClassifier(nn.Module):
 class ClassificationNetwork(nn.Module):
     """Images (B, 3, H, W) -> logits (B, classes).
 
-    body: gives features (B, F), or maps (B, F, h, w) whose mean over places is taken (``pyramidnet.py``,
+    body: gives features (B, F), or maps (B, F, h, w) that are averaged over places (``pyramidnet.py``,
     ``backbones.py``). head: ``IntrospectiveClassifier``, or ``nn.Linear`` for the baseline.
     """
 
@@ -95,8 +95,8 @@ class ClassificationNetwork(nn.Module):
 
     def features(self, images: Tensor) -> Tensor:
         """Return f, (B, F)."""
-        found = self.body(images)
-        return found.mean((2, 3)) if found.ndim == 4 else found
+        maps = self.body(images)
+        return maps.mean((2, 3)) if maps.ndim == 4 else maps
 
     def forward(self, images: Tensor) -> Tensor:
         return self.head(self.features(images))

@@ -2,7 +2,7 @@
 
 The number of clusters is the number of classes, as in the release. NMI is mutual information over the
 arithmetic mean of the two entropies. F1 is the harmonic mean of precision and recall over pairs of samples: of the
-pairs in one cluster the share in one class, and of the pairs in one class the share in one cluster.
+pairs in one cluster the fraction in one class, and of the pairs in one class the fraction in one cluster.
 """
 
 import statistics
@@ -30,7 +30,7 @@ def kmeans(embeddings: torch.Tensor, clusters: int, seed: int, iterations: int =
     All rows are used in every iteration, from ``clusters`` rows drawn by ``seed``; the same seed, number of threads
     and machine give the same clusters. Raises UserError for rows without a direction and for more clusters than rows.
     """
-    # faiss takes the clock for a negative seed
+    # faiss seeds from the clock where the seed is negative
     if seed < 0 or clusters < 1:
         raise ValueError(f"k-means needs a seed of 0 or more and a cluster, not {seed} and {clusters}")
     rows = unit_rows(embeddings).float().cpu().numpy()
@@ -39,7 +39,7 @@ def kmeans(embeddings: torch.Tensor, clusters: int, seed: int, iterations: int =
     if faiss is None:
         again = KMeans(clusters, init="random", n_init=1, max_iter=iterations, random_state=seed)
         return again.fit_predict(rows).astype(np.int64)
-    found = faiss.Kmeans(
+    clusterer = faiss.Kmeans(
         rows.shape[1],
         clusters,
         niter=iterations,
@@ -47,8 +47,8 @@ def kmeans(embeddings: torch.Tensor, clusters: int, seed: int, iterations: int =
         min_points_per_centroid=1,
         max_points_per_centroid=len(rows),
     )
-    found.train(rows)
-    return found.assign(rows)[1].astype(np.int64)
+    clusterer.train(rows)
+    return clusterer.assign(rows)[1].astype(np.int64)
 
 
 def clustering_scores(labels, assignment) -> dict[str, float]:
@@ -82,9 +82,9 @@ def clustering_metrics(embeddings: torch.Tensor, labels, seeds: Sequence[int]) -
     labels = torch.as_tensor(labels)
     clusters = len(torch.unique(labels))
     scores = [clustering_scores(labels, kmeans(embeddings, clusters, seed)) for seed in seeds]
-    found = {}
+    metrics = {}
     for name in ("nmi", "f1"):
         values = [score[name] for score in scores]
-        found[name] = statistics.fmean(values)
-        found[f"{name}_std"] = statistics.stdev(values) if len(values) > 1 else float("nan")
-    return found
+        metrics[name] = statistics.fmean(values)
+        metrics[f"{name}_std"] = statistics.stdev(values) if len(values) > 1 else float("nan")
+    return metrics

@@ -5,15 +5,17 @@ from collections.abc import Sequence
 import numpy as np
 from torch import Tensor
 
+from idml.config import IDMLConfig
 from idml.sets import load_retrieval_set
-from shared.data.augment import Augmentation
+from shared.data.augment import Augmentation, AugmentationConfig
 from shared.data.images import KEPT_BYTES, Batches, ImageSet, OrderedBatches
 from shared.data.keyed import keyed_permutation
 from shared.data.sampler import ClassBalancedBatchSampler, KeyedBatchSampler
+from shared.data.streams import stream
 from shared.errors import UserError
 from shared.training.training_data import TrainingData
 
-HELD_OUT = 43  # first part of a key: what is drawn
+HELD_OUT = stream("idml.held_out")
 
 
 class ClassSubset(ImageSet):
@@ -45,7 +47,7 @@ def held_out_classes(classes: int, part: float) -> list[int]:
     return sorted(keyed_permutation(classes, HELD_OUT)[:count].tolist())
 
 
-def training_images(cfg) -> tuple[ImageSet, ImageSet | None]:
+def training_images(cfg: IDMLConfig) -> tuple[ImageSet, ImageSet | None]:
     """Return the images that train and those of the held-out classes (None where there are none)."""
     images = load_retrieval_set(cfg.data.manifest, "train", cfg.paths.data_root)
     held_out = held_out_classes(len(images.classes), cfg.data.held_out)
@@ -55,7 +57,7 @@ def training_images(cfg) -> tuple[ImageSet, ImageSet | None]:
     return ClassSubset(images, kept), ClassSubset(images, held_out)
 
 
-def training_data(cfg, images: ImageSet) -> TrainingData:
+def training_data(cfg: IDMLConfig, images: ImageSet) -> TrainingData:
     """Return the training batches of a config; UserError for a batch that the images do not fill."""
     if cfg.scale.epochs < 1:
         raise UserError(f"scale.epochs={cfg.scale.epochs} trains nothing: give 1 or more")
@@ -70,15 +72,15 @@ def training_data(cfg, images: ImageSet) -> TrainingData:
 
 
 class EvaluationBatches(OrderedBatches):
-    """The images of a set in order, ``output.batch_size`` at a time: a batch by its number.
+    """The images of a set in order, ``size`` at a time: a batch by its number.
 
     They are the same whenever they are asked for: a small set is kept as it is prepared.
     """
 
-    def __init__(self, cfg, images: ImageSet):
-        batches = Batches(images, Augmentation(cfg.augment), cfg.seed, train=False)
-        super().__init__(batches, cfg.output.batch_size)
-        small = len(images) * 3 * 4 * cfg.augment.image_size**2 <= KEPT_BYTES
+    def __init__(self, images: ImageSet, augment: AugmentationConfig, size: int):
+        # Without a seed: nothing is drawn where nothing trains.
+        super().__init__(Batches(images, Augmentation(augment), seed=0, train=False), size)
+        small = len(images) * 3 * 4 * augment.image_size**2 <= KEPT_BYTES
         self.kept: dict[int, dict[str, Tensor]] | None = {} if small else None
 
     def __getitem__(self, number: int) -> dict[str, Tensor]:
@@ -87,3 +89,8 @@ class EvaluationBatches(OrderedBatches):
         if number not in self.kept:
             self.kept[number] = super().__getitem__(number)
         return self.kept[number]
+
+
+def evaluation_batches(cfg: IDMLConfig, images: ImageSet) -> EvaluationBatches:
+    """Return the batches in which a run scores a set."""
+    return EvaluationBatches(images, cfg.augment, cfg.output.batch_size)

@@ -2,9 +2,9 @@
 
 On the unit sphere of dimension n the distances of random points have the density q(d) ~ d^(n-2) (1 - d^2/4)^((n-3)/2),
 nearly all of it at sqrt(2). Drawing negatives with weight 1 / q gives them every distance alike. A sampler of our own,
-because that of pytorch-metric-learning takes n from the whole row, [semantic | uncertainty], draws from torch's
-global generator and leaves out anchors by chance: here n is the width of the semantic part, and a draw is a function of
-the step.
+because that of pytorch-metric-learning counts the whole row, [semantic | uncertainty], as n, draws from torch's global
+generator and leaves out anchors by chance: in this one n is the width of the semantic part, and a draw is a function
+of the step.
 """
 
 import torch

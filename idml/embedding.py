@@ -1,7 +1,7 @@
 """The network of retrieval: features of a backbone, and two linear heads, one for each half of an embedding.
 
 The heads and the pooling are those of the release (net/resnet.py of github.com/wzzheng/IDML): maximum and mean over
-places, added. The metric normalises and scales both halves (``introspective.py``); here they leave as they are.
+places, added. The metric normalises and scales both halves (``introspective.py``); the network leaves them as they are.
 """
 
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ INITIALISATIONS = ("linear", "fan_out")
 
 
 class FrozenBatchNorm2d(nn.BatchNorm2d):
-    """A batch norm that stays in evaluation mode whatever ``train`` is told."""
+    """A batch norm that stays in evaluation mode whatever ``train`` sets."""
 
     def train(self, mode: bool = True) -> nn.Module:
         return super().train(False)

@@ -11,6 +11,7 @@ import hydra
 
 from idml import classification
 from idml.config import CONFIGS, IDMLConfig
+from idml.data import evaluation_batches
 from idml.model import build_classification_network, build_embedding_network
 from idml.module import parameters_of
 from idml.scoring import embed, scores
@@ -43,10 +44,11 @@ def evaluate_checkpoint(cfg: IDMLConfig, path: Path, folder: Path) -> dict:
         network = build_embedding_network(cfg)
         load_weights(network, state, cfg.row, path)
         test = load_retrieval_set(cfg.data.manifest, "test", cfg.paths.data_root)
-        embedded = embed(cfg, network, test, device)
-        metrics = scores(cfg, embedded) | {"n_test": float(len(test))}
+        batches = evaluation_batches(cfg, test)
+        embedded = embed(network, batches, device, cfg.trainer.workers)
+        metrics = scores(embedded, cfg.evaluation) | {"n_test": float(len(test))}
         if cfg.model.uncertainty_dim:
-            changed = ambiguous_uncertainties(cfg, network, test, device)
+            changed = ambiguous_uncertainties(network, batches, device, cfg.trainer.workers)
             metrics |= uncertainty_scores(embedded, changed)
             if cfg.output.pictures:
                 draw_uncertainty(folder, test, embedded.uncertainty, changed)

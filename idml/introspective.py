@@ -10,8 +10,8 @@ An embedding is [semantic m | uncertainty u]. With m of length 1,
 Two images of which the network is not sure are near to each other whatever they show, so that a loss no longer pulls
 at them; of a network that is sure (u = 0, offset 0) it is the metric of the baseline. IDML (arXiv 2205.04449) says the
 form in words and pictures; the exponential, tau = 5 and the offset 4 are those of the released code, where alpha^2 is
-taken to un-normalised proxies and beta is constant (see ``released.py``). How u is scaled and how two of them combine
-the release does not say: these are ours, as named values.
+measured to un-normalised proxies and beta is constant (see ``released.py``). The release does not say how u is scaled
+and how two of them combine: these are ours, as named values.
 """
 
 import torch
@@ -34,7 +34,7 @@ class IntrospectiveMetric:
     """The formulas above for [semantic | uncertainty] rows; a mix-in of the two classes that losses take.
 
     A row of ``semantic_dim`` values has no uncertainty: a proxy, or an embedding of the baseline. In a pair with it
-    the other's uncertainty stands alone, beta = ||u||, whatever the combination.
+    the other's uncertainty counts alone, beta = ||u||, whatever the combination.
 
     scaling: of u, "raw": as it is; "rms": by 1 / sqrt(width), so that beta^2 is a mean over coordinates and does not
     grow with the width; "unit": to length 1, as released (beta to a proxy is then 1, and no gradient comes back).
@@ -60,7 +60,7 @@ class IntrospectiveMetric:
         self.scaling, self.combination = scaling, combination
 
     def normalize(self, embeddings: Tensor, dim: int = 1, **kwargs) -> Tensor:
-        """Return rows whose semantic part has length 1 and whose uncertainty is scaled, (B, width) as given."""
+        """Return rows whose semantic part has length 1 and whose uncertainty is scaled, (B, width)."""
         semantic, uncertainty = self.split(embeddings)
         if self.scaling == "unit":
             uncertainty = F.normalize(uncertainty, dim=1)

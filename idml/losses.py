@@ -1,6 +1,6 @@
 """The seven losses that the paper trains, each with the metric of its baseline or with the introspective one.
 
-pytorch-metric-learning has the losses and the miners; what is chosen here is the metric they measure with, and that
+pytorch-metric-learning has the losses and the miners; this file chooses the metric that they measure with, and that
 loss and miner share it. A loss of a distance takes D_IN (or D_IN^2), a loss of a similarity takes s_IN.
 """
 

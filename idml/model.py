@@ -10,6 +10,7 @@ from torch import nn
 
 from idml.backbones import build_backbone
 from idml.classifier import ClassificationNetwork, IntrospectiveClassifier
+from idml.config import IDMLConfig
 from idml.embedding import EmbeddingNetwork, freeze_batchnorm
 from idml.pyramidnet import pyramidnet
 from shared.errors import UserError
@@ -18,7 +19,7 @@ from shared.training.ranks import with_global_batchnorm
 PYRAMIDS = {"pyramidnet200": (200, 240)}  # depth, alpha
 
 
-def weights_of(cfg) -> str | None:
+def weights_of(cfg: IDMLConfig) -> str | None:
     """Return the file of the pretrained weights, None where the row trains from scratch.
 
     Raises UserError without one, and for another file than the row is meant for: what is in it changes every number, so
@@ -32,7 +33,7 @@ def weights_of(cfg) -> str | None:
     if not cfg.model.pretrained:
         return None
     path, wanted = Path(cfg.paths.weights), cfg.model.weights_sha256
-    if path.is_file():  # where it is not, reading it says so
+    if path.is_file():  # a missing file is reported where it is read
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         if not digest.startswith(wanted or ""):
@@ -43,7 +44,7 @@ def weights_of(cfg) -> str | None:
     return cfg.paths.weights
 
 
-def build_embedding_network(cfg) -> EmbeddingNetwork:
+def build_embedding_network(cfg: IDMLConfig) -> EmbeddingNetwork:
     """Build images (B, 3, S, S) -> [semantic | uncertainty] for retrieval; UserError for wrong names and weights."""
     backbone = with_global_batchnorm(build_backbone(cfg.model.backbone, weights_of(cfg)))
     if cfg.model.freeze_batchnorm:
@@ -57,7 +58,7 @@ def build_embedding_network(cfg) -> EmbeddingNetwork:
     )
 
 
-def build_classification_network(cfg) -> ClassificationNetwork:
+def build_classification_network(cfg: IDMLConfig) -> ClassificationNetwork:
     """Build images (B, 3, S, S) -> logits (B, classes); the metric acts where ``metric.name`` is introspective."""
     if cfg.model.backbone in PYRAMIDS:
         depth, alpha = PYRAMIDS[cfg.model.backbone]

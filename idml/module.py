@@ -8,16 +8,18 @@ choice is keyed by (seed, step), so that neither ranks nor an interruption chang
 import torch
 from torch import Tensor, nn
 
+from idml.config import IDMLConfig, OptimConfig
 from idml.embedding import EmbeddingNetwork
 from idml.losses import MetricLoss
 from idml.objective import mixup_lambda, objective
 from shared.data.keyed import keyed_bits
+from shared.data.streams import stream
 from shared.training.guard import GuardedModule
 
-MINING = 42  # first part of a key: what is drawn
+MINING = stream("idml.mining")
 
 
-def decay(epoch: float, optim) -> float:
+def decay(epoch: float, optim: OptimConfig) -> float:
     """Return the part of the rate that is left: ``gamma`` for every milestone that is reached."""
     return optim.gamma ** sum(epoch >= milestone for milestone in optim.milestones)
 
@@ -25,7 +27,7 @@ def decay(epoch: float, optim) -> float:
 class RetrievalModule(GuardedModule):
     """Trains a network of embeddings with a metric loss."""
 
-    def __init__(self, network: EmbeddingNetwork, loss: MetricLoss, cfg, steps_per_epoch: int):
+    def __init__(self, network: EmbeddingNetwork, loss: MetricLoss, cfg: IDMLConfig, steps_per_epoch: int):
         super().__init__()
         self.model, self.metric_loss = network, loss
         self.optim, self.mixup_alpha, self.seed = cfg.optim, cfg.objective.mixup_alpha, cfg.seed
@@ -47,10 +49,10 @@ class RetrievalModule(GuardedModule):
 
     def loss(self, batch: dict[str, Tensor], step: int) -> Tensor:
         """Return the objective, 0-d, of this rank's part of a batch: images (B, 3, H, W), labels (B,) int64."""
-        share = None
+        lam = None
         if self.mixup_alpha is not None:
-            share = mixup_lambda(self.seed, step, self.mixup_alpha)
-        return objective(self.model, self.metric_loss, batch["images"], batch["labels"], share)
+            lam = mixup_lambda(self.seed, step, self.mixup_alpha)
+        return objective(self.model, self.metric_loss, batch["images"], batch["labels"], lam)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         super().on_before_optimizer_step(optimizer)

@@ -71,12 +71,12 @@ def nearest_neighbours(
 ) -> torch.Tensor:
     """Return the indices of the k nearest other samples of every sample, int64 (n, min(k, n - 1)).
 
-    ``embeddings``: (n, d), float32 or float64; other types are taken as float32. The order is by decreasing inner
+    ``embeddings``: (n, d), float32 or float64; other types are converted to float32. The order is by decreasing inner
     product of the rows at length 1, ties (to 1e-9) by increasing index; a sample is never its own neighbour, a
     duplicate of it may be. ``backend``: "faiss" (CPU, float32), "torch" (any device), or "auto": the faster one.
     ``queries``: indices (q,) of the samples whose neighbours are wanted, among all others; the result is then (q, ...).
     Extra memory is about 12 n d bytes and 0.5 GiB. Raises UserError for fewer than two rows, rows with NaN, infinity or
-    only zeros, and a backend that cannot run here.
+    only zeros, and a backend that this machine cannot run.
     """
     if k < 1:
         raise ValueError(f"k must be at least 1, not {k}")
@@ -118,9 +118,10 @@ def _backend(name: str, rough: torch.Tensor):
 
 @functools.cache
 def _faster(width: int, threads: int) -> str:
-    """Return the backend that is faster here, told by one trial a process; the neighbours are the same either way.
+    """Return the backend that is faster on this machine, by one trial per process.
 
-    They multiply matrices by different libraries, each of which takes half the other's time on some CPU.
+    The neighbours are the same either way. The backends multiply matrices by different libraries, each of which needs
+    half the other's time on some CPU.
     """
     seconds, rough = {}, torch.randn(SMALL, width, generator=torch.Generator().manual_seed(0))
     for name, propose in (("torch", _propose_torch), ("faiss", _propose_faiss)):
@@ -132,8 +133,8 @@ def _faster(width: int, threads: int) -> str:
 
 
 def _propose_faiss(rough: torch.Tensor, queries: torch.Tensor, width: int):
-    found = faiss.knn(rough[queries].numpy(), rough.numpy(), width, metric=faiss.METRIC_INNER_PRODUCT)
-    return tuple(torch.from_numpy(array) for array in found)
+    proposals = faiss.knn(rough[queries].numpy(), rough.numpy(), width, metric=faiss.METRIC_INNER_PRODUCT)
+    return tuple(torch.from_numpy(array) for array in proposals)
 
 
 def _propose_torch(rough: torch.Tensor, queries: torch.Tensor, width: int):
@@ -177,8 +178,8 @@ def _products(
         pattern = torch.sparse_csr_tensor(
             starts, row[order], unit.new_zeros(len(row)), (len(unit), len(queries)), check_invariants=False
         )
-        found = torch.sparse.sampled_addmm(pattern, unit, unit[queries].T, beta=0.0).values()
-    return torch.empty_like(found).index_copy_(0, order, found)
+        products = torch.sparse.sampled_addmm(pattern, unit, unit[queries].T, beta=0.0).values()
+    return torch.empty_like(products).index_copy_(0, order, products)
 
 
 def _ordered(similarity, index, queries, k: int) -> torch.Tensor:

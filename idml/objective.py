@@ -15,14 +15,15 @@ from scipy.special import betaincinv
 from torch import Tensor, nn
 
 from shared.data.keyed import keyed_uniform
+from shared.data.streams import stream
 from shared.training.ranks import gather_rows, world_size
 
-SHARE = 41  # first part of a key: what is drawn
+LAMBDA = stream("idml.lambda")
 
 
 def mixup_lambda(seed: int, step: int, alpha: float) -> float:
-    """Return lam, the part of the first image in every mixture of a step."""
-    return float(betaincinv(alpha, alpha, float(keyed_uniform(SHARE, seed, step))))
+    """Return lam, the weight of the first image in every mixture of a step, in [0, 1]."""
+    return float(betaincinv(alpha, alpha, float(keyed_uniform(LAMBDA, seed, step))))
 
 
 def mixup_pairs(rows: Tensor) -> Tensor:
@@ -34,9 +35,9 @@ def mixup_pairs(rows: Tensor) -> Tensor:
     return rows.roll(len(rows) // 2, 0)
 
 
-def mixture(images: Tensor, share: float) -> Tensor:
+def mixture(images: Tensor, lam: float) -> Tensor:
     """Return lam x + (1 - lam) x', (B, 3, H, W)."""
-    return torch.lerp(mixup_pairs(images), images, share)
+    return torch.lerp(mixup_pairs(images), images, lam)
 
 
 def gather_batch(rows: Tensor) -> Tensor:
@@ -56,17 +57,17 @@ def objective(
     loss: Callable[[Tensor, Tensor], Tensor],
     images: Tensor,
     labels: Tensor,
-    share: float | None,
+    lam: float | None,
 ) -> Tensor:
     """Return L, 0-d, of this rank's images (B, 3, H, W) and labels (B,) int64; the loss sees those of all ranks.
 
-    ``share`` is lam; None trains on the images alone.
+    ``lam``: as above; None trains on the images alone.
     """
     every_label = gather_batch(labels)
     total = loss(gather_batch(network(images)), every_label)
-    if share is None:
+    if lam is None:
         return total
-    mixed = gather_batch(network(mixture(images, share)))
+    mixed = gather_batch(network(mixture(images, lam)))
     first = loss(mixed, every_label)
     second = loss(mixed, gather_batch(mixup_pairs(labels)))
-    return total + share * first + (1 - share) * second
+    return total + lam * first + (1 - lam) * second

@@ -1,9 +1,9 @@
 """Scores of retrieval from the neighbours alone: recall@k by the hit rate, R-precision, MAP@R.
 
-Recall@k is the one that metric learning reports (Jegou et al. 2011): the share of
-queries with at least one sample of their class among the k nearest. It is not the recall of information retrieval,
-the share of a class that is found. R-precision and MAP@R are those of Musgrave et al. 2020, "A Metric Learning Reality
-Check" (arXiv 2003.08505). With R the number of other samples of the query's class:
+Recall@k is the one that metric learning reports (Jegou et al. 2011): the fraction of queries with at least one sample
+of their class among the k nearest. It is not the recall of information retrieval, the fraction of a class that is
+retrieved. R-precision and MAP@R are those of Musgrave et al. 2020, "A Metric Learning Reality Check" (arXiv
+2003.08505). With R the number of other samples of the query's class:
 
     R-precision = (same class among the R nearest) / R
     MAP@R       = 1/R sum over i = 1..R of P(i), the precision of the i nearest if the i-th is of the class, else 0
@@ -55,19 +55,19 @@ def retrieval_metrics(
     parts = zip(neighbours.split(rows), queries.split(rows), relevant.split(rows), strict=True)
     scores = [_scores(classes[near] == classes[asked][:, None], wanted) for near, asked, wanted in parts]
     first_hit, precision, average_precision = (torch.cat(column) for column in zip(*scores, strict=True))
-    found = {f"recall@{k}": float((first_hit < k).double().mean()) for k in ks}
-    found |= {"rp": float(precision.mean()), "map@r": float(average_precision.mean())}
-    return found | {"queries": len(queries), "singletons": len(asking) - len(queries)}
+    metrics = {f"recall@{k}": float((first_hit < k).double().mean()) for k in ks}
+    metrics |= {"rp": float(precision.mean()), "map@r": float(average_precision.mean())}
+    return metrics | {"queries": len(queries), "singletons": len(asking) - len(queries)}
 
 
 def _check(neighbours: torch.Tensor, labels: torch.Tensor, ks: Sequence[int], asked: int) -> None:
     if neighbours.ndim != 2 or len(neighbours) != asked or labels.ndim != 1:
         shapes = f"neighbours {tuple(neighbours.shape)}, labels {tuple(labels.shape)}, {asked} queries"
         raise ValueError(f"one row of neighbours a query and one label a sample are needed: {shapes}")
-    needed, given = neighbours_needed(labels, ks), neighbours.shape[1]
-    if given < needed:
+    needed, present = neighbours_needed(labels, ks), neighbours.shape[1]
+    if present < needed:
         raise UserError(
-            f"recall@{max(ks)} and the largest class need {needed} neighbours of every query, {given} are given: "
+            f"recall@{max(ks)} and the largest class need {needed} neighbours of every query, {present} are given: "
             "search for neighbours_needed(labels, ks)"
         )
     if neighbours.min() < 0 or neighbours.max() >= len(labels):
@@ -79,6 +79,6 @@ def _scores(hit: torch.Tensor, relevant: torch.Tensor) -> tuple[torch.Tensor, to
     first = torch.where(hit.any(1), hit.to(torch.uint8).argmax(1), torch.iinfo(torch.int64).max)
     place = torch.arange(1, int(relevant.max()) + 1, device=hit.device)
     within = hit[:, : len(place)] & (place <= relevant[:, None])  # (q, largest R)
-    found = within.cumsum(1)
-    average_precision = (within * found / place.double()).sum(1) / relevant
-    return first, found[:, -1].double() / relevant, average_precision
+    hits_so_far = within.cumsum(1)
+    average_precision = (within * hits_so_far / place.double()).sum(1) / relevant
+    return first, hits_so_far[:, -1].double() / relevant, average_precision

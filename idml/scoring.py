@@ -12,10 +12,10 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from idml.clustering import clustering_metrics
+from idml.config import EvaluationConfig
 from idml.data import EvaluationBatches
 from idml.neighbours import nearest_neighbours
 from idml.retrieval import neighbours_needed, retrieval_metrics
-from shared.data.images import ImageSet
 
 
 @dataclass
@@ -41,11 +41,10 @@ def embed_batch(network: nn.Module, images: Tensor) -> tuple[Tensor, Tensor, Ten
 
 
 @torch.no_grad()
-def embed(cfg, network: nn.Module, images: ImageSet | EvaluationBatches, device: torch.device) -> Embedded:
+def embed(network: nn.Module, batches: EvaluationBatches, device: torch.device, workers: int = 0) -> Embedded:
     """Return the embeddings of all images of a set, in order; the network is left in evaluation mode."""
     network = network.to(device).eval()
-    batches = images if isinstance(images, EvaluationBatches) else EvaluationBatches(cfg, images)
-    loader = DataLoader(batches, batch_size=None, num_workers=cfg.trainer.workers)
+    loader = DataLoader(batches, batch_size=None, num_workers=workers)
     parts = []
     for batch in loader:
         embedded = embed_batch(network, batch["images"].to(device))
@@ -54,29 +53,29 @@ def embed(cfg, network: nn.Module, images: ImageSet | EvaluationBatches, device:
 
 
 def recall_at_1(embedded: Embedded) -> float:
-    """Return the share of images whose nearest other image is of their class, a fraction."""
+    """Return the fraction of images whose nearest other image is of their class, a fraction."""
     neighbours = nearest_neighbours(embedded.semantic, neighbours_needed(embedded.labels, [1]))
     return retrieval_metrics(neighbours, embedded.labels, [1])["recall@1"]
 
 
 def chance_level(labels: Tensor) -> float:
-    """Return R@1 of a random neighbour, the expected share of pairs of images that are of one class."""
+    """Return R@1 of a random neighbour, the expected fraction of pairs of images that are of one class."""
     counts = np.bincount(labels.numpy()).astype(float)
     return float((counts * (counts - 1)).sum() / (len(labels) * (len(labels) - 1)))
 
 
-def scores(cfg, embedded: Embedded) -> dict[str, float]:
+def scores(embedded: Embedded, evaluation: EvaluationConfig) -> dict[str, float]:
     """Return the paper's metrics as fractions, by our names: recall_at_k, r_precision, map_at_r, nmi, f1.
 
-    NMI and F1 are means over ``evaluation.kmeans_seeds`` starts of k-means, their standard deviations beside them.
+    NMI and F1 are means over ``kmeans_seeds`` starts of k-means, their standard deviations beside them.
     """
-    ks = list(cfg.evaluation.recall_at)
+    ks = list(evaluation.recall_at)
     neighbours = nearest_neighbours(embedded.semantic, neighbours_needed(embedded.labels, ks))
-    found = retrieval_metrics(neighbours, embedded.labels, ks)
-    clusters = clustering_metrics(embedded.semantic, embedded.labels, range(cfg.evaluation.kmeans_seeds))
+    retrieval = retrieval_metrics(neighbours, embedded.labels, ks)
+    clusters = clustering_metrics(embedded.semantic, embedded.labels, range(evaluation.kmeans_seeds))
     return {
-        **{f"recall_at_{k}": found[f"recall@{k}"] for k in ks},
-        "r_precision": found["rp"],
-        "map_at_r": found["map@r"],
+        **{f"recall_at_{k}": retrieval[f"recall@{k}"] for k in ks},
+        "r_precision": retrieval["rp"],
+        "map_at_r": retrieval["map@r"],
         **{name: value for name, value in clusters.items() if value == value},  # one start has no deviation
     }

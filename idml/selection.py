@@ -9,7 +9,8 @@ from pathlib import Path
 
 import lightning.pytorch as pl
 
-from idml.data import EvaluationBatches
+from idml.config import IDMLConfig
+from idml.data import evaluation_batches
 from idml.scoring import embed, recall_at_1
 from shared.data.images import ImageSet
 from shared.errors import UserError
@@ -18,7 +19,7 @@ from shared.training.checkpoints import AtomicCheckpointIO
 CHOICES = {"last-epoch": "last", "held-out": "held_out", "best-test-epoch": "best_test"}  # and their suffixes
 
 
-def require_selection(cfg) -> None:
+def require_selection(cfg: IDMLConfig) -> None:
     """Raise UserError where the selection is unknown, or needs classes that are not held out."""
     if cfg.selection not in CHOICES:
         raise UserError(f"selection={cfg.selection} is unknown: choose one of {', '.join(CHOICES)}")
@@ -34,10 +35,11 @@ class EpochSelection(pl.Callback):
     ``sets``: choice -> images. Stands before the callback that saves checkpoints, so that they hold its state.
     """
 
-    def __init__(self, cfg, folder: Path, sets: dict[str, ImageSet], steps_per_epoch: int):
-        self.cfg, self.folder, self.sets, self.steps_per_epoch = cfg, folder, sets, steps_per_epoch
+    def __init__(self, cfg: IDMLConfig, folder: Path, sets: dict[str, ImageSet], steps_per_epoch: int):
+        self.folder, self.sets, self.steps_per_epoch = folder, sets, steps_per_epoch
+        self.workers = cfg.trainer.workers
         self.curves: dict[str, list[float]] = {choice: [] for choice in sets}
-        self.batches = {choice: EvaluationBatches(cfg, images) for choice, images in sets.items()}
+        self.batches = {choice: evaluation_batches(cfg, images) for choice, images in sets.items()}
 
     def path(self, choice: str) -> Path:
         """Return the file of the weights of a choice."""
@@ -49,7 +51,7 @@ class EpochSelection(pl.Callback):
         network = pl_module.model
         for choice, batches in self.batches.items():
             curve = self.curves[choice]
-            curve.append(recall_at_1(embed(self.cfg, network, batches, pl_module.device)))
+            curve.append(recall_at_1(embed(network, batches, pl_module.device, self.workers)))
             if curve[-1] > max(curve[:-1], default=-1.0):  # of equals the first
                 state = {f"model.{name}": value for name, value in network.state_dict().items()}
                 content = {"state_dict": state, "global_step": trainer.global_step, "epoch": len(curve)}

@@ -44,7 +44,7 @@ def _integer(word: str, path: Path, again: str) -> int:
     try:
         return int(word)
     except ValueError as error:
-        raise UserError(f"{path} has {word!r} where a number must stand: {again}") from error
+        raise UserError(f"{path} has {word!r} where a number is expected: {again}") from error
 
 
 def _cub(files: dict[str, Path], classes: int, again: str) -> list[Annotation]:
@@ -58,8 +58,8 @@ def _cub(files: dict[str, Path], classes: int, again: str) -> list[Annotation]:
             f"alone: {again}"
         )
     path = files["image_class_labels.txt"]
-    found = [Annotation(f"images/{named[key]}", _integer(labelled[key], path, again)) for key in named]
-    return [annotation for annotation in found if annotation.number <= classes]
+    annotations = [Annotation(f"images/{named[key]}", _integer(labelled[key], path, again)) for key in named]
+    return [annotation for annotation in annotations if annotation.number <= classes]
 
 
 def _cars(files: dict[str, Path], classes: int, again: str) -> list[Annotation]:
@@ -82,11 +82,11 @@ def _cars(files: dict[str, Path], classes: int, again: str) -> list[Annotation]:
 
 def _sop(files: dict[str, Path], classes: int, again: str) -> list[Annotation]:
     """``Ebay_train.txt`` and ``Ebay_test.txt``: image, class, super-class, path, under a line of names."""
-    found = []
+    annotations = []
     for path in files.values():
         rows = _columns(path, 4, again)[1:]
-        found += [Annotation(row[3], _integer(row[1], path, again)) for row in rows]
-    return found
+        annotations += [Annotation(row[3], _integer(row[1], path, again)) for row in rows]
+    return annotations
 
 
 READERS: dict[str, Callable[[dict[str, Path], int, str], list[Annotation]]] = {
@@ -117,17 +117,17 @@ def _annotations(manifest: Manifest, data_root: str | Path | None) -> tuple[Path
     files = {Path(entry.path).name: locate(manifest, data_root, entry.path) for entry in manifest.files}
     root = Path(data_root) / Path(manifest.files[0].path).parts[0]
     classes = sum(manifest.counts["classes"])
-    found = sorted(
+    annotations = sorted(
         READERS[manifest.name](files, classes, again), key=lambda image: (image.number, image.path)
     )
-    numbers = sorted({annotation.number for annotation in found})
+    numbers = sorted({annotation.number for annotation in annotations})
     expected = sum(manifest.counts["images"])
-    if len(found) != expected or numbers != list(range(1, classes + 1)):
+    if len(annotations) != expected or numbers != list(range(1, classes + 1)):
         raise UserError(
-            f"the annotations in {root} name {len(found)} images of {len(numbers)} classes, not {expected} of "
+            f"the annotations in {root} name {len(annotations)} images of {len(numbers)} classes, not {expected} of "
             f"{classes}: {again}"
         )
-    return root, found
+    return root, annotations
 
 
 def load_retrieval_set(name: str, split: str, data_root: str | Path | None) -> ImageSet:

@@ -2,7 +2,7 @@
 
     make reproduce-idml ROWS=cub50-pa,cub50-pa-mixup,cub50-idml-pa SCALE=lite DATA_ROOT=...
 
-``run`` is what the launcher calls for a row and seed, ``seconds_of_run`` what it prints the cost from.
+This is a Hydra application, ``python -m idml.train``; ``seconds_of_run`` estimates what a run costs.
 """
 
 import time
@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 
 from idml import classification
 from idml.config import CONFIGS, IDMLConfig
-from idml.data import training_data, training_images
+from idml.data import evaluation_batches, training_data, training_images
 from idml.losses import build_loss
 from idml.model import build_embedding_network
 from idml.module import RetrievalModule, parameters_of
@@ -64,7 +64,7 @@ def prepare(cfg: IDMLConfig) -> tuple[RetrievalModule, TrainingData, dict[str, I
 def fit(
     cfg: IDMLConfig, module: pl.LightningModule, data: TrainingData, folder: Path, callbacks=()
 ) -> pl.Trainer:
-    """Train for the steps of the config, going on from ``folder/last.ckpt`` where there is one."""
+    """Train for the steps of the config, continuing from ``folder/last.ckpt`` where there is one."""
     clipping = {"gradient_clip_val": cfg.optim.clip_value, "gradient_clip_algorithm": "value"}
     return train(cfg, module, data, folder, callbacks, **clipping)
 
@@ -75,7 +75,8 @@ def run(cfg: IDMLConfig, folder: Path) -> dict | None:
         return classification.run(cfg, folder, fit)
     module, data, sets = prepare(cfg)
     test = sets["best-test-epoch"]
-    untrained = recall_at_1(embed(cfg, module.model, test, device_of(cfg)))
+    batches = evaluation_batches(cfg, test)
+    untrained = recall_at_1(embed(module.model, batches, device_of(cfg), cfg.trainer.workers))
     module.train()
     selection = EpochSelection(cfg, folder, sets, module.steps_per_epoch)
     begin = time.perf_counter()
@@ -94,28 +95,33 @@ def run(cfg: IDMLConfig, folder: Path) -> dict | None:
 
 
 def score_choices(
-    cfg, module, selection: EpochSelection, test: ImageSet, device, folder: Path
+    cfg: IDMLConfig,
+    module: RetrievalModule,
+    selection: EpochSelection,
+    test: ImageSet,
+    device: torch.device,
+    folder: Path,
 ) -> dict[str, float]:
     """Return the scores of every choice of an epoch under its name, those of ``cfg.selection`` under none as well."""
-    found = {}
+    metrics, batches = {}, evaluation_batches(cfg, test)
     for choice in ["last-epoch", *selection.sets]:
         state, _ = read_checkpoint(selection.path(choice))
         load_weights(module.model, state, cfg.row, selection.path(choice))
-        embedded = embed(cfg, module.model, test, device)
-        of_choice = scores(cfg, embedded)
-        found |= {f"{name}_{CHOICES[choice]}": value for name, value in of_choice.items()}
+        embedded = embed(module.model, batches, device, cfg.trainer.workers)
+        of_choice = scores(embedded, cfg.evaluation)
+        metrics |= {f"{name}_{CHOICES[choice]}": value for name, value in of_choice.items()}
         if choice != "last-epoch":
-            found[f"epoch_{CHOICES[choice]}"] = float(selection.best_epoch(choice))
+            metrics[f"epoch_{CHOICES[choice]}"] = float(selection.best_epoch(choice))
         if choice == "held-out":
-            found["recall_at_1_of_held_out"] = max(selection.curves[choice])
+            metrics["recall_at_1_of_held_out"] = max(selection.curves[choice])
         if choice == cfg.selection:
-            found |= of_choice | {"n_test": float(len(test))}
+            metrics |= of_choice | {"n_test": float(len(test))}
             if cfg.model.uncertainty_dim:
-                changed = ambiguous_uncertainties(cfg, module.model, test, device)
-                found |= uncertainty_scores(embedded, changed)
+                changed = ambiguous_uncertainties(module.model, batches, device, cfg.trainer.workers)
+                metrics |= uncertainty_scores(embedded, changed)
                 if cfg.output.pictures:
                     draw_uncertainty(folder, test, embedded.uncertainty, changed)
-    return found
+    return metrics
 
 
 def seconds_of_run(cfg: IDMLConfig) -> float:

@@ -18,11 +18,12 @@ from torchvision.transforms.v2.functional import gaussian_blur
 from idml.data import EvaluationBatches
 from idml.neighbours import nearest_neighbours
 from idml.scoring import Embedded, embed_batch
-from shared.data.images import ImageSet
 from shared.data.keyed import keyed_permutation, keyed_uniform
+from shared.data.streams import stream
 
-PARTNER, PLACE = 44, 45  # first part of a key: what is drawn
-SHARE = 0.5
+PARTNER = stream("idml.partner")
+PLACE = stream("idml.place")
+MIXUP_LAMBDA = 0.5  # of the image itself in a mixture
 
 
 def occluded(images: Tensor, indices: np.ndarray) -> Tensor:
@@ -53,23 +54,24 @@ def partners_of_another_class(labels: np.ndarray) -> np.ndarray:
 
 
 @torch.no_grad()
-def ambiguous_uncertainties(cfg, network, images: ImageSet, device: torch.device) -> dict[str, Tensor]:
+def ambiguous_uncertainties(
+    network, batches: EvaluationBatches, device: torch.device, workers: int = 0
+) -> dict[str, Tensor]:
     """Return the uncertainty (n,) of every image of a set after each of the three changes."""
     network = network.to(device).eval()
-    batches = EvaluationBatches(cfg, images)
-    partner = partners_of_another_class(images.labels)
-    found: dict[str, list[Tensor]] = {"mixed": [], "occluded": [], "blurred": []}
-    for batch in DataLoader(batches, batch_size=None, num_workers=cfg.trainer.workers):
+    partner = partners_of_another_class(batches.batches.images.labels)
+    uncertainties: dict[str, list[Tensor]] = {"mixed": [], "occluded": [], "blurred": []}
+    for batch in DataLoader(batches, batch_size=None, num_workers=workers):
         clean, indices = batch["images"], batch["indices"].numpy()
         others = batches.batches[(0, partner[indices].tolist())]["images"]
         changed = {
-            "mixed": torch.lerp(others, clean, SHARE),
+            "mixed": torch.lerp(others, clean, MIXUP_LAMBDA),
             "occluded": occluded(clean, indices),
             "blurred": blurred(clean),
         }
-        for name, these in changed.items():
-            found[name].append(embed_batch(network, these.to(device))[2].cpu())
-    return {name: torch.cat(parts) for name, parts in found.items()}
+        for name, ambiguous in changed.items():
+            uncertainties[name].append(embed_batch(network, ambiguous.to(device))[2].cpu())
+    return {name: torch.cat(parts) for name, parts in uncertainties.items()}
 
 
 def hits_at_1(embedded: Embedded) -> Tensor:
@@ -94,7 +96,7 @@ def uncertainty_scores(embedded: Embedded, changed: dict[str, Tensor]) -> dict[s
     """Return auroc_<change> for every change, R@1 of either half, mean, deviation, and what it has of a length.
 
     That is its rank correlation with the length of the semantic embedding before it was normalised: near 1 the
-    uncertainty is one more reading of how strongly an image excites the network.
+    uncertainty is one more measure of how strongly an image excites the network.
     """
     certain, hits = certain_half(embedded.uncertainty), hits_at_1(embedded).double()
     scores = {f"auroc_{name}": auroc(embedded.uncertainty, values) for name, values in changed.items()}

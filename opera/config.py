@@ -1,4 +1,4 @@
-"""Types of OPERA's configuration, types only: values stand in ``configs/*.yaml``; an unknown key is an error."""
+"""Types of OPERA's configuration, types only: values are in ``configs/*.yaml``; an unknown key is an error."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -8,16 +8,18 @@ import torchvision.transforms.v2.functional as transforms
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from opera.config import OPERAConfig
 from opera.hierarchy import UNLABELLED
 from opera.views import Views
 from shared.data.images import ImageSet, keyed_subset
 from shared.data.keyed import keyed_permutation
 from shared.data.published import load_classification_set
 from shared.data.sampler import KeyedBatchSampler
+from shared.data.streams import stream
 from shared.errors import UserError
 from shared.training.training_data import TrainingData
 
-LABELLED = 59  # first part of a key: what is drawn
+LABELLED = stream("opera.labelled")
 
 
 def seen_labels(labels: np.ndarray, part: float, seed: int) -> np.ndarray:
@@ -53,10 +55,10 @@ class PretrainingBatches(Dataset):
         epoch, samples = batch
         index = self.chosen[np.asarray(samples, np.int64)]
         images = self.images.batch(index)
-        found = {"labels": self.labels[index], "indices": index, "epoch": np.int64(epoch)}
-        found = {name: torch.as_tensor(value) for name, value in found.items()}
+        fields = {"labels": self.labels[index], "indices": index, "epoch": np.int64(epoch)}
+        fields = {name: torch.as_tensor(value) for name, value in fields.items()}
         if isinstance(images, Tensor):
-            return found | {"images": images}
+            return fields | {"images": images}
         size = [self.views.cfg.image_size] * 2
         for view, name in enumerate(("first", "second")):
             heights, widths = ([image.shape[axis] for image in images] for axis in (-2, -1))
@@ -65,11 +67,11 @@ class PretrainingBatches(Dataset):
                 transforms.resized_crop(image, *box, size, antialias=True)
                 for image, box in zip(images, boxes, strict=True)
             ]
-            found[name] = torch.stack(crops)
-        return found
+            fields[name] = torch.stack(crops)
+        return fields
 
 
-def pretraining_data(cfg) -> TrainingData:
+def pretraining_data(cfg: OPERAConfig) -> TrainingData:
     """Return the batches of a pre-training; UserError for missing data and for fewer images than a batch has.
 
     ``data.train_images`` draws that many by the seed, of every class alike.
@@ -87,7 +89,7 @@ def pretraining_data(cfg) -> TrainingData:
     if cfg.objective.arrangement not in ("instance", "masked") and not (labels[chosen] >= 0).any():
         raise UserError(
             f"objective.arrangement={cfg.objective.arrangement} needs labels and data.labelled={cfg.data.labelled} "
-            "leaves none: raise it, or take the arrangement instance"
+            "leaves none: raise it, or choose the arrangement instance"
         )
     batches = PretrainingBatches(images, labels, Views(cfg.views), cfg.seed, chosen)
     if cfg.scale.epochs < 1:

@@ -9,6 +9,7 @@ was tuned on. The images come from the config, as in training. The weights are r
 """
 
 import copy
+from collections.abc import Sequence
 from pathlib import Path
 
 import hydra
@@ -25,18 +26,17 @@ from opera.train import (
     pretraining_folder,
     task_folder,
 )
-from opera.tuning import Classifier, answer_scores, outputs
+from opera.tuning import Classifier, logit_scores, outputs
 from shared.data.images import ImageSet
 from shared.data.published import load_classification_set
 from shared.errors import UserError
 from shared.training.application import command
 from shared.training.checkpoints import load_weights, read_checkpoint
-from shared.training.checks import device_of
 from shared.training.config import run_folder
 from shared.training.evaluation import run_evaluation
 
 
-def checkpoint_of(cfg) -> Path:
+def checkpoint_of(cfg: OPERAConfig) -> Path:
     """Return where a row and seed leave their checkpoint: of the pre-training, or of the first task without one.
 
     Raises UserError for a file of ``task.weights`` that is missing.
@@ -45,26 +45,26 @@ def checkpoint_of(cfg) -> Path:
         return pretraining_folder(cfg) / "last.ckpt"
     if cfg.task.weights != UNTRAINED and not Path(cfg.task.weights).is_file():
         raise UserError(f"{cfg.task.weights} is missing: give an official file of MoCo-v3 as task.weights")
-    return task_folder(cfg, run_folder(cfg), cfg.task.sets[0]) / "last.ckpt"
+    return task_folder(run_folder(cfg), cfg.task.sets[0], cfg.task.weights) / "last.ckpt"
 
 
-def suffixed(cfg, name: str, found: dict[str, float]) -> dict[str, float]:
-    """Return a set's scores as a run names them: those of the first of ``task.sets`` bare, others ``_<set>`` behind."""
-    suffix = "" if name == cfg.task.sets[0] else f"_{name}"
-    return {key + suffix: value for key, value in found.items()}
+def suffixed(scores: dict[str, float], name: str, sets: Sequence[str]) -> dict[str, float]:
+    """Return a set's scores as a run names them: those of the first of all sets bare, others ``_<set>`` behind."""
+    suffix = "" if name == sets[0] else f"_{name}"
+    return {key + suffix: value for key, value in scores.items()}
 
 
-def score_neighbours(cfg, backbone: nn.Module) -> dict[str, float]:
+def score_neighbours(cfg: OPERAConfig, backbone: nn.Module) -> dict[str, float]:
     """Return top1_knn and n_test of a backbone on every set."""
-    found: dict[str, float] = {}
+    metrics: dict[str, float] = {}
     for name in cfg.task.sets:
         tested = float(len(load_classification_set(name, "test", cfg.paths.data_root)))
         scores = {"top1_knn": neighbour_scores(cfg, backbone, name), "n_test": tested}
-        found |= suffixed(cfg, name, scores)
-    return found
+        metrics |= suffixed(scores, name, cfg.task.sets)
+    return metrics
 
 
-def tuned_on(cfg, path: Path, classes: int) -> tuple[str, ImageSet]:
+def tuned_on(cfg: OPERAConfig, path: Path, classes: int) -> tuple[str, ImageSet]:
     """Return name and test images of the set that a classifier was tuned on.
 
     A run leaves it in a folder of the set's name; elsewhere the number of classes tells it, where only one set of
@@ -84,7 +84,7 @@ def tuned_on(cfg, path: Path, classes: int) -> tuple[str, ImageSet]:
     return fitting[0], tests[fitting[0]]
 
 
-def score_head(cfg, backbone: nn.Module, path: Path) -> dict[str, float]:
+def score_head(cfg: OPERAConfig, backbone: nn.Module, path: Path) -> dict[str, float]:
     """Return top1, top5 and n_test of an official file's linear classifier, on the set that it can be of.
 
     Nothing where the file has none, and where not exactly one of ``task.sets`` has as many classes.
@@ -99,26 +99,28 @@ def score_head(cfg, backbone: nn.Module, path: Path) -> dict[str, float]:
     classifier = Classifier(copy.deepcopy(backbone), len(head["bias"]))
     classifier.head.load_state_dict(head)
     test = tests[fitting[0]]
-    found = answer_scores(*outputs(cfg, classifier, test, device_of(cfg)))
-    return suffixed(cfg, fitting[0], found | {"n_test": float(len(test))})
+    scores = logit_scores(*outputs(cfg, classifier, test))
+    return suffixed(scores | {"n_test": float(len(test))}, fitting[0], cfg.task.sets)
 
 
-def score_classifier(cfg, state: dict[str, Tensor], path: Path, backbone: nn.Module) -> dict[str, float]:
+def score_classifier(
+    cfg: OPERAConfig, state: dict[str, Tensor], path: Path, backbone: nn.Module
+) -> dict[str, float]:
     """Return top1, top5 and n_test of a tuned classifier on its set; ``backbone`` gets its weights."""
     classifier = Classifier(backbone, len(state["head.weight"]))
     load_weights(classifier, state, cfg.row, path)
     name, test = tuned_on(cfg, path, len(state["head.weight"]))
-    found = answer_scores(*outputs(cfg, classifier, test, device_of(cfg)))
-    return suffixed(cfg, name, found | {"n_test": float(len(test))})
+    scores = logit_scores(*outputs(cfg, classifier, test))
+    return suffixed(scores | {"n_test": float(len(test))}, name, cfg.task.sets)
 
 
-def evaluate_checkpoint(cfg, path: Path, folder: Path) -> dict:
+def evaluate_checkpoint(cfg: OPERAConfig, path: Path, folder: Path) -> dict:
     """Return the scores of a checkpoint by the names of a run; nothing is drawn into ``folder``.
 
     A pre-training's, and a file's of MoCo-v3's authors: top1_knn and n_test of every set, with top1 and top5 of the
     latter's linear classifier where it has one. A tuned classifier's: top1, top5 and n_test of its set. All:
     parameters of the backbone; those of runs steps_trained. Raises UserError for a missing or damaged checkpoint,
-    for one of another arrangement or backbone, and for a set that cannot be told.
+    for one of another arrangement or backbone, and where the set cannot be told from it.
     """
     path = Path(path)
     backbone = build_backbone(cfg.model.backbone, cfg.data.image_size)

@@ -1,4 +1,4 @@
-"""OPERA's idea: the instances are told apart in one space, and the classes in another one above it (eq. 8-13).
+"""OPERA's idea: instances are discriminated in one space, and classes in another one above it (eq. 8-13).
 
     y = backbone(x),  z = projector(y),  q = predictor(z)        the instance space
     k = momentum encoder's projector(backbone(x'))               its keys, of the other view
@@ -39,11 +39,11 @@ from shared.training.ranks import gather_rows, mean_over_ranks, rank, rows_of_ra
 ARRANGEMENTS = ("one-space", "backbone", "parallel", "hierarchy", "instance", "supervised", "supcon")
 LOSS_WEIGHTS = ("released", "printed")
 DENOMINATORS = ("all", "others")
-UNLABELLED = -1  # in the place of a label
+UNLABELLED = -1  # instead of a label
 
 
 class Terms(NamedTuple):
-    """The objective and its parts, 0-d each; a part that the arrangement has not is 0."""
+    """The objective and its parts, 0-d each; a part that the arrangement does not have is 0."""
 
     total: Tensor
     instance: Tensor  # L_self
@@ -127,13 +127,13 @@ class Hierarchy(nn.Module):
 
     def spaces(self, first: Tensor, second: Tensor) -> list[dict[str, Tensor]]:
         """Return y, z, q of either view (B, ...), by these names, as far as the arrangement has them."""
-        found = [{"y": y} for y in both_views(self.online.backbone, first, second)]
-        for view in found:
+        views = [{"y": y} for y in both_views(self.online.backbone, first, second)]
+        for view in views:
             if self.arrangement != "supervised":
                 view["z"] = self.online.projector(view["y"])
             if self.predictor is not None:
                 view["q"] = self.predictor(view["z"])
-        return found
+        return views
 
     @torch.no_grad()
     def keys(self, first: Tensor, second: Tensor) -> list[Tensor]:
@@ -245,7 +245,9 @@ def supervised_contrast(
     counts = rows_of_ranks(len(labels), labels.device) if counts is None else counts
     alone = -2 - sum(counts[: rank()]) - torch.arange(len(labels), device=labels.device)
     every_label = gather_rows(torch.where(labels == UNLABELLED, alone, labels), counts)
-    rows = [gather_rows(one.to(torch.promote_types(one.dtype, torch.float32)), counts) for one in embeddings]
+    rows = [
+        gather_rows(view.to(torch.promote_types(view.dtype, torch.float32)), counts) for view in embeddings
+    ]
     with torch.autocast(labels.device.type, enabled=False):
         return SupConLoss(temperature)(torch.cat(rows), every_label.repeat(2))
 
@@ -261,9 +263,10 @@ def conflict(hierarchy: Hierarchy, first: Tensor, second: Tensor, labels: Tensor
     views = hierarchy.spaces(first, second)
     y = [view["y"] for view in views]
     instance, classes = hierarchy.terms(views, first, second, labels)
-    one, other = (
+    of_instances, of_classes = (
         torch.cat([g.flatten() for g in torch.autograd.grad(term, y, retain_graph=True)]).double()
         for term in (instance, classes)
     )
-    both, lengths = sum_over_ranks(torch.stack([one @ other, one @ one, other @ other])).split([1, 2])
+    products = of_instances @ of_classes, of_instances @ of_instances, of_classes @ of_classes
+    both, lengths = sum_over_ranks(torch.stack(products)).split([1, 2])
     return float(both / lengths.prod().sqrt().clamp_min(torch.finfo(torch.float64).tiny))

@@ -1,11 +1,11 @@
 """LARS, layer-wise adaptive rates (You et al., arXiv 1708.03888), as MoCo-v3 trains ResNet-50 with it.
 
     d <- gradient + weight_decay * w                 for tensors of two dimensions or more
-    d <- trust * ||w|| / ||d|| * d                   for the same ones, where both lengths are above 0
+    d <- trust * ||w|| / ||d|| * d                   for the same tensors, where both lengths are above 0
     v <- momentum * v + d,    w <- w - lr * v
 
-Biases and the parameters of normalisations are neither decayed nor rescaled. timm's Lars takes ||gradient|| +
-weight_decay ||w|| for ||d||.
+Biases and the parameters of normalisations are neither decayed nor rescaled. timm's Lars uses ||gradient|| +
+weight_decay ||w|| as ||d||.
 """
 
 from collections.abc import Callable, Iterable
@@ -63,9 +63,9 @@ class LARS(torch.optim.Optimizer):
 
 def _changes(weights: list[Tensor], weight_decay: float, trust: float) -> list[Tensor]:
     """Return the decayed and rescaled gradients."""
-    found = torch._foreach_add([weight.grad for weight in weights], weights, alpha=weight_decay)
-    lengths, sizes = (torch.stack(torch._foreach_norm(tensors)) for tensors in (found, weights))
+    changes = torch._foreach_add([weight.grad for weight in weights], weights, alpha=weight_decay)
+    lengths, sizes = (torch.stack(torch._foreach_norm(tensors)) for tensors in (changes, weights))
     # On the device: asking the host would wait for it.
     rates = torch.where((sizes > 0) & (lengths > 0), trust * sizes / lengths, 1.0)
-    torch._foreach_mul_(found, list(rates.unbind()))
-    return found
+    torch._foreach_mul_(changes, list(rates.unbind()))
+    return changes

@@ -8,15 +8,15 @@
     J_mask = |decoder(tokens, mask tokens) - pixels|^2  mean over the hidden patches of both views and of all ranks
 
 The masked autoencoder is MAE's (arXiv 2111.06377, sections 3 and A.1): the encoder sees nothing of a hidden patch, the
-decoder is a narrow ViT with a mask token in the place of each and fixed positions, the pixels of a patch are normalised
+decoder is a narrow ViT with a mask token for each of them and fixed positions, the pixels of a patch are normalised
 by its own mean and deviation.
 
     masked             MAE alone: no instances, no classes
     masked-hierarchy   OPERA-MAE
 
-What the paper leaves open, and our reading: the weight of J_mask (``weight``: 1); whether the upper spaces see the
-masked view or the whole one (masked: one pass of the encoder, MAE's cost) and by which token (the class token, as in
-our other rows); the views (the two of the instance objective, both masked); the decoder (MAE's); whether the patch
+What the paper leaves open, and our interpretation: the weight of J_mask (``weight``: 1); whether the upper spaces see
+the masked view or the whole one (masked: one pass of the encoder, MAE's cost) and by which token (the class token, as
+in our other rows); the views (the two of the instance objective, both masked); the decoder (MAE's); whether the patch
 projection trains (``train_patches``: it does, MAE's; MoCo-v3 fixes it).
 """
 
@@ -33,16 +33,17 @@ from opera.backbones import BUILDERS, sine_cosine_positions
 from opera.hierarchy import Hierarchy
 from opera.views import Key
 from shared.data.keyed import keyed_bits
+from shared.data.streams import stream
 from shared.errors import UserError
 from shared.training.ranks import mean_over_ranks
 
 MASKED_ARRANGEMENTS = ("masked", "masked-hierarchy")
-HIDING = 63  # first part of a key: what is drawn
+HIDING = stream("opera.hiding")
 SMALLEST_VARIANCE = 1e-6  # added to that of a patch's pixels
 
 
 class MaskedTerms(NamedTuple):
-    """The objective and its parts, 0-d each; a part that the arrangement has not is 0."""
+    """The objective and its parts, 0-d each; a part that the arrangement does not have is 0."""
 
     total: Tensor
     instance: Tensor  # J_self
@@ -86,7 +87,10 @@ class Decoder(nn.Module):
         images, hidden = len(seen), order.shape[1] + 1 - seen.shape[1]
         masks = self.mask_token.to(seen.dtype).expand(images, hidden, -1)
         # Attention does not mind the order of tokens: each keeps its place by its position alone.
-        first, others = self.positions[:, :1].expand(images, -1, -1), taken(self.positions[:, 1:], order)
+        first, others = (
+            self.positions[:, :1].expand(images, -1, -1),
+            gather_tokens(self.positions[:, 1:], order),
+        )
         row = torch.cat([seen, masks], 1) + torch.cat([first, others], 1)
         return self.pixels(self.norm(self.blocks(row)[:, -hidden:]))
 
@@ -148,23 +152,23 @@ class MaskedHierarchy(Hierarchy):
     def encoded(self, images: Tensor, places: Tensor) -> Tensor:
         """Return the class token and the tokens (B, 1 + n, C) of the patches at ``places`` (B, n), seeing no other."""
         vit = self.online.backbone
-        patches = taken(vit.patch_embed(images) + vit.pos_embed[:, 1:], places)
+        patches = gather_tokens(vit.patch_embed(images) + vit.pos_embed[:, 1:], places)
         first = (vit.cls_token + vit.pos_embed[:, :1]).expand(len(images), -1, -1).to(patches.dtype)
         return vit.norm(vit.blocks(torch.cat([first, patches], 1)))
 
     def spaces(self, first: Tensor, second: Tensor, key: Key | None = None) -> list[dict[str, Tensor]]:
         """Return y, z, q of either masked view, as far as the arrangement has them, its ``tokens`` and ``order``."""
-        orders = [self.order(len(one), view, key) for view, one in enumerate((first, second))]
+        orders = [self.order(len(images), view, key) for view, images in enumerate((first, second))]
         order = torch.cat(orders).to(first.device)
         tokens = self.encoded(torch.cat([first, second]), order[:, : self.patches - self.hidden])
-        found = []
+        views = []
         for rows, places in zip(tokens.chunk(2), order.chunk(2), strict=True):
             view = {"y": rows[:, 0], "tokens": rows, "order": places}
             if self.predictor is not None:
                 view["z"] = self.online.projector(view["y"])
                 view["q"] = self.predictor(view["z"])
-            found.append(view)
-        return found
+            views.append(view)
+        return views
 
     def forward(self, first: Tensor, second: Tensor, labels: Tensor, key: Key | None = None) -> MaskedTerms:
         """Return the objective of two views (B, 3, S, S) of the images with labels (B,) int64, -1 where there is none.
@@ -183,7 +187,7 @@ class MaskedHierarchy(Hierarchy):
         """Return J_mask, 0-d, from the spaces of both views."""
         tokens, order = (torch.cat([view[name] for view in views]) for name in ("tokens", "order"))
         predicted = self.decoder(tokens, order)  # (2 B, hidden, pixels)
-        pixels = taken(patch_pixels(torch.cat([first, second]), self.patch), order[:, -self.hidden :])
+        pixels = gather_tokens(patch_pixels(torch.cat([first, second]), self.patch), order[:, -self.hidden :])
         errors = (predicted.to(pixels.dtype) - pixels).square().mean((1, 2))
         return mean_over_ranks(errors)
 
@@ -197,7 +201,7 @@ def patch_pixels(images: Tensor, patch: tuple[int, int]) -> Tensor:
     return (rows - mean) * (variance + SMALLEST_VARIANCE).rsqrt()
 
 
-def taken(rows: Tensor, places: Tensor) -> Tensor:
+def gather_tokens(rows: Tensor, places: Tensor) -> Tensor:
     """Return rows (B or 1, n, C) at each image's places (B, m) int64: (B, m, C)."""
     return torch.take_along_dim(rows, places[:, :, None], 1)
 

@@ -7,8 +7,8 @@ pre-training    module.base_encoder.*, module.momentum_encoder.*, module.predict
 linear probe    module.*, the encoder as it was pre-trained and a classifier
 
 The encoder is torchvision's ResNet-50 or timm's ViT; projector or classifier sit in its ``fc`` or ``head`` and are left
-out. Positions are taken from the file: those of MoCo-v3 have rows and columns the other way round than ours are drawn,
-which is another order of channels. OPERA's own release has the same form. Read with ``weights_only=True``.
+out. Positions are read from the file: in those of MoCo-v3 rows and columns are the other way round than in ours, which
+is another order of channels. OPERA's own release has the same form. Read with ``weights_only=True``.
 """
 
 import logging
@@ -23,7 +23,7 @@ from shared.training.checkpoints import read_file
 log = logging.getLogger(__name__)
 
 WRAPPER = "module."
-ENCODERS = ("base_encoder.", "momentum_encoder.")  # the first one there is taken
+ENCODERS = ("base_encoder.", "momentum_encoder.")  # the first one that a file has is used
 ENDS = ("fc.", "head.")  # of an encoder: projector or classifier
 
 
@@ -56,7 +56,7 @@ def is_official(path: Path) -> bool:
 
 
 def encoder_of(state: dict[str, Tensor], path: Path) -> tuple[str, dict[str, str]]:
-    """Return which encoder is taken and, by our names, the names in the file; UserError where there is none."""
+    """Return which encoder is used and, by our names, the names in the file; UserError where there is none."""
     for encoder in ENCODERS:
         prefix = WRAPPER + encoder
         if any(name.startswith(prefix) for name in state):
@@ -70,8 +70,8 @@ def encoder_of(state: dict[str, Tensor], path: Path) -> tuple[str, dict[str, str
 
 
 def _without_end(state: dict[str, Tensor], prefix: str) -> dict[str, str]:
-    found = {name.removeprefix(prefix): name for name in state if name.startswith(prefix)}
-    return {ours: name for ours, name in found.items() if not ours.startswith(ENDS)}
+    names = {name.removeprefix(prefix): name for name in state if name.startswith(prefix)}
+    return {ours: name for ours, name in names.items() if not ours.startswith(ENDS)}
 
 
 def require_fit(backbone: nn.Module, state: dict[str, Tensor], path: Path) -> None:
@@ -104,9 +104,9 @@ def require_fit(backbone: nn.Module, state: dict[str, Tensor], path: Path) -> No
 
 
 def load_moco_v3(backbone: nn.Module, path: str | Path) -> Loaded:
-    """Put the encoder of an official MoCo-v3 file into ``backbone``, and say which tensors were taken.
+    """Put the encoder of an official MoCo-v3 file into ``backbone``, and return which tensors were loaded.
 
-    Of a pre-training that is the base encoder, as its own evaluation takes it, or the momentum encoder where a file
+    Of a pre-training that is the base encoder, which its own evaluation uses, or the momentum encoder where a file
     has that one alone. ``backbone``: ``build_backbone("resnet50" | "vit-small" | "vit-base", 224)``; for the ViT-S the
     12 heads are the backbone's, no tensor shows them. Raises UserError, with the backbone as it was, for a missing or
     damaged file, one that is not MoCo-v3's, and one of another architecture or image size.
@@ -114,21 +114,21 @@ def load_moco_v3(backbone: nn.Module, path: str | Path) -> Loaded:
     path = Path(path)
     state = read_state(path)
     encoder, names = encoder_of(state, path)
-    taken = {ours: state[name] for ours, name in names.items()}
-    require_fit(backbone, taken, path)
-    backbone.load_state_dict(taken)
+    weights = {ours: state[name] for ours, name in names.items()}
+    require_fit(backbone, weights, path)
+    backbone.load_state_dict(weights)
     left_out = sorted(state.keys() - set(names.values()))
-    found = Loaded(encoder, sorted(names.values()), left_out)
+    loaded = Loaded(encoder, sorted(names.values()), left_out)
     kinds = sorted({".".join(name.split(".")[:2]) for name in left_out})
     log.info(
-        "%s: %d tensors of %s taken, %d left out (%s)",
+        "%s: %d tensors of %s loaded, %d left out (%s)",
         path.name,
-        len(found.used),
+        len(loaded.used),
         encoder or "a linear probe's encoder",
         len(left_out),
         ", ".join(kinds) or "none",
     )
-    return found
+    return loaded
 
 
 def linear_classifier(path: str | Path) -> dict[str, Tensor] | None:
@@ -137,7 +137,7 @@ def linear_classifier(path: str | Path) -> dict[str, Tensor] | None:
     if any(name.startswith(WRAPPER + encoder) for encoder in ENCODERS for name in state):
         return None
     for end in ENDS:
-        found = {name: state.get(f"{WRAPPER}{end}{name}") for name in ("weight", "bias")}
-        if all(value is not None for value in found.values()):
-            return found
+        classifier = {name: state.get(f"{WRAPPER}{end}{name}") for name in ("weight", "bias")}
+        if all(value is not None for value in classifier.values()):
+            return classifier
     return None

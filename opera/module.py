@@ -3,17 +3,19 @@
 import torch
 from torch import Tensor
 
+from opera.config import OPERAConfig
 from opera.hierarchy import Hierarchy, Terms
 from opera.lars import LARS
 from opera.schedules import learning_rate, momentum
 from opera.views import Key, Views
 from shared.data.keyed import keyed_bits
+from shared.data.streams import stream
 from shared.errors import UserError
 from shared.training.guard import GuardedModule
 
 OPTIMIZERS = ("lars", "adamw", "sgd")
-DROPPING = 60  # first part of a key: what is drawn
-BATCH = 256  # images for which a rate is given
+DROPPING = stream("opera.dropping")
+BATCH = 256  # images that a learning rate refers to
 
 
 def build_optimizer(name: str, parameters, lr: float, weight_decay: float) -> torch.optim.Optimizer:
@@ -30,7 +32,7 @@ def build_optimizer(name: str, parameters, lr: float, weight_decay: float) -> to
 class PretrainingModule(GuardedModule):
     """Trains a hierarchy of spaces on two views of every image."""
 
-    def __init__(self, hierarchy: Hierarchy, views: Views, cfg, steps: int):
+    def __init__(self, hierarchy: Hierarchy, views: Views, cfg: OPERAConfig, steps: int):
         super().__init__()
         # Convolutions run a third faster on channels that lie side by side.
         self.model, self.views = hierarchy.to(memory_format=torch.channels_last), views
@@ -93,7 +95,7 @@ class PretrainingModule(GuardedModule):
 
     def optimizer_step(self, epoch, batch_idx, optimizer, optimizer_closure=None) -> None:
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
-        # MoCo-v3 moves the encoder inside the next step: the same weights, and here a checkpoint holds them.
+        # MoCo-v3 moves the encoder inside the next step: the same weights, but our checkpoint holds the moved ones.
         if not self.step_was_skipped:
             self.model.update_momentum(momentum(batch_idx + 1, self.steps, self.base_momentum))
 

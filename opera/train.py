@@ -2,8 +2,8 @@
 
     make reproduce-opera ROWS=cifar10-supervised,cifar10-moco-v3,cifar10-opera SCALE=lite DATA_ROOT=...
 
-``run`` is what the launcher calls for a row and seed, ``seconds_of_run`` what it prints the cost from. A pre-training
-stands in a folder of its own, named by what it depends on, so that rows which differ in what follows share it.
+This is a Hydra application, ``python -m opera.train``; ``seconds_of_run`` estimates what a run costs. A pre-training
+has a folder of its own, named by what it depends on, so that rows which differ in what follows share it.
 """
 
 import copy
@@ -25,7 +25,7 @@ from opera.knn import knn_scores
 from opera.masked import MASKED_ARRANGEMENTS, MaskedHierarchy
 from opera.moco_checkpoints import load_moco_v3
 from opera.module import PretrainingModule
-from opera.tuning import KINDS, TuningModule, answer_scores, outputs, tuning_data
+from opera.tuning import KINDS, TuningModule, logit_scores, outputs, tuning_data
 from opera.views import Views
 from shared.data.published import load_classification_set
 from shared.errors import UserError
@@ -38,7 +38,7 @@ from shared.training.record import config_sha256
 from shared.training.training_data import TrainingData
 
 CONFLICT_BATCHES, CONFLICT_IMAGES = 8, 256  # over which the conflict is averaged; at most, of a batch
-UNTRAINED = "untrained"  # task.weights of a network as it is drawn
+UNTRAINED = "untrained"  # task.weights of a network as it is initialised
 NEIGHBOURS = 20  # where a task names none and a checkpoint is scored
 PRETRAINING = (
     "seed",
@@ -56,21 +56,21 @@ def build_hierarchy(cfg: OPERAConfig) -> Hierarchy:
     torch.manual_seed(cfg.seed)
     backbone = build_backbone(cfg.model.backbone, cfg.data.image_size)
     objective, heads = cfg.objective, OmegaConf.to_container(cfg.heads)
-    given = (backbone, cfg.data.classes, heads, objective.arrangement, objective.temperature)
-    reading = {"loss_weights": objective.loss_weights, "denominator": objective.denominator}
+    arguments = (backbone, cfg.data.classes, heads, objective.arrangement, objective.temperature)
+    interpretation = {"loss_weights": objective.loss_weights, "denominator": objective.denominator}
     if objective.arrangement in MASKED_ARRANGEMENTS:
         if objective.mask is None:
             raise UserError(
                 f"objective.arrangement={objective.arrangement} needs objective.mask: say objective=mae or opera-mae"
             )
-        hierarchy = MaskedHierarchy(*given, OmegaConf.to_container(objective.mask), **reading)
+        hierarchy = MaskedHierarchy(*arguments, OmegaConf.to_container(objective.mask), **interpretation)
     else:
-        hierarchy = Hierarchy(*given, **reading)
+        hierarchy = Hierarchy(*arguments, **interpretation)
     return with_global_batchnorm(hierarchy)
 
 
 def check(cfg: OPERAConfig) -> None:
-    """Raise UserError for a task that there is not."""
+    """Raise UserError for a task that is unknown or not implemented."""
     if cfg.task.kind == "dense":
         raise UserError(
             f"{cfg.row} is blocked: detection and segmentation are not implemented yet, choose another row"
@@ -106,15 +106,17 @@ def pretrained(cfg: OPERAConfig) -> tuple[PretrainingModule, TrainingData, float
     folder = pretraining_folder(cfg)
     if process_rank(cfg.trainer) > 0:
         return *_fitted(cfg, module, data, folder), False
-    with folder_lock(folder) as mine:
-        if not mine:
+    with folder_lock(folder) as is_held:
+        if not is_held:
             raise UserError(
                 f"{folder.name} is being pre-trained by another process: type the command again after that"
             )
         return *_fitted(cfg, module, data, folder), True
 
 
-def _fitted(cfg, module, data, folder: Path) -> tuple[PretrainingModule, TrainingData, float]:
+def _fitted(
+    cfg: OPERAConfig, module: PretrainingModule, data: TrainingData, folder: Path
+) -> tuple[PretrainingModule, TrainingData, float]:
     begin = time.perf_counter()
     fit(cfg, module, data, folder)
     return module, data, time.perf_counter() - begin
@@ -123,14 +125,18 @@ def _fitted(cfg, module, data, folder: Path) -> tuple[PretrainingModule, Trainin
 def run(cfg: OPERAConfig, folder: Path) -> dict | None:
     """Pre-train and score one row and seed; returns the metrics (None on ranks other than 0).
 
-    With ``task.weights`` an official file, or a network as it is drawn, stands in the place of the pre-training.
+    With ``task.weights`` an official file, or an untrained network, replaces the pre-training.
     """
     for name in cfg.task.sets:
-        tuning_data(cfg, name)  # what is bad is said before days of pre-training
+        tuning_data(cfg, name)  # bad input is reported before days of pre-training
     module = None
     if cfg.task.weights is not None:
-        backbone, metrics, first = _given(cfg), {"skipped_steps": 0.0}, process_rank(cfg.trainer) == 0
-        metrics["weights"] = _weights_name(cfg)
+        backbone, metrics, first = (
+            initial_backbone(cfg),
+            {"skipped_steps": 0.0},
+            process_rank(cfg.trainer) == 0,
+        )
+        metrics["weights"] = _weights_name(cfg.task.weights)
     else:
         begun = (pretraining_folder(cfg) / "last.ckpt").exists()
         module, data, seconds, first = pretrained(cfg)
@@ -139,31 +145,31 @@ def run(cfg: OPERAConfig, folder: Path) -> dict | None:
         metrics |= {"train_images": float(len(data.batches)), "skipped_steps": float(module.skipped_steps)}
     metrics["parameters"] = float(sum(p.numel() for p in backbone.parameters()))
     for number, name in enumerate(cfg.task.sets):
-        found = evaluate_on(cfg, backbone, name, task_folder(cfg, folder, name))
+        scores = evaluate_on(cfg, backbone, name, task_folder(folder, name, cfg.task.weights))
         suffix = "" if number == 0 else f"_{name}"
-        metrics |= {key + suffix: value for key, value in found.items()}
+        metrics |= {key + suffix: value for key, value in scores.items()}
     if module is not None and module.model.predictor is not None and module.model.class_head is not None:
         metrics["gradient_cosine"] = measured_conflict(cfg, module, data)
     return metrics if first else None
 
 
-def _weights_name(cfg: OPERAConfig) -> str:
-    """Return what ``task.weights`` stands for, whatever its path: the sha256 of the file, or "untrained"."""
-    if cfg.task.weights == UNTRAINED:
+def _weights_name(weights: str) -> str:
+    """Return what identifies ``task.weights``, whatever its path: the sha256 of the file, or "untrained"."""
+    if weights == UNTRAINED:
         return UNTRAINED
-    with open(cfg.task.weights, "rb") as file:
+    with open(weights, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def task_folder(cfg, folder: Path, name: str) -> Path:
-    """Return where the classifier of a set stands: of another file another one, so that none is gone on from."""
-    if cfg.task.weights in (None, UNTRAINED):
+def task_folder(folder: Path, name: str, weights: str | None) -> Path:
+    """Return the folder of a set's classifier: another one for another file, so that no run continues from it."""
+    if weights in (None, UNTRAINED):
         return folder / name
-    return folder / _weights_name(cfg)[:12] / name
+    return folder / _weights_name(weights)[:12] / name
 
 
-def _given(cfg: OPERAConfig) -> nn.Module:
-    """Return the backbone that stands in the place of a pre-trained one: as drawn, or of an official file."""
+def initial_backbone(cfg: OPERAConfig) -> nn.Module:
+    """Return the backbone that replaces a pre-trained one: as initialised, or of an official file."""
     torch.manual_seed(cfg.seed)
     backbone = build_backbone(cfg.model.backbone, cfg.data.image_size)
     if cfg.task.weights != UNTRAINED:
@@ -171,53 +177,53 @@ def _given(cfg: OPERAConfig) -> nn.Module:
     return with_global_batchnorm(backbone)
 
 
-def measured_conflict(cfg, module: PretrainingModule, data: TrainingData) -> float:
+def measured_conflict(cfg: OPERAConfig, module: PretrainingModule, data: TrainingData) -> float:
     """Return the mean over batches of the cosine between the two objectives' gradients (``hierarchy.conflict``)."""
     device = device_of(cfg)
     model = copy.deepcopy(module.model).to(device).train()
-    found = []
+    cosines = []
     torch.manual_seed(cfg.seed)  # masked spaces draw what they hide
-    for where in conflict_batches(cfg, data):
+    for where in conflict_batches(data, cfg.scale.epochs):
         batch = {name: value.to(device) for name, value in data.batches[where].items()}
         with autocast_context(cfg, device):
-            found.append(conflict(model, *module.both_views(batch), batch["labels"]))
-    return sum(found) / len(found)
+            cosines.append(conflict(model, *module.both_views(batch), batch["labels"]))
+    return sum(cosines) / len(cosines)
 
 
-def conflict_batches(cfg, data: TrainingData) -> list[tuple[int, np.ndarray]]:
-    """Return (epoch, samples of this rank) of the batches that a further epoch would begin with, cut to what fits."""
-    order, size = data.sampler.order(cfg.scale.epochs), cfg.optim.batch_size
+def conflict_batches(data: TrainingData, epoch: int) -> list[tuple[int, np.ndarray]]:
+    """Return (epoch, samples of this rank) of the batches that an epoch begins with, cut to what fits."""
+    order, size = data.sampler.order(epoch), data.sampler.batch_size
     starts = range(0, len(order) - size + 1, size)[:CONFLICT_BATCHES]
     cut = min(size, CONFLICT_IMAGES)
-    return [(cfg.scale.epochs, order[start : start + cut][rank() :: world_size()]) for start in starts]
+    return [(epoch, order[start : start + cut][rank() :: world_size()]) for start in starts]
 
 
-def evaluate_on(cfg, backbone: nn.Module, name: str, folder: Path) -> dict[str, float]:
+def evaluate_on(cfg: OPERAConfig, backbone: nn.Module, name: str, folder: Path) -> dict[str, float]:
     """Return top1, top5 and, for a probe, top1_knn of a backbone on a data set, training what the task says."""
     data, test = tuning_data(cfg, name)
-    backbone, device, found = copy.deepcopy(backbone), device_of(cfg), {}
+    backbone, scores = copy.deepcopy(backbone), {}
     if cfg.task.neighbours is not None:
-        found["top1_knn"] = neighbour_scores(cfg, backbone, name)
+        scores["top1_knn"] = neighbour_scores(cfg, backbone, name)
     torch.manual_seed(cfg.seed)
     tuned = with_drop_path(cfg, backbone)
     module = TuningModule(tuned, len(test.classes), cfg, data.sampler.steps)
     fit(cfg, module, data, folder)
-    logits, labels = outputs(cfg, module.model, test, device)
-    return found | answer_scores(logits, labels) | {"n_test": float(len(test))}
+    logits, labels = outputs(cfg, module.model, test)
+    return scores | logit_scores(logits, labels) | {"n_test": float(len(test))}
 
 
-def neighbour_scores(cfg, backbone: nn.Module, name: str) -> float:
+def neighbour_scores(cfg: OPERAConfig, backbone: nn.Module, name: str) -> float:
     """Return the top-1 of k-NN on a set's frozen features, a fraction (``knn.knn_scores``)."""
     data, test = tuning_data(cfg, name)
-    device, train = device_of(cfg), load_classification_set(name, "train", cfg.paths.data_root)
-    features = outputs(cfg, backbone, train, device, data.batches.chosen)
-    of_test, labels = outputs(cfg, backbone, test, device)
+    train = load_classification_set(name, "train", cfg.paths.data_root)
+    features = outputs(cfg, backbone, train, data.batches.chosen)
+    of_test, labels = outputs(cfg, backbone, test)
     neighbours = cfg.task.neighbours or NEIGHBOURS
     votes = knn_scores(*features, of_test, len(test.classes), neighbours, cfg.task.neighbour_temperature)
-    return answer_scores(votes, labels)["top1"]
+    return logit_scores(votes, labels)["top1"]
 
 
-def with_drop_path(cfg, backbone: nn.Module) -> nn.Module:
+def with_drop_path(cfg: OPERAConfig, backbone: nn.Module) -> nn.Module:
     """Return a pre-trained backbone with the task's stochastic depth."""
     if not cfg.task.drop_path:
         return backbone
@@ -229,7 +235,7 @@ def with_drop_path(cfg, backbone: nn.Module) -> nn.Module:
 def seconds_of_run(cfg: OPERAConfig) -> float:
     """Estimate the seconds of a whole run from three timed steps of the pre-training and of every task."""
     if cfg.task.weights is not None:
-        backbone, total = _given(cfg), 0.0
+        backbone, total = initial_backbone(cfg), 0.0
     else:
         module, data = prepare(cfg)
         backbone, total = module.model.online.backbone, seconds_of_training(cfg, module, data)

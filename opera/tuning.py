@@ -4,11 +4,13 @@ The probe is MoCo-v3's: crops and flips, SGD, batch statistics as they were. Fin
 on timm's augmentations (``shared/data/augment.py``), AdamW.
 """
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
+from opera.config import OPERAConfig
 from opera.module import BATCH
 from opera.schedules import learning_rate
 from shared.data.augment import Augmentation, mix
@@ -16,15 +18,17 @@ from shared.data.images import Batches, ImageSet, OrderedBatches, keyed_subset
 from shared.data.keyed import keyed_bits
 from shared.data.published import load_classification_set
 from shared.data.sampler import KeyedBatchSampler
+from shared.data.streams import stream
 from shared.errors import UserError
 from shared.metrics.scores import top_hits, top_scores
-from shared.training.checks import autocast_context
+from shared.training.checks import autocast_context, device_of
 from shared.training.guard import GuardedModule
 from shared.training.ranks import world_size
 from shared.training.training_data import TrainingData
 
 KINDS = ("probe", "finetune")
-MIXING, DROPPING = 61, 62  # first part of a key: what is drawn
+MIXING = stream("opera.tuning.mixing")
+DROPPING = stream("opera.tuning.dropping")
 
 
 class Classifier(nn.Module):
@@ -43,7 +47,7 @@ class Classifier(nn.Module):
 class TuningModule(GuardedModule):
     """Trains a classifier on a pre-trained backbone; UserError for an unknown kind."""
 
-    def __init__(self, backbone: nn.Module, classes: int, cfg, steps: int):
+    def __init__(self, backbone: nn.Module, classes: int, cfg: OPERAConfig, steps: int):
         super().__init__()
         if cfg.task.kind not in KINDS:
             raise UserError(f"task.kind={cfg.task.kind} is unknown: choose one of {', '.join(KINDS)}")
@@ -52,7 +56,7 @@ class TuningModule(GuardedModule):
         self.frozen = cfg.task.kind == "probe"
         backbone.requires_grad_(not self.frozen)  # with what a pre-training froze
         self.warmup = round(steps * cfg.task.warmup_epochs / cfg.task.epochs)
-        self.train()  # Lightning leaves every module in the mode that it finds
+        self.train()  # Lightning keeps the mode that a module has
 
     def train(self, mode: bool = True) -> nn.Module:
         super().train(mode)
@@ -84,7 +88,7 @@ class TuningModule(GuardedModule):
         logits = self.model(images.to(self.model.head.weight.dtype, memory_format=torch.channels_last))
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         losses = F.cross_entropy(logits, targets.to(logits.dtype), reduction="none")
-        # The sum over all ranks by their common count; DistributedDataParallel averages, which is undone here.
+        # The sum over all ranks by their common count; DistributedDataParallel averages, which this undoes.
         return losses.sum() * world_size() / self.task.batch_size
 
     def parameter_groups(self) -> tuple[dict[str, nn.Parameter], dict[str, nn.Parameter]]:
@@ -117,7 +121,7 @@ class TuningModule(GuardedModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
-def tuning_data(cfg, name: str) -> tuple[TrainingData, ImageSet]:
+def tuning_data(cfg: OPERAConfig, name: str) -> tuple[TrainingData, ImageSet]:
     """Return the training batches of a set and its test images; UserError for data that are missing or too few."""
     images, test = (load_classification_set(name, split, cfg.paths.data_root) for split in ("train", "test"))
     chosen = None
@@ -143,26 +147,32 @@ def tuning_data(cfg, name: str) -> tuple[TrainingData, ImageSet]:
 
 
 @torch.no_grad()
-def outputs(cfg, network: nn.Module, images: ImageSet, device, chosen=None) -> tuple[Tensor, Tensor]:
-    """Return a network's outputs (n, C) for the images of a set, float32 or float64 on ``device``, and labels (n,)."""
+def outputs(
+    cfg: OPERAConfig, network: nn.Module, images: ImageSet, chosen: np.ndarray | None = None
+) -> tuple[Tensor, Tensor]:
+    """Return a network's outputs (n, C) for the images of a set, float32 or float64, and labels (n,), on its device.
+
+    ``chosen``: indices of the images; all where None. The network is moved to the device that the config names.
+    """
+    device = device_of(cfg)
     network = network.to(device).eval()
     dtype = next(network.parameters()).dtype
-    found, labels = [], []
+    parts, labels = [], []
     batches = Batches(images, Augmentation(cfg.augment), cfg.seed, train=False, chosen=chosen)
     ordered = OrderedBatches(batches, cfg.output.batch_size)
     loader = DataLoader(ordered, batch_size=None, num_workers=cfg.trainer.workers)
     for batch in loader:
         with autocast_context(cfg, device):
             rows = network(batch["images"].to(device, dtype))
-        found.append(rows.to(torch.promote_types(rows.dtype, torch.float32)))
+        parts.append(rows.to(torch.promote_types(rows.dtype, torch.float32)))
         labels.append(batch["labels"].to(device))
-    return torch.cat(found), torch.cat(labels)
+    return torch.cat(parts), torch.cat(labels)
 
 
-def answer_scores(logits: Tensor, labels: Tensor) -> dict[str, float]:
-    """Return top1 and top5, fractions, of logits (n, classes) and labels (n,); UserError where they are not numbers."""
+def logit_scores(logits: Tensor, labels: Tensor) -> dict[str, float]:
+    """Return top1 and top5, fractions, of logits (n, classes) and labels (n,); UserError where they are not finite."""
     if not logits.isfinite().all():
         raise UserError(
-            "the answers of the network are not finite: the training diverged, lower optim.lr or task.lr"
+            "the logits of the network are not finite: the training diverged, lower optim.lr or task.lr"
         )
     return top_scores(top_hits(logits, labels))

@@ -19,16 +19,20 @@ from torch import Tensor
 
 from shared.data.augment import ATTEMPTS, crop_boxes
 from shared.data.keyed import keyed_uniform
+from shared.data.streams import stream
 from shared.errors import UserError
 
-CROP, FLIP, COLOUR, JITTER, ORDER, GREY, BLUR, SOLARIZE = range(51, 59)  # first part of a key: what is drawn
+CROP, FLIP, COLOUR, JITTER, ORDER, GREY, BLUR, SOLARIZE = (
+    stream(f"opera.{name}")
+    for name in ("crop", "flip", "colour", "jitter", "order", "grey", "blur", "solarize")
+)
 GREY_WEIGHTS = (0.2989, 0.587, 0.114)  # torchvision's
 Key = tuple[int, int, np.ndarray]  # seed, epoch, index (b,)
 
 
 @dataclass
 class ViewsConfig:
-    """Types only: every value stands in YAML. Pairs are of the first and of the second view."""
+    """Types only: every value is in YAML. Pairs are of the first and of the second view."""
 
     image_size: int = MISSING
     scale: list[float] = MISSING  # smallest and largest part of the image's area

@@ -1,4 +1,4 @@
-"""Types of PDML's configuration. Types only: every value stands in ``configs/*.yaml``; an unknown key is an error."""
+"""Types of PDML's configuration. Types only: every value is in ``configs/*.yaml``; an unknown key is an error."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -2,10 +2,10 @@ r"""PDML's idea: a pixel is a distribution, and pixels are compared by a metric 
 
 arXiv 2211.08349, abstract: every pixel of a patch gets a global probabilistic distribution and a probabilistic
 metric measures the distance between distributions. The abstract names neither the family nor the metric; the
-Gaussian with diagonal covariance and the five metrics below are our reading (README, "Readings").
+Gaussian with diagonal covariance and the five metrics below are our interpretation (INTERPRETATIONS.md).
 
 A distribution is a pair (mean, variance), each (N, D). Every function returns all pairs, (N, M), of
-N(a, diag s) and N(b, diag t), written here per dimension and summed over the D dimensions.
+N(a, diag s) and N(b, diag t), written per dimension and summed over the D dimensions.
 """
 
 import math

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import hydra
 import numpy as np
-import torch
 
 from pdml.config import CONFIGS, PDMLConfig
 from pdml.model import PatchModel, build_model
@@ -19,14 +18,15 @@ from pdml.train import evaluate
 from shared.errors import UserError
 from shared.training.application import command
 from shared.training.checkpoints import load_weights, read_checkpoint
+from shared.training.checks import device_of
 from shared.training.evaluation import run_evaluation
 
 # Relative difference of the mean training spectrum in float32; another split changes it by 1e-3 and more.
 SAME_PIXELS = 1e-4
 
 
-def require_same_pixels(model: PatchModel, scene: Scene, split: Split, cfg, path: Path) -> None:
-    """Raise UserError where the model was fitted to other training pixels: its own may be scored here."""
+def require_same_pixels(model: PatchModel, scene: Scene, split: Split, cfg: PDMLConfig, path: Path) -> None:
+    """Raise UserError where the model was fitted to other training pixels: its own may be among the scored ones."""
     mean = scene.cube[split.train].mean(0, dtype=np.float64)
     if not np.allclose(model.spectral.centre.cpu().numpy(), mean, rtol=SAME_PIXELS, atol=0):
         raise UserError(
@@ -35,7 +35,7 @@ def require_same_pixels(model: PatchModel, scene: Scene, split: Split, cfg, path
         )
 
 
-def evaluate_checkpoint(cfg, path: Path, folder: Path) -> dict:
+def evaluate_checkpoint(cfg: PDMLConfig, path: Path, folder: Path) -> dict:
     """Return the metrics of a checkpoint as a run records them, and draw its maps into ``folder``.
 
     Raises UserError, before anything is written, for a missing or damaged checkpoint and for one of another
@@ -44,11 +44,10 @@ def evaluate_checkpoint(cfg, path: Path, folder: Path) -> dict:
     state, steps = read_checkpoint(path)
     model = build_model(cfg, cfg.data.bands, len(cfg.data.class_names))
     load_weights(model, state, cfg.row, path)
-    if cfg.trainer.accelerator != "cpu" and torch.accelerator.is_available():
-        model.to(torch.accelerator.current_accelerator())
+    model.to(device_of(cfg))
     scene, split = load_scene(cfg.data, cfg.seed, cfg.patch_size, cfg.paths.data_root)
     require_same_pixels(model, scene, split, cfg, path)
-    metrics, prediction = evaluate(cfg, scene, split, model)
+    metrics, prediction = evaluate(scene, split, model, cfg.method.readout, cfg.output)
     metrics["steps_trained"] = f"{steps} of {cfg.scale.steps}"
     if cfg.output.maps:
         draw_maps(folder, scene, split, prediction)

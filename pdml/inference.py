@@ -6,8 +6,8 @@ its own patch, and *fused*, the precision-weighted fusion of those that all K co
     w_k = exp(-log_variance_k),   mean = sum_k w_k mean_k / sum_k w_k,   variance = K / sum_k w_k.
 
 Patches are run in raster order. The sums of the fusion live in a window of rows that rolls down the scene: a
-row is decided, and its sums forgotten, once no later patch can reach it. ``materialised.py`` is the naive
-form that this one is held to.
+row is decided, and its sums forgotten, once no later patch can reach it. Tests compare it with the
+naive form in ``tools/reference.py``.
 """
 
 import contextlib

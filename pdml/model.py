@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
-from omegaconf import DictConfig
 from sklearn.decomposition import PCA
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pdml.config import PDMLConfig
 from pdml.distributions import GaussianHeads
 from pdml.objective import Objective
 from shared.errors import UserError
@@ -178,7 +178,7 @@ class Published(CrossEntropy):
         return self.classifier(self.features(patches)), chosen
 
 
-def build_model(cfg: DictConfig, bands: int, classes: int) -> PatchModel:
+def build_model(cfg: PDMLConfig, bands: int, classes: int) -> PatchModel:
     """Build the model of a run: ``cfg.model.backbone`` inside ``cfg.method.model``, untrained.
 
     Raises UserError for an even patch size, arguments that the named class does not take, and a method that

@@ -1,26 +1,27 @@
 """PDML's training step and the batches that feed it.
 
 Every labelled training pixel inside a patch is a training sample (arXiv 2211.08349, abstract). The labels of all
-other pixels are masked here, before anything sees them; their spectra stay visible in the patches.
+other pixels are masked before anything sees them; their spectra stay visible in the patches.
 """
 
 from typing import NamedTuple
 
-import lightning.pytorch as pl
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
+from pdml.config import OptimConfig
 from pdml.model import PatchModel
 from pdml.patches import PatchSource, augment
 from pdml.scenes import Scene, Split
 from shared.data.keyed import keyed_bits
-from shared.data.sampler import KeyedBatchSampler
+from shared.data.streams import stream
 from shared.training.guard import GuardedModule
 from shared.training.ranks import gather_rows, with_global_batchnorm
 
-AUGMENTATION, PIXEL = 21, 22  # first part of a key: what is drawn
+AUGMENTATION = stream("pdml.augmentation")
+PIXEL = stream("pdml.pixel")
 
 
 class PatchBatch(NamedTuple):
@@ -62,32 +63,10 @@ class PatchBatches(Dataset):
         return torch.from_numpy(keys.reshape(len(index), self.patch_size, self.patch_size))
 
 
-class PatchData(pl.LightningDataModule):
-    """The training batches of a scene; one sampler that resumption can move."""
-
-    def __init__(self, batches: PatchBatches, batch_size: int, steps: int, workers: int = 0):
-        super().__init__()
-        self.batches, self.workers = batches, workers
-        self.sampler = KeyedBatchSampler(len(batches), batch_size, batches.seed, steps)
-
-    def setup(self, stage: str) -> None:
-        self.sampler.share(self.trainer.global_rank, self.trainer.world_size)
-
-    def train_dataloader(self) -> DataLoader:
-        # A generator of its own: a loader otherwise draws from torch's global one at every epoch.
-        return DataLoader(
-            self.batches,
-            sampler=self.sampler,
-            batch_size=None,
-            num_workers=self.workers,
-            generator=torch.Generator().manual_seed(0),
-        )
-
-
 class PDMLModule(GuardedModule):
     """Trains any PatchModel: gather the labelled pixels of all ranks, one loss over all of them."""
 
-    def __init__(self, model: PatchModel, optim, total_steps: int):
+    def __init__(self, model: PatchModel, optim: OptimConfig, total_steps: int):
         super().__init__()
         self.model, self.optim, self.total_steps = model, optim, total_steps
 

@@ -2,7 +2,7 @@
 
 Where a cube may not be had but some labelled spectra may, every pixel is given a mixture of real spectra of
 the classes in its blur window. The scene is made after the split: the labelled spectra are halved per class,
-and the half that a pixel draws from is that of its own side. All numbers here are ours, none the paper's.
+and the half that a pixel draws from is that of its own side. All numbers are ours, none the paper's.
 """
 
 import numpy as np
@@ -11,8 +11,9 @@ from scipy.sparse import csr_array
 
 from pdml.splits import Split
 from shared.data.keyed import keyed_normal, keyed_permutation, keyed_uniform
+from shared.data.streams import stream
 
-HALVES, DRAWS, NOISE = 11, 12, 13  # first part of a key; different from those in splits.py
+HALVES, DRAWS, NOISE = (stream(f"pdml.resample.{name}") for name in ("halves", "draws", "noise"))
 WINDOW = 1  # the blur window reaches one pixel: 3 x 3
 
 
@@ -68,8 +69,8 @@ def mixing_weights(labels, side, spectra_labels, half, sigma: float, seed: int) 
     own = side.reshape(-1, 1).astype(np.int64)
     pixel, place = np.arange(height * width)[:, None], np.arange(len(weight))[None]
     columns, data = [], []
-    share = keyed_uniform(DRAWS, seed, pixel, place, 2)
-    for partner, part in ((0, share), (1, 1 - share)):
+    fraction = keyed_uniform(DRAWS, seed, pixel, place, 2)
+    for partner, part in ((0, fraction), (1, 1 - fraction)):
         drawn = keyed_uniform(DRAWS, seed, pixel, place, partner)
         columns.append(pool[own, neighbour, (drawn * size[own, neighbour]).astype(np.int64)])
         data.append(weight * part)

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from pdml.config import DataConfig
 from pdml.resample import resample_scene
 from pdml.splits import Split, make_split
 from pdml.synthetic import synthetic_scene
@@ -32,7 +33,7 @@ class Scene:
     abundances: np.ndarray | None = None  # (H, W, materials) float32, the true ones where they are known
 
 
-def _path(cfg, data_root, file: str) -> Path:
+def _path(cfg: DataConfig, data_root, file: str) -> Path:
     """Return the path of a file under the data root, its checksum compared; no manifest, no comparison."""
     if cfg.manifest:
         return locate(load_manifest(cfg.manifest), data_root, file)
@@ -41,7 +42,7 @@ def _path(cfg, data_root, file: str) -> Path:
     return Path(data_root) / file
 
 
-def _array(cfg, data_root, file: str, key: str | None) -> tuple[np.ndarray, Path]:
+def _array(cfg: DataConfig, data_root, file: str, key: str | None) -> tuple[np.ndarray, Path]:
     path = _path(cfg, data_root, file)
     if path.suffix != ".tif":
         return read_mat(path, key), path
@@ -52,7 +53,7 @@ def _array(cfg, data_root, file: str, key: str | None) -> tuple[np.ndarray, Path
         raise UserError(f"{path} is missing or no readable TIFF file ({error}): get it again") from error
 
 
-def _pixels_first(values: np.ndarray, cfg, path: Path) -> np.ndarray:
+def _pixels_first(values: np.ndarray, cfg: DataConfig, path: Path) -> np.ndarray:
     """Return (H, W, channels) of an array in the config's layout; UserError where its shape does not fit."""
     height, width = cfg.height, cfg.width
     if cfg.layout == "bands_by_pixels_column_major":
@@ -88,7 +89,7 @@ def _finite(values: np.ndarray, path: Path) -> np.ndarray:
     return values
 
 
-def _cube(cfg, data_root) -> tuple[np.ndarray, Path]:
+def _cube(cfg: DataConfig, data_root) -> tuple[np.ndarray, Path]:
     values, path = _array(cfg, data_root, cfg.cube_file, cfg.cube_key)
     cube = _pixels_first(values, cfg, path)
     dropped = sorted(set(cfg.drop_bands))
@@ -102,7 +103,7 @@ def _cube(cfg, data_root) -> tuple[np.ndarray, Path]:
     return _finite(np.delete(cube, dropped, axis=2) if dropped else cube, path), path
 
 
-def _labels(cfg, data_root, abundances):
+def _labels(cfg: DataConfig, data_root, abundances):
     """Return labels (H, W) int16, the official pair of maps or None, and the file of the labels."""
     if cfg.labels_from == "largest_abundance":
         if abundances is None:
@@ -131,7 +132,7 @@ def _labels(cfg, data_root, abundances):
     return labels.astype(np.int16), maps, path
 
 
-def _check_labels(labels: np.ndarray, cfg, source) -> None:
+def _check_labels(labels: np.ndarray, cfg: DataConfig, source) -> None:
     present = np.unique(labels[labels != 0]).tolist()
     classes = len(cfg.class_names)
     if present != list(range(1, classes + 1)):
@@ -143,7 +144,7 @@ def _check_labels(labels: np.ndarray, cfg, source) -> None:
         raise UserError(f"{cfg.name}: {len(cfg.colours)} colours for {classes} classes; fix data.colours")
 
 
-def load_scene(cfg, seed: int, patch_size: int, data_root: str | None) -> tuple[Scene, Split]:
+def load_scene(cfg: DataConfig, seed: int, patch_size: int, data_root: str | None) -> tuple[Scene, Split]:
     """Return the scene of a `data` config and its split for a seed; ``patch_size`` widens the disjoint guard.
 
     The cube of a resampled scene depends on the seed, since it is made after the split; other cubes do not.

@@ -1,6 +1,6 @@
 """Training and scored pixels of a scene: per class, official maps, or spatially disjoint blocks.
 
-The abstract of arXiv 2211.08349 gives no split; every choice here is ours. All draws are keyed, so a seed
+The abstract of arXiv 2211.08349 gives no split; every choice is ours. All draws are keyed, so a seed
 names the same split on every machine. Random splits of overlapping patches leak: a patch around a test pixel
 usually holds training pixels. The disjoint split has a guard band against that.
 """
@@ -11,11 +11,13 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.ndimage import maximum_filter
 
+from pdml.config import SplitConfig
 from shared.data.keyed import keyed_bits, keyed_permutation
+from shared.data.streams import stream
 from shared.errors import UserError
 
-# First part of a key, so that two kinds of draw never share random bits.
-PIXELS, BLOCKS = 1, 2
+PIXELS = stream("pdml.split.pixels")
+BLOCKS = stream("pdml.split.blocks")
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ def block_index(height: int, width: int, block: int) -> np.ndarray:
     return row[:, None] * columns + column[None, :]
 
 
-def training_counts(labels: np.ndarray, classes: int, split, source: str) -> np.ndarray:
+def training_counts(labels: np.ndarray, classes: int, split: SplitConfig, source: str) -> np.ndarray:
     """Return (C,) int64, how many training pixels each class gets.
 
     A percentage is rounded up and at least ``split.minimum``. Raises UserError for a class that would have no
@@ -87,7 +89,7 @@ def _present(labels: np.ndarray, mask: np.ndarray, classes: int) -> np.ndarray:
     return np.bincount(labels[mask], minlength=classes + 1)[1:] > 0
 
 
-def _assignments(labels: np.ndarray, counts: np.ndarray, split, seed: int):
+def _assignments(labels: np.ndarray, counts: np.ndarray, split: SplitConfig, seed: int):
     """Yield (classes on both sides, (H, W) int8 sides) of the seeded assignments, most classes first.
 
     A class is on the train side with its number of training pixels, on the test side with one pixel. Ties go
@@ -120,7 +122,9 @@ def _guarded(labels: np.ndarray, counts: np.ndarray, blocks: np.ndarray, seed: i
     return Split(train, far & np.concatenate(([False], present))[labels], present, blocks)
 
 
-def _disjoint(labels: np.ndarray, classes: int, split, seed: int, patch_size: int, source: str) -> Split:
+def _disjoint(
+    labels: np.ndarray, classes: int, split: SplitConfig, seed: int, patch_size: int, source: str
+) -> Split:
     """Return the assignment with the most classes trained and, behind the guard, scored (labels only)."""
     counts = training_counts(labels, classes, split, source)
     best = None
@@ -152,7 +156,7 @@ def _official(train_map: np.ndarray, test_map: np.ndarray, classes: int, source:
 
 
 def make_split(
-    labels: np.ndarray, classes: int, split, seed: int, patch_size: int, source: str, maps=None
+    labels: np.ndarray, classes: int, split: SplitConfig, seed: int, patch_size: int, source: str, maps=None
 ) -> Split:
     """Return the split of labels (H, W), integers with 0 = unlabelled, for a seed.
 

@@ -3,19 +3,23 @@
 y(x) = sum over materials of blurred(a_m(x) (s_m(x) e_m + v_m(x))) + noise, with smooth abundance fields a,
 smooth endmember spectra e, and within-class variability: a scale s and a smooth additive spectrum v that vary
 from pixel to pixel (the linear mixing model with spectral variability; Zare and Ho, IEEE Signal Processing
-Magazine 2014). All numbers are ours and stand in the config.
+Magazine 2014). All numbers are ours, in the config.
 """
 
 import numpy as np
 from scipy.ndimage import gaussian_filter
 
+from pdml.config import SyntheticConfig
 from shared.data.keyed import keyed_normal, keyed_uniform
+from shared.data.streams import stream
 
-FIELDS, BUMPS, COMMON, SCALE, SHAPE, NOISE = 21, 22, 23, 24, 25, 26  # first part of a key
+FIELDS, BUMPS, COMMON, SCALE, SHAPE, NOISE = (
+    stream(f"pdml.synthetic.{name}") for name in ("fields", "bumps", "common", "scale", "shape", "noise")
+)
 
 
-def abundance_fields(height: int, width: int, materials: int, synthetic) -> np.ndarray:
-    """Return (H, W, materials) float64, shares that sum to 1: softmax of smooth fields / ``temperature``."""
+def abundance_fields(height: int, width: int, materials: int, synthetic: SyntheticConfig) -> np.ndarray:
+    """Return (H, W, materials) float64, fractions that sum to 1: softmax of smooth fields / ``temperature``."""
     index = np.ix_(np.arange(height), np.arange(width), np.arange(materials))
     fields = keyed_normal(FIELDS, synthetic.seed, *index)
     fields = gaussian_filter(fields, (synthetic.smoothness, synthetic.smoothness, 0), mode="reflect")
@@ -32,7 +36,7 @@ def _bumps(tag: int, seed: int, rows: int, number: int, bands: int) -> np.ndarra
     return (height * np.exp(-0.5 * ((x - place) / (0.04 + 0.16 * width)) ** 2)).sum(1)
 
 
-def endmembers(materials: int, bands: int, synthetic) -> np.ndarray:
+def endmembers(materials: int, bands: int, synthetic: SyntheticConfig) -> np.ndarray:
     """Return (materials, bands) float64 reflectance: a common smooth shape plus ``contrast`` x an own one."""
     common = _bumps(COMMON, synthetic.seed, 1, 6, bands)
     own = _bumps(BUMPS, synthetic.seed, materials, 4, bands)
@@ -40,7 +44,7 @@ def endmembers(materials: int, bands: int, synthetic) -> np.ndarray:
 
 
 def synthetic_scene(
-    height: int, width: int, bands: int, materials: int, synthetic
+    height: int, width: int, bands: int, materials: int, synthetic: SyntheticConfig
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the cube (H, W, bands) float32 and the true abundances (H, W, materials) float32.
 

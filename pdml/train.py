@@ -2,7 +2,7 @@
 
     make reproduce-pdml ROWS=jasper-disjoint-ssrn-pdml SCALE=lite DATA_ROOT=...
 
-``run`` is what the launcher calls for a row and seed, ``seconds_of_run`` what it prints the cost from.
+This is a Hydra application, ``python -m pdml.train``; ``seconds_of_run`` estimates what a run costs.
 """
 
 import logging
@@ -18,28 +18,31 @@ from scipy.special import entr
 from scipy.stats import spearmanr
 from tqdm import tqdm
 
-from pdml.config import CONFIGS, PDMLConfig
+from pdml.config import CONFIGS, OutputConfig, PDMLConfig
 from pdml.inference import Readout, ScenePrediction, predict_scene
 from pdml.model import PatchModel, build_model
-from pdml.module import PatchBatches, PatchData, PDMLModule
+from pdml.module import PatchBatches, PDMLModule
 from pdml.scenes import Scene, Split, load_scene
 from pdml.svm import predict_svm
 from pdml.tools.maps import draw_maps
+from shared.data.sampler import KeyedBatchSampler
 from shared.metrics.scores import classification_scores
 from shared.training.application import command, run_job
 from shared.training.fit import fit
+from shared.training.training_data import TrainingData
 
 log = logging.getLogger(__name__)
 
 
-def prepare(cfg) -> tuple[Scene, Split, PDMLModule, PatchData]:
+def prepare(cfg: PDMLConfig) -> tuple[Scene, Split, PDMLModule, TrainingData]:
     """Return all that a run trains with, as a function of the config alone; raises UserError for bad input."""
     scene, split = load_scene(cfg.data, cfg.seed, cfg.patch_size, cfg.paths.data_root)
     torch.manual_seed(cfg.seed)
     model = build_model(cfg, scene.cube.shape[2], len(scene.class_names))
     model.spectral.fit(scene.cube[split.train])
     batches = PatchBatches(scene, split, cfg.patch_size, cfg.seed)
-    data = PatchData(batches, cfg.optim.batch_size, cfg.scale.steps, cfg.trainer.workers)
+    sampler = KeyedBatchSampler(len(batches), cfg.optim.batch_size, cfg.seed, cfg.scale.steps)
+    data = TrainingData(batches, sampler, mixes=False, workers=cfg.trainer.workers)
     return scene, split, PDMLModule(model, cfg.optim, cfg.scale.steps), data
 
 
@@ -65,23 +68,24 @@ def readout_scores(scene: Scene, split: Split, readout: Readout) -> dict:
     return scores
 
 
-def evaluate(cfg, scene: Scene, split: Split, model: PatchModel) -> tuple[dict, ScenePrediction]:
-    """Return the metrics of both read-outs, those of ``cfg.method.readout`` without suffix, and the maps."""
+def evaluate(
+    scene: Scene, split: Split, model: PatchModel, readout: str, output: OutputConfig
+) -> tuple[dict, ScenePrediction]:
+    """Return the metrics of both read-outs, those of ``readout`` without suffix, and the maps."""
     begin = time.perf_counter()
-    wanted = None if cfg.output.region == "scene" else split.test
+    wanted = None if output.region == "scene" else split.test
     prediction = predict_scene(
         model,
         scene.cube,
-        cfg.output.batch_size,
+        output.batch_size,
         wanted=wanted,
         probabilities=True,
-        fused=cfg.method.readout == "fused",
+        fused=readout == "fused",
         progress=tqdm if os.isatty(2) else None,
     )
     seconds = time.perf_counter() - begin
-    return scene_metrics(cfg.method.readout, scene, split, prediction) | {
-        "inference_seconds": seconds
-    }, prediction
+    metrics = scene_metrics(readout, scene, split, prediction) | {"inference_seconds": seconds}
+    return metrics, prediction
 
 
 def scene_metrics(readout: str, scene: Scene, split: Split, prediction: ScenePrediction) -> dict:
@@ -89,9 +93,9 @@ def scene_metrics(readout: str, scene: Scene, split: Split, prediction: ScenePre
     metrics: dict = {}
     for name in ("centre", "fused"):
         if (maps := getattr(prediction, name)) is not None:
-            found = readout_scores(scene, split, maps)
-            metrics |= {f"{key}_{name}": value for key, value in found.items()}
-            metrics |= found if name == readout else {}
+            scores = readout_scores(scene, split, maps)
+            metrics |= {f"{key}_{name}": value for key, value in scores.items()}
+            metrics |= scores if name == readout else {}
     names = np.array(scene.class_names)
     metrics["classes_scored"] = f"{int(split.classes.sum())} of {len(names)}"
     metrics["classes_left_out"] = ", ".join(names[~split.classes]) or "none"
@@ -100,7 +104,7 @@ def scene_metrics(readout: str, scene: Scene, split: Split, prediction: ScenePre
     return metrics
 
 
-def run(cfg, folder: Path) -> dict | None:
+def run(cfg: PDMLConfig, folder: Path) -> dict | None:
     """Train, score and draw one row and seed into ``folder``; returns the metrics (None on ranks other than 0)."""
     if cfg.method.name == "svm":
         return run_svm(cfg, folder)
@@ -110,8 +114,8 @@ def run(cfg, folder: Path) -> dict | None:
     seconds = time.perf_counter() - begin
     if not trainer.is_global_zero:
         return None
-    # Lightning hands the model back on the CPU.
-    metrics, prediction = evaluate(cfg, scene, split, module.model.to(trainer.strategy.root_device))
+    model = module.model.to(trainer.strategy.root_device)  # Lightning leaves it on the CPU
+    metrics, prediction = evaluate(scene, split, model, cfg.method.readout, cfg.output)
     metrics["train_seconds"] = seconds
     metrics["parameters"] = float(sum(p.numel() for p in module.model.parameters()))
     metrics["skipped_steps"] = float(module.skipped_steps)
@@ -120,7 +124,7 @@ def run(cfg, folder: Path) -> dict | None:
     return metrics
 
 
-def run_svm(cfg, folder: Path) -> dict:
+def run_svm(cfg: PDMLConfig, folder: Path) -> dict:
     """Fit and score the spectral baseline of ``cfg.method``, which sees single spectra and no patch."""
     scene, split = load_scene(cfg.data, cfg.seed, cfg.patch_size, cfg.paths.data_root)
     begin = time.perf_counter()
@@ -132,7 +136,7 @@ def run_svm(cfg, folder: Path) -> dict:
     return metrics
 
 
-def seconds_of_run(cfg) -> float:
+def seconds_of_run(cfg: PDMLConfig) -> float:
     """Estimate the seconds of a whole run from three timed steps and one timed batch of inference."""
     if cfg.method.name == "svm":
         return 2.0  # fitted once, in about that time

@@ -14,10 +14,14 @@ from torch.nn import functional as F
 
 from shared.data.augment import mix
 from shared.data.keyed import keyed_bits
+from shared.data.streams import stream
 from shared.training.guard import GuardedModule
 from shared.training.ranks import world_size
 
-MIXING, DROPPING = 31, 32  # first part of a key: what is drawn
+from .schema import ClassificationConfig
+
+MIXING = stream("classification.mixing")
+DROPPING = stream("classification.dropping")
 
 
 def parameter_groups(network: nn.Module, weight_decay: float) -> list[dict]:
@@ -41,7 +45,7 @@ def learning_rate(step: int, steps: int, warmup: int, lr: float, warmup_lr: floa
 class ClassificationModule(GuardedModule):
     """Trains a network on soft targets; keeps a moving average of its weights where ``ema_decay`` says so."""
 
-    def __init__(self, network: nn.Module, cfg, steps: int):
+    def __init__(self, network: nn.Module, cfg: ClassificationConfig, steps: int):
         super().__init__()
         self.model = network
         self.optim, self.augment, self.classes, self.seed = cfg.optim, cfg.augment, cfg.data.classes, cfg.seed

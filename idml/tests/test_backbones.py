@@ -35,8 +35,8 @@ def test_maps_parameters_and_multiply_adds_are_as_documented(name):
     parameters, multiply_adds, size, maps = SIZES[name]
     backbone, counter = on_meta(name), FlopCounterMode(display=False)
     with counter, torch.no_grad():
-        found = backbone(torch.empty(2, 3, size, size, device="meta"))
-    assert found.shape == (2, *maps) and backbone.num_features == maps[0]
+        actual = backbone(torch.empty(2, 3, size, size, device="meta"))
+    assert actual.shape == (2, *maps) and backbone.num_features == maps[0]
     assert sum(parameter.numel() for parameter in backbone.parameters()) == parameters
     assert counter.get_total_flops() == 2 * 2 * multiply_adds  # a multiply-add counts 2 there; two images
 
@@ -98,9 +98,9 @@ def test_a_file_from_before_batch_norm_counted_its_batches_loads():
     backbone = settled(timm.create_model("resnet50", pretrained=False, num_classes=0, global_pool=""))
     old = {name: value + 1 for name, value in backbone.state_dict().items() if not name.endswith(COUNTER)}
     load_pretrained(backbone, old, "old.pth")
-    found = backbone.state_dict()
-    assert all(found[name].equal(old[name]) for name in old)
-    assert all(not found[name].any() for name in found.keys() - old.keys())
+    actual = backbone.state_dict()
+    assert all(actual[name].equal(old[name]) for name in old)
+    assert all(not actual[name].any() for name in actual.keys() - old.keys())
 
 
 def without(name):

@@ -31,23 +31,23 @@ def in_two_loops(f, W, b, u, tau, offset):
     classifier = nn.Linear(W.shape[1], W.shape[0]).to(W.dtype)
     classifier.weight.data, classifier.bias.data = W, b
     vectors = classifier(torch.eye(W.shape[1], dtype=W.dtype)).T  # (C, F), as the release obtains them
-    found = torch.empty(len(f), len(W), dtype=W.dtype)
+    actual = torch.empty(len(f), len(W), dtype=W.dtype)
     for i in range(len(f)):
         for c in range(len(W)):
             logit = classifier(f[i])[c]
             distance = sum((f[i, k] - vectors[c, k]) ** 2 for k in range(W.shape[1]))
             uncertainty = sum(u[i, k] ** 2 for k in range(u.shape[1]))
-            found[i, c] = 1 - (1 - logit) * math.exp(-(uncertainty + offset) / (tau * distance))
-    return found
+            actual[i, c] = 1 - (1 - logit) * math.exp(-(uncertainty + offset) / (tau * distance))
+    return actual
 
 
 @pytest.mark.parametrize("tau, offset", [(5.0, 0.0), (2.0, 4.0)])
 def test_logits_are_those_of_the_formula_in_two_loops(tau, offset):
     expected = in_two_loops(*parts(), tau, offset)
-    found = introspective_logits(*parts(), tau, offset)
-    torch.testing.assert_close(found.detach(), expected, **DOUBLE)
+    actual = introspective_logits(*parts(), tau, offset)
+    torch.testing.assert_close(actual.detach(), expected, **DOUBLE)
     plain = F.linear(*parts()[:3]).detach()
-    assert ((found.detach() - plain).abs() > 1e-3).float().mean() > 0.9  # the metric does something
+    assert ((actual.detach() - plain).abs() > 1e-3).float().mean() > 0.9  # the metric does something
 
 
 @pytest.mark.parametrize("offset", [0.0, 4.0])
@@ -81,8 +81,8 @@ def test_every_parameter_gets_gradient_in_train_mode_and_the_uncertainty_none_in
 
 def test_without_uncertainty_the_logits_are_the_baselines():
     f, W, b, u = parts()
-    found = introspective_logits(f, W, b, torch.zeros_like(u), TAU, 0.0)
-    torch.testing.assert_close(found, F.linear(f, W, b), **DOUBLE)
+    actual = introspective_logits(f, W, b, torch.zeros_like(u), TAU, 0.0)
+    torch.testing.assert_close(actual, F.linear(f, W, b), **DOUBLE)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -91,12 +91,12 @@ def test_a_feature_that_is_its_class_vector_gives_finite_logits_and_gradients(dt
     _, W, b, u = parts(dtype)
     f = (W + b[:, None]).detach()[:3].requires_grad_()
     u = (torch.zeros(3, U) if certain else u.detach()[:3]).to(dtype).requires_grad_()
-    found = introspective_logits(f, W, b, u, TAU, 0.0)
-    found.sum().backward()
-    assert found.isfinite().all()
+    actual = introspective_logits(f, W, b, u, TAU, 0.0)
+    actual.sum().backward()
+    assert actual.isfinite().all()
     assert all(part.grad.isfinite().all() for part in (f, W, b, u))
     if dtype is torch.float64 and not certain:
-        torch.testing.assert_close(found.diagonal(), torch.ones(3, dtype=dtype))  # the exponential is 0
+        torch.testing.assert_close(actual.diagonal(), torch.ones(3, dtype=dtype))  # the exponential is 0
 
 
 class LargestTensor(TorchDispatchMode):
@@ -105,11 +105,11 @@ class LargestTensor(TorchDispatchMode):
     numel = 0
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        found = function(*args, **(kwargs or {}))
-        for each in found if isinstance(found, tuple | list) else (found,):
+        actual = function(*args, **(kwargs or {}))
+        for each in actual if isinstance(actual, tuple | list) else (actual,):
             if isinstance(each, torch.Tensor):
                 self.numel = max(self.numel, each.numel())
-        return found
+        return actual
 
 
 def test_no_tensor_of_batch_classes_and_features_is_made():
@@ -127,10 +127,10 @@ def test_in_half_precision_the_metric_is_computed_in_float32(dtype):
     inputs = [part.detach() for part in parts(dtype, scale=300.0)]
     assert inputs[0].float().square().sum(1).min() > 65_504
     with torch.autocast("cpu", dtype):
-        found = introspective_logits(*inputs, TAU, 0.0)
+        actual = introspective_logits(*inputs, TAU, 0.0)
     expected = introspective_logits(*(part.float() for part in inputs), TAU, 0.0)
-    assert found.dtype == torch.float32 and found.isfinite().all()
-    torch.testing.assert_close(found, expected, **SAME)
+    assert actual.dtype == torch.float32 and actual.isfinite().all()
+    torch.testing.assert_close(actual, expected, **SAME)
 
 
 @pytest.mark.parametrize("autocast", [True, False])
@@ -211,9 +211,9 @@ def test_an_uncertainty_that_is_too_large_leaves_no_gradient():
     f, W, b, u = parts(torch.float32)
     distances = torch.cdist(f, W + b[:, None]).square()
     u = (u.detach() / u.detach().norm(dim=1, keepdim=True)) * (104 * TAU * distances.max()).sqrt().detach()
-    found = introspective_logits(f, W, b, u.requires_grad_(), TAU, 0.0)
-    found[:, 0].sum().backward()
-    torch.testing.assert_close(found, torch.ones(B, C), **SAME)
+    actual = introspective_logits(f, W, b, u.requires_grad_(), TAU, 0.0)
+    actual[:, 0].sum().backward()
+    torch.testing.assert_close(actual, torch.ones(B, C), **SAME)
     assert not u.grad.any()
 
 

@@ -12,7 +12,7 @@ from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
 
 from idml import clustering
 from idml.clustering import clustering_metrics, clustering_scores, kmeans
-from idml.tools.reference import clustering_loop
+from idml.tools import reference
 from shared.errors import UserError
 
 EXACT = 1e-12
@@ -38,22 +38,22 @@ def f1_of_pairs(labels, assignment) -> float:
 
 @settings(max_examples=150, deadline=None, derandomize=True)
 @given(partitions)
-def test_scores_are_those_of_all_pairs_and_of_the_loop_form(both):
+def test_scores_are_those_of_all_pairs_and_of_the_reference(both):
     labels, assignment = (np.array(values) for values in both)
     scores = clustering_scores(labels * 100 - 3, torch.from_numpy(assignment))
     assert scores["f1"] == pytest.approx(f1_of_pairs(labels, assignment), abs=EXACT, rel=0)
-    expected = clustering_loop(labels, assignment)
+    expected = reference.clustering_scores(labels, assignment)
     assert scores["nmi"] == pytest.approx(expected["nmi"], abs=NMI_EXACT, rel=0)
     if scores["f1"] < 1:  # the loop form knows no partition without pairs
         assert scores["f1"] == pytest.approx(expected["f1"], abs=EXACT, rel=0)
 
 
-def test_scores_at_scale_are_those_of_the_loop_form():
+def test_scores_at_scale_are_those_of_the_reference():
     draw = np.random.default_rng(0)
     labels = draw.integers(900, size=5000)
     assignment = np.where(draw.random(5000) < 0.6, labels, draw.integers(900, size=5000))
     assert clustering_scores(labels, assignment) == pytest.approx(
-        clustering_loop(labels, assignment), abs=EXACT, rel=0
+        reference.clustering_scores(labels, assignment), abs=EXACT, rel=0
     )
 
 
@@ -104,14 +104,14 @@ def test_every_row_takes_part_in_every_iteration():
     # faiss by itself takes 256 rows a cluster: 20 of these 1,000 rows would hardly move a centre drawn elsewhere.
     faiss = pytest.importorskip("faiss")
     rows = torch.randn(1000, 4, generator=torch.Generator().manual_seed(3))
-    found = kmeans(rows, 2, 0)
+    actual = kmeans(rows, 2, 0)
     unit = torch.nn.functional.normalize(rows.double()).float().numpy()
     by_itself = faiss.Kmeans(4, 2, niter=clustering.ITERATIONS, seed=0)
     by_itself.train(unit)
-    assert (found != by_itself.assign(unit)[1]).any()
+    assert (actual != by_itself.assign(unit)[1]).any()
     for cluster in range(2):  # a fixed point of all rows: each row is nearest to the mean of its own cluster
-        inside = unit[found == cluster].mean(0), unit[found != cluster].mean(0)
-        own, other = (((unit[found == cluster] - mean) ** 2).sum(1) for mean in inside)
+        inside = unit[actual == cluster].mean(0), unit[actual != cluster].mean(0)
+        own, other = (((unit[actual == cluster] - mean) ** 2).sum(1) for mean in inside)
         assert (own <= other).mean() > 0.99
 
 
@@ -132,13 +132,13 @@ def test_metrics_are_mean_and_sample_deviation_over_seeds():
     rows, labels = torch.randn(200, 6, generator=draw), torch.randint(9, (200,), generator=draw) * 5
     clusters = len(labels.unique())
     each = [clustering_scores(labels, kmeans(rows, clusters, seed)) for seed in (0, 1, 2)]
-    found = clustering_metrics(rows, labels, (0, 1, 2))
-    assert set(found) == {"nmi", "nmi_std", "f1", "f1_std"}
+    actual = clustering_metrics(rows, labels, (0, 1, 2))
+    assert set(actual) == {"nmi", "nmi_std", "f1", "f1_std"}
     for name in ("nmi", "f1"):
         values = [scores[name] for scores in each]
-        assert found[name] == pytest.approx(statistics.fmean(values), abs=EXACT)
-        assert found[f"{name}_std"] == pytest.approx(statistics.stdev(values), abs=EXACT)
-        assert found[f"{name}_std"] > 0
+        assert actual[name] == pytest.approx(statistics.fmean(values), abs=EXACT)
+        assert actual[f"{name}_std"] == pytest.approx(statistics.stdev(values), abs=EXACT)
+        assert actual[f"{name}_std"] > 0
     assert np.isnan(clustering_metrics(rows, labels, [0])["nmi_std"])
 
 

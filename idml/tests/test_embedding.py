@@ -47,8 +47,8 @@ def test_the_embedding_is_semantic_then_uncertainty_of_the_pooled_features(pooli
 
 
 def test_neither_half_is_normalised():
-    found = made().eval()(images())
-    for half in found.split([S, U], 1):
+    actual = made().eval()(images())
+    for half in actual.split([S, U], 1):
         assert half.norm(dim=1).std() > 1e-3
 
 

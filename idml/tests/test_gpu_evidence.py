@@ -10,7 +10,7 @@ from idml.tools import gpu_evidence
 from shared.bench.gpu import train_rows
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here, it would be measured")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU, which would be measured")
 def test_without_a_gpu_it_says_so_in_one_sentence_and_writes_nothing(tmp_path, capsys):
     assert gpu_evidence.main(["--out", str(tmp_path / "figures")]) == 2
     assert capsys.readouterr().err.strip() == (
@@ -25,8 +25,8 @@ def test_a_red_check_is_reported_and_nothing_is_timed(tmp_path, monkeypatch):
     monkeypatch.setattr(gpu_evidence, "check_neighbours", lambda: {"what": "neighbours", "green": False})
     monkeypatch.setattr(gpu_evidence, "timed_search", lambda: pytest.fail("timed behind a red check"))
     assert gpu_evidence.main(["--out", str(tmp_path)]) == 1
-    found = json.loads((tmp_path / "idml.json").read_text())
-    assert len(found["checks"]) == 2 * 7 + 1 + 1 and "milliseconds" not in found
+    actual = json.loads((tmp_path / "idml.json").read_text())
+    assert len(actual["checks"]) == 2 * 7 + 1 + 1 and "milliseconds" not in actual
 
 
 def test_the_whole_script_runs_on_the_cpu(tmp_path, monkeypatch, capsys):
@@ -49,8 +49,10 @@ def test_a_wrong_loss_is_seen(monkeypatch):
     right = gpu_evidence.outcome
 
     def off(loss, embeddings, labels):
-        found = right(loss, embeddings, labels)
-        return {name: value * (1.001 if value.dtype == torch.float32 else 1) for name, value in found.items()}
+        actual = right(loss, embeddings, labels)
+        return {
+            name: value * (1.001 if value.dtype == torch.float32 else 1) for name, value in actual.items()
+        }
 
     monkeypatch.setattr(gpu_evidence, "outcome", off)
     assert not gpu_evidence.check_loss("contrastive", "plain")["green"]

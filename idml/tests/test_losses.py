@@ -87,8 +87,8 @@ def test_half_precision_embeddings_are_measured_in_single_precision(name):
     x = embeddings().bfloat16()
     expected = made(name)(x.float(), LABELS)
     with torch.autocast("cpu", torch.bfloat16):
-        found = made(name)(x, LABELS)
-    torch.testing.assert_close(found, expected)
+        actual = made(name)(x, LABELS)
+    torch.testing.assert_close(actual, expected)
 
 
 def test_names_that_mean_nothing_and_the_released_metric_elsewhere_are_refused():
@@ -106,21 +106,21 @@ def sampler(cutoff: float = 0.5, farthest: float = 1.4) -> DistanceWeightedSampl
 def test_distance_weights_are_one_over_the_density_on_the_sphere_of_the_semantic_width():
     distances = torch.tensor([[0.0, 0.3, 0.9, 1.2, 1.39, 1.6]], dtype=torch.float64)
     negative = torch.tensor([[False, True, True, True, True, True]])
-    found = sampler().weights(distances, negative)[0].tolist()
+    actual = sampler().weights(distances, negative)[0].tolist()
 
     def inverse_density(d):
         return 1 / (d ** (S - 2) * (1 - d * d / 4) ** ((S - 3) / 2))
 
     expected = [0.0, *map(inverse_density, (0.5, 0.9, 1.2, 1.39)), 0.0]
     total = sum(expected)
-    assert all(math.isclose(a, b / total, rel_tol=1e-12) for a, b in zip(found, expected, strict=True))
+    assert all(math.isclose(a, b / total, rel_tol=1e-12) for a, b in zip(actual, expected, strict=True))
 
 
 def test_an_anchor_whose_negatives_are_all_far_draws_from_them_alike_and_one_without_negatives_from_none():
     distances = torch.tensor([[0.0, 1.5, 1.9], [1.5, 0.0, 1.9], [0.3, 0.3, 0.0]])
     negative = torch.tensor([[False, True, True], [True, False, True], [False, False, False]])
-    found = sampler().weights(distances, negative)
-    torch.testing.assert_close(found, torch.tensor([[0.0, 0.5, 0.5], [0.5, 0.0, 0.5], [0.0, 0.0, 0.0]]))
+    actual = sampler().weights(distances, negative)
+    torch.testing.assert_close(actual, torch.tensor([[0.0, 0.5, 0.5], [0.5, 0.0, 0.5], [0.0, 0.0, 0.0]]))
 
 
 def test_the_sampler_draws_a_negative_for_every_pair_of_a_class_as_a_function_of_the_step():

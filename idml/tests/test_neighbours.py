@@ -44,9 +44,9 @@ def whole_numbers(n: int, d: int, largest: int, seed: int) -> torch.Tensor:
 )
 def test_neighbours_are_those_of_brute_force_with_ties_by_index(backend, dtype, n, d, k, largest, seed):
     embeddings = whole_numbers(n, d, largest, seed % 2**32).to(dtype)
-    found = nearest_neighbours(embeddings, k, backend)
-    assert found.dtype == torch.int64 and found.shape == (n, min(k, n - 1))
-    assert torch.equal(found, brute(embeddings, k))
+    actual = nearest_neighbours(embeddings, k, backend)
+    assert actual.dtype == torch.int64 and actual.shape == (n, min(k, n - 1))
+    assert torch.equal(actual, brute(embeddings, k))
 
 
 @pytest.mark.parametrize("backend, dtype", CASES, ids=IDS)
@@ -59,10 +59,10 @@ def test_ties_across_the_border_of_the_last_place_go_to_lower_indices(backend, d
 
 @pytest.mark.parametrize("backend, dtype", CASES, ids=IDS)
 def test_equal_rows_name_the_lowest_other_indices(backend, dtype):
-    found = nearest_neighbours(torch.full((300, 7), 0.3, dtype=dtype), 4, backend)
+    actual = nearest_neighbours(torch.full((300, 7), 0.3, dtype=dtype), 4, backend)
     expected = torch.arange(5).repeat(300, 1)
     for row in range(300):
-        assert found[row].tolist() == [index for index in expected[row].tolist() if index != row][:4]
+        assert actual[row].tolist() == [index for index in expected[row].tolist() if index != row][:4]
 
 
 @pytest.mark.parametrize("backend, dtype", CASES, ids=IDS)
@@ -100,11 +100,11 @@ def test_reduced_precision_of_matrix_products_is_not_taken_over():
     torch.set_float32_matmul_precision("medium")
     try:
         with torch.autocast("cpu", torch.bfloat16):
-            found = nearest_neighbours(embeddings, 10, "torch")
+            actual = nearest_neighbours(embeddings, 10, "torch")
         assert torch.get_float32_matmul_precision() == "medium"
     finally:
         torch.set_float32_matmul_precision("highest")
-    assert torch.equal(found, brute(embeddings, 10))
+    assert torch.equal(actual, brute(embeddings, 10))
 
 
 def test_extreme_lengths_are_directions_all_the_same():

@@ -51,10 +51,10 @@ def test_the_shortcut_pools_and_fills_up_with_zeros(stride, side):
     nn.init.zeros_(block.residual[-1].weight)  # nothing but the shortcut comes through
     maps = torch.randn(2, 12, side, side)
     expected = maps if stride == 1 else F.avg_pool2d(maps, 2, ceil_mode=True)
-    found = block(maps)
-    assert found.shape == (2, 20, -(-side // stride), -(-side // stride))
-    torch.testing.assert_close(found[:, :12], expected, **SAME)
-    assert not found[:, 12:].any()
+    actual = block(maps)
+    assert actual.shape == (2, 20, -(-side // stride), -(-side // stride))
+    torch.testing.assert_close(actual[:, :12], expected, **SAME)
+    assert not actual[:, 12:].any()
 
 
 def test_logits_are_the_classifier_of_the_features():

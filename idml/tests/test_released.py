@@ -35,10 +35,10 @@ def run(arrays, normalize: bool):
 )
 def test_the_released_loss_and_every_gradient_are_the_golden_ones(arrays, normalize, key):
     names = ["out_loss", "grad_semantic", "grad_uncertainty", "grad_proxies"]
-    for name, found in zip(names, run(arrays, normalize), strict=True):
+    for name, actual in zip(names, run(arrays, normalize), strict=True):
         expected = arrays[f"{name}_{key}"]
         scale = max(float(expected.abs().max()), 1e-6)  # a gradient of zero is rounding, not a scale
-        torch.testing.assert_close(found, expected, rtol=GOLDEN, atol=GOLDEN * scale)
+        torch.testing.assert_close(actual, expected, rtol=GOLDEN, atol=GOLDEN * scale)
 
 
 def test_as_released_the_uncertainty_has_no_gradient(arrays):

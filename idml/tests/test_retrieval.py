@@ -12,7 +12,7 @@ from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
 from idml import retrieval
 from idml.neighbours import nearest_neighbours
 from idml.retrieval import neighbours_needed, retrieval_metrics
-from idml.tools.reference import retrieval_loop
+from idml.tools import reference
 from shared.errors import UserError
 
 EXACT = 1e-12  # sums of at most n fractions in float64
@@ -28,13 +28,13 @@ def random_case(n: int, classes: int, seed: int) -> tuple[torch.Tensor, torch.Te
 
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(n=st.integers(2, 80), classes=st.integers(1, 30), seed=st.integers(0, 2**32 - 1))
-def test_scores_are_those_of_the_loop_form(n, classes, seed):
+def test_scores_are_those_of_the_reference(n, classes, seed):
     embeddings, labels = random_case(n, classes, seed)
     labels[-2:] = 1  # a class of two at the least; with few samples and many classes others are alone
     ks = [1, 2, 10, 200]
-    found = nearest_neighbours(embeddings, neighbours_needed(labels, ks))
-    scores = retrieval_metrics(found, labels, ks)
-    expected = retrieval_loop(found.numpy(), labels.numpy(), ks)
+    neighbours = nearest_neighbours(embeddings, neighbours_needed(labels, ks))
+    scores = retrieval_metrics(neighbours, labels, ks)
+    expected = reference.retrieval_metrics(neighbours.numpy(), labels.numpy(), ks)
     sizes = np.unique(labels, return_counts=True)[1]
     assert scores.pop("singletons") == (sizes == 1).sum()
     assert scores.pop("queries") == n - (sizes == 1).sum()
@@ -49,9 +49,9 @@ def test_scores_are_those_of_the_public_calculator(n, classes, seed):
     unit = torch.nn.functional.normalize(embeddings)
     expected = calculator.get_accuracy(unit, labels)
     scores = retrieval_metrics(nearest_neighbours(unit, neighbours_needed(labels, [1])), labels, [1])
-    found = dict(zip(names, (scores["recall@1"], scores["rp"], scores["map@r"]), strict=True))
+    actual = dict(zip(names, (scores["recall@1"], scores["rp"], scores["map@r"]), strict=True))
     # one query out of n would show; the calculator computes averages in float64 and hands on what torch made of them
-    assert found == pytest.approx({name: expected[name] for name in names}, abs=1e-9, rel=0)
+    assert actual == pytest.approx({name: expected[name] for name in names}, abs=1e-9, rel=0)
 
 
 def test_values_worked_out_by_hand():
@@ -92,48 +92,48 @@ def test_recall_looks_at_k_neighbours_not_at_the_largest_class():
 def test_some_queries_among_all_are_scored_alone(monkeypatch):
     embeddings, labels = random_case(90, 8, 3)
     some = torch.tensor([80, 3, 5, 44])
-    found = nearest_neighbours(embeddings, neighbours_needed(labels, [1, 5]))
-    scores = retrieval_metrics(found[some], labels, [1, 5], some)
-    expected = retrieval_loop(found.numpy(), labels.numpy(), [1, 5], some.tolist())
+    neighbours = nearest_neighbours(embeddings, neighbours_needed(labels, [1, 5]))
+    scores = retrieval_metrics(neighbours[some], labels, [1, 5], some)
+    expected = reference.retrieval_metrics(neighbours.numpy(), labels.numpy(), [1, 5], some.tolist())
     assert {name: scores[name] for name in expected} == pytest.approx(expected, abs=EXACT, rel=0)
     assert scores["queries"] == 4
-    whole = retrieval_metrics(found, labels, [1, 5])
+    whole = retrieval_metrics(neighbours, labels, [1, 5])
     monkeypatch.setattr(retrieval, "CHUNK", 100)
-    assert retrieval_metrics(found, labels, [1, 5]) == whole
+    assert retrieval_metrics(neighbours, labels, [1, 5]) == whole
 
 
 def test_too_few_neighbours_are_refused_unless_there_are_no_more():
     labels = torch.tensor([0] * 6 + [1] * 4)
     assert [neighbours_needed(labels, ks) for ks in ([1], [1, 7], [100])] == [5, 7, 9]
-    found = nearest_neighbours(torch.randn(10, 3, generator=torch.Generator().manual_seed(0)), 9)
+    neighbours = nearest_neighbours(torch.randn(10, 3, generator=torch.Generator().manual_seed(0)), 9)
     for have, ks in ((4, [1]), (6, [7]), (8, [100])):
         with pytest.raises(UserError, match=f"need {have + 1} neighbours of every query, {have} are given"):
-            retrieval_metrics(found[:, :have], labels, ks)
-    assert retrieval_metrics(found, labels, [100])["recall@100"] == 1
+            retrieval_metrics(neighbours[:, :have], labels, ks)
+    assert retrieval_metrics(neighbours, labels, [100])["recall@100"] == 1
 
 
 def test_what_cannot_be_scored_is_refused():
-    found = nearest_neighbours(torch.eye(4), 3)
+    neighbours = nearest_neighbours(torch.eye(4), 3)
     with pytest.raises(UserError, match="no query has another sample of its class"):
-        retrieval_metrics(found, torch.arange(4), [1])
-    for neighbours, labels, ks in (
-        (found, torch.zeros(5), [1]),
-        (found[:3], torch.zeros(4), [1]),
-        (found - 1, torch.zeros(4), [1]),
-        (found + 1, torch.zeros(4), [1]),
-        (found, torch.zeros(4), [0]),
-        (found, torch.zeros(4), []),
+        retrieval_metrics(neighbours, torch.arange(4), [1])
+    for rows, labels, ks in (
+        (neighbours, torch.zeros(5), [1]),
+        (neighbours[:3], torch.zeros(4), [1]),
+        (neighbours - 1, torch.zeros(4), [1]),
+        (neighbours + 1, torch.zeros(4), [1]),
+        (neighbours, torch.zeros(4), [0]),
+        (neighbours, torch.zeros(4), []),
     ):
         with pytest.raises(ValueError):
-            retrieval_metrics(neighbours, labels, ks)
+            retrieval_metrics(rows, labels, ks)
 
 
 @pytest.mark.slow
-def test_scores_after_the_search_are_ten_times_faster_than_the_loop_form():
+def test_scores_after_the_search_are_ten_times_faster_than_the_reference():
     draw = torch.Generator().manual_seed(0)
     n = 20000
     labels = torch.randint(n // 5, (n,), generator=draw)
-    found, ks = torch.randint(n, (n, 100), generator=draw), [1, 10, 100]
+    neighbours, ks = torch.randint(n, (n, 100), generator=draw), [1, 10, 100]
 
     def seconds(call):  # of the CPU: other processes do not count
         begin = time.process_time()
@@ -141,7 +141,7 @@ def test_scores_after_the_search_are_ten_times_faster_than_the_loop_form():
         return time.process_time() - begin
 
     def ratio():
-        loop = seconds(lambda: retrieval_loop(found.numpy(), labels.numpy(), ks))
-        return loop / min(seconds(lambda: retrieval_metrics(found, labels, ks)) for _ in range(3))
+        loop = seconds(lambda: reference.retrieval_metrics(neighbours.numpy(), labels.numpy(), ks))
+        return loop / min(seconds(lambda: retrieval_metrics(neighbours, labels, ks)) for _ in range(3))
 
     assert ratio() >= 10 or ratio() >= 10

@@ -95,10 +95,10 @@ def test_the_first_half_of_the_classes_trains_and_the_other_tests(root, name):
     MAKERS[name](root)
     expected = {"train": [(0, 10), (0, 50), (1, 20), (1, 60)], "test": [(0, 30), (0, 70), (1, 40), (1, 80)]}
     for split, pairs in expected.items():
-        found = load_retrieval_set(name, split, root)
-        values = [int(found.image(index)[0, 0, 0]) for index in range(len(found))]
-        assert list(zip(found.labels.tolist(), values, strict=True)) == pairs
-        assert found.classes == (("1", "2") if split == "train" else ("3", "4"))
+        actual = load_retrieval_set(name, split, root)
+        values = [int(actual.image(index)[0, 0, 0]) for index in range(len(actual))]
+        assert list(zip(actual.labels.tolist(), values, strict=True)) == pairs
+        assert actual.classes == (("1", "2") if split == "train" else ("3", "4"))
 
 
 def test_digits_train_on_five_classes_and_test_on_five_others():
@@ -135,7 +135,7 @@ def test_annotation_files_that_do_not_match_each_other_are_one_sentence(root):
     [
         ("", "images.txt and .*image_class_labels.txt do not match, image 1 is in one"),
         ("1 a b\n", "line 1, has 3 columns, not 2"),
-        ("".join(f"{n} one\n" for n, _, _ in images()), "has 'one' where a number must stand"),
+        ("".join(f"{n} one\n" for n, _, _ in images()), "has 'one' where a number is expected"),
         ("".join(f"{n} 1\n" for n, _, _ in images()), "name 8 images of 1 classes, not 8 of 4"),
     ],
 )

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from idml import evaluate, train
-from idml.data import ClassSubset, EvaluationBatches, held_out_classes, training_images
+from idml.data import ClassSubset, evaluation_batches, held_out_classes, training_images
 from idml.module import decay
 from idml.scoring import Embedded, chance_level, embed, recall_at_1
 from idml.selection import EpochSelection
@@ -22,6 +22,11 @@ from idml.uncertainty import (
 )
 
 HELD_OUT = ["data.held_out=0.4", "selection=held-out"]
+
+
+def embedded_by(cfg, network, images) -> Embedded:
+    """Return the embeddings of a set's images on the CPU."""
+    return embed(network, evaluation_batches(cfg, images), torch.device("cpu"))
 
 
 @pytest.fixture(scope="module")
@@ -159,17 +164,17 @@ def test_the_best_epoch_is_the_first_of_equals_and_its_weights_are_kept(tmp_path
     state, steps = train.read_checkpoint(selection.path("best-test-epoch"))
     assert steps == selection.best_epoch("best-test-epoch") * BATCHES_AN_EPOCH
     module.model.load_state_dict(state)
-    assert recall_at_1(embed(cfg, module.model, sets["best-test-epoch"], torch.device("cpu"))) == max(curve)
+    assert recall_at_1(embedded_by(cfg, module.model, sets["best-test-epoch"])) == max(curve)
 
 
 def test_scores_are_of_the_semantic_half_alone(tmp_path):
     cfg = small_config(tmp_path, *INTROSPECTIVE)
     module, _, sets = train.prepare(cfg)
     test = sets["best-test-epoch"]
-    before = embed(cfg, module.model, test, torch.device("cpu"))
+    before = embedded_by(cfg, module.model, test)
     with torch.no_grad():
         module.model.uncertainty.weight.mul_(100)
-    after = embed(cfg, module.model, test, torch.device("cpu"))
+    after = embedded_by(cfg, module.model, test)
     assert after.semantic.equal(before.semantic) and not after.uncertainty.equal(before.uncertainty)
     torch.testing.assert_close(before.semantic.norm(dim=1), torch.ones(len(test)))
 
@@ -178,7 +183,7 @@ def test_an_uncertainty_that_is_the_semantic_embedding_ranks_as_its_length(tmp_p
     cfg = small_config(tmp_path, *INTROSPECTIVE)
     module, _, sets = train.prepare(cfg)
     module.model.uncertainty.load_state_dict(module.model.semantic.state_dict())
-    embedded = embed(cfg, module.model, sets["best-test-epoch"], torch.device("cpu"))
+    embedded = embedded_by(cfg, module.model, sets["best-test-epoch"])
     assert embedded.length.equal(embedded.uncertainty) and embedded.length.std() > 0
     assert uncertainty_scores(embedded, {})["uncertainty_length_correlation"] == pytest.approx(1)
     embedded.length = -embedded.length
@@ -224,5 +229,5 @@ def test_detectors_and_halves():
 def test_evaluation_batches_hold_every_image_once(tmp_path):
     cfg = small_config(tmp_path, "output.batch_size=100")
     test = load_retrieval_set("digits", "test", None)
-    indices = torch.cat([batch["indices"] for batch in EvaluationBatches(cfg, test)])
+    indices = torch.cat([batch["indices"] for batch in evaluation_batches(cfg, test)])
     assert indices.tolist() == list(range(len(test)))

@@ -1,13 +1,13 @@
 """What this paper promises about speed: retrieval and clustering scored at the size of SOP's test set.
 
-    python -m idml.tools.bench [--threads 2] [--samples 60502] [--queries N] [--loop-queries N] [--k 100]
+    python -m idml.tools.bench [--threads 2] [--samples 60502] [--queries N] [--reference-queries N] [--k 100]
 
 Synthetic embeddings, 512 wide, in classes of 2 to 12 samples, 11,316 classes in 60,502 samples. Search, scores and
 k-means are measured apart, each in a process of its own: seconds of one call (search and scores: median of 3) and the
 rise of the peak of resident memory during it (Linux). Search counts everything from raw embeddings on;
-``faiss.IndexFlatIP`` is handed normalised rows in a finished index, and may order ties as it likes. The loop form
-(reference.py) scores the same neighbours and clusters; with ``--loop-queries`` its retrieval is timed on that many and
-scaled, as its row says.
+``faiss.IndexFlatIP`` gets normalised rows in a finished index, and may order ties as it likes. The reference
+(reference.py, in loops) scores the same neighbours and clusters; with ``--reference-queries`` its retrieval is timed on
+that many and scaled, as its row says.
 """
 
 import argparse
@@ -36,7 +36,7 @@ def synthetic(samples: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Return embeddings (n, WIDTH) float32 around class centres and labels (n,) int64, of exactly n samples."""
     draw = torch.Generator().manual_seed(0)
     classes = max(1, round(samples * CLASSES / SAMPLES))
-    # Every class has the smallest size and a number of places beyond, of which as many are taken as samples are left.
+    # Every class has the smallest size and a number of places beyond, of which as many are used as samples are left.
     places = torch.randperm(classes * (LARGEST - SMALLEST), generator=draw)[: samples - SMALLEST * classes]
     sizes = SMALLEST + torch.bincount(places % classes, minlength=classes)
     labels = torch.repeat_interleave(torch.arange(classes), sizes)
@@ -70,10 +70,10 @@ def retrieval_call(neighbours, labels, ks):
     return lambda: retrieval_metrics(neighbours, labels, ks, queries)
 
 
-def retrieval_loop_call(neighbours, labels, ks, queries: int):
-    """Return a call that scores the first queries by the loop form."""
+def retrieval_reference_call(neighbours, labels, ks, queries: int):
+    """Return a call that scores the first queries by the reference."""
     neighbours, labels = neighbours.numpy(), labels.numpy()
-    return lambda: reference.retrieval_loop(neighbours, labels, ks, range(queries))
+    return lambda: reference.retrieval_metrics(neighbours, labels, ks, range(queries))
 
 
 def clustering_call(labels, assignment):
@@ -82,10 +82,10 @@ def clustering_call(labels, assignment):
     return lambda: clustering_scores(labels, assignment)
 
 
-def clustering_loop_call(labels, assignment):
-    """Return a call that scores clusters by the loop form."""
+def clustering_reference_call(labels, assignment):
+    """Return a call that scores clusters by the reference."""
     labels = labels.numpy()
-    return lambda: reference.clustering_loop(labels, assignment)
+    return lambda: reference.clustering_scores(labels, assignment)
 
 
 def kmeans_call(samples: int, iterations: int):
@@ -99,23 +99,23 @@ class Rows:
 
     def __init__(self, title: str):
         self.table = Table(
-            "part", "here, s", "peer", "peer, s", "peer / here", "extra memory, MB", title=title
+            "part", "ours, s", "peer", "peer, s", "peer / ours", "extra memory, MB", title=title
         )
         for column in self.table.columns[1:2] + self.table.columns[3:]:
             column.justify = "right"
 
-    def add(self, part: str, here: Measured, peer: str = "–", peer_seconds: float | None = None) -> None:
+    def add(self, part: str, ours: Measured, peer: str = "–", peer_seconds: float | None = None) -> None:
         """Add one row; a part without a peer leaves its cells empty."""
-        memory = "–" if here.extra_bytes is None else f"{here.extra_bytes / 1e6:.0f}"
+        memory = "–" if ours.extra_bytes is None else f"{ours.extra_bytes / 1e6:.0f}"
         peer_cell = "–" if peer_seconds is None else f"{peer_seconds:.2f}"
-        ratio = "–" if peer_seconds is None else f"{peer_seconds / here.seconds:.2f}"
-        self.table.add_row(part, f"{here.seconds:.3f}", peer, peer_cell, ratio, memory)
+        ratio = "–" if peer_seconds is None else f"{peer_seconds / ours.seconds:.2f}"
+        self.table.add_row(part, f"{ours.seconds:.3f}", peer, peer_cell, ratio, memory)
 
 
 def add_search(rows: Rows, samples: int, queries: int, k: int, threads: int) -> torch.Tensor:
-    """Measure the search by every backend that runs here and return the neighbours that they agree on.
+    """Measure the search by every backend that this machine can run and return the neighbours that they agree on.
 
-    The one that is taken by default and its peer in turn, medians of SEARCHES, so that both meet the same moods of the
+    The default backend and its peer in turn, medians of SEARCHES, so that both meet the same moods of the
     machine; the others once.
     """
     flat: list[float] = []
@@ -124,38 +124,47 @@ def add_search(rows: Rows, samples: int, queries: int, k: int, threads: int) -> 
         if importlib.util.find_spec("faiss"):
             flat.append(measured(flat_call, samples, queries, k, threads=threads).seconds)
         chosen.append(measured(search_call, "auto", samples, queries, k, threads=threads))
-    seconds = statistics.median(one.seconds for one in chosen)
-    here = {"auto": chosen[0]._replace(seconds=seconds)}
+    seconds = statistics.median(measurement.seconds for measurement in chosen)
+    ours = {"auto": chosen[0]._replace(seconds=seconds)}
     for backend in ("torch", "faiss") if flat else ("torch",):
-        here[backend] = measured(search_call, backend, samples, queries, k, threads=threads)
-    for backend, one in here.items():
+        ours[backend] = measured(search_call, backend, samples, queries, k, threads=threads)
+    for backend, measurement in ours.items():
         peer = statistics.median(flat) if flat else None
-        rows.add(f"search, k {k}, {backend}", one, "faiss.IndexFlatIP", peer)
-    found = [one.result for one in here.values()]
-    if not all(torch.equal(found[0], other) for other in found):
+        rows.add(f"search, k {k}, {backend}", measurement, "faiss.IndexFlatIP", peer)
+    neighbours = [measurement.result for measurement in ours.values()]
+    if not all(torch.equal(neighbours[0], other) for other in neighbours):
         raise AssertionError("the backends found different neighbours")
-    return found[0]
+    return neighbours[0]
 
 
 def add_scores(
-    rows: Rows, neighbours, labels, ks, assignment, loop_queries: int | None, threads: int
+    rows: Rows, neighbours, labels, ks, assignment, reference_queries: int | None, threads: int
 ) -> None:
-    """Measure the scores of retrieval and clustering beside the loop form, apart and together."""
-    loop_queries = min(loop_queries or len(neighbours), len(neighbours))
-    here = measured(retrieval_call, neighbours, labels, ks, threads=threads, repeats=3)
-    loop = measured(retrieval_loop_call, neighbours, labels, ks, loop_queries, threads=threads).seconds
-    loop *= len(neighbours) / loop_queries
+    """Measure the scores of retrieval and clustering beside the reference, apart and together."""
+    reference_queries = min(reference_queries or len(neighbours), len(neighbours))
+    ours = measured(retrieval_call, neighbours, labels, ks, threads=threads, repeats=3)
+    reference_seconds = measured(
+        retrieval_reference_call, neighbours, labels, ks, reference_queries, threads=threads
+    ).seconds
+    reference_seconds *= len(neighbours) / reference_queries
     peer = (
-        "loop form" if loop_queries == len(neighbours) else f"loop form, scaled from {loop_queries} queries"
+        "reference"
+        if reference_queries == len(neighbours)
+        else f"reference, scaled from {reference_queries} queries"
     )
-    rows.add(f"recall@{ks}, RP, MAP@R", here, peer, loop)
+    rows.add(f"recall@{ks}, RP, MAP@R", ours, peer, reference_seconds)
     clusters = measured(clustering_call, labels, assignment, threads=threads, repeats=3)
-    cluster_loop = measured(clustering_loop_call, labels, assignment, threads=threads).seconds
-    rows.add("NMI, F1", clusters, "loop form", cluster_loop)
-    told = here.extra_bytes is not None
-    both = max(here.extra_bytes, clusters.extra_bytes) if told else None
+    cluster_reference_seconds = measured(
+        clustering_reference_call, labels, assignment, threads=threads
+    ).seconds
+    rows.add("NMI, F1", clusters, "reference", cluster_reference_seconds)
+    measured_memory = ours.extra_bytes is not None
+    both = max(ours.extra_bytes, clusters.extra_bytes) if measured_memory else None
     rows.add(
-        "all scores", Measured(here.seconds + clusters.seconds, both, None), "loop form", loop + cluster_loop
+        "all scores",
+        Measured(ours.seconds + clusters.seconds, both, None),
+        "reference",
+        reference_seconds + cluster_reference_seconds,
     )
 
 
@@ -167,7 +176,9 @@ def main() -> None:
     parser.add_argument(
         "--queries", type=int, help="samples whose neighbours are searched among all (default: all)"
     )
-    parser.add_argument("--loop-queries", type=int, help="queries that the loop form scores (default: all)")
+    parser.add_argument(
+        "--reference-queries", type=int, help="queries that the reference scores (default: all)"
+    )
     parser.add_argument("--k", type=int, default=100, help="recall is scored at powers of ten up to this")
     args = parser.parse_args()
     queries = min(args.queries or args.samples, args.samples)
@@ -181,7 +192,7 @@ def main() -> None:
     k = neighbours_needed(labels, ks)
     neighbours = add_search(rows, args.samples, queries, k, args.threads)
     clusters = measured(kmeans_call, args.samples, ITERATIONS, threads=args.threads)
-    add_scores(rows, neighbours, labels, ks, clusters.result, args.loop_queries, args.threads)
+    add_scores(rows, neighbours, labels, ks, clusters.result, args.reference_queries, args.threads)
     each = f"{clusters.seconds / ITERATIONS:.2f} s each"
     rows.add(f"k-means, {ITERATIONS} iterations, {each}", clusters)
     console.print(rows.table)

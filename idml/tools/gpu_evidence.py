@@ -1,4 +1,4 @@
-"""What only a GPU can show of IDML: losses and neighbours are right there, what a step costs, and the lite rows.
+"""What only a GPU can show of IDML: whether losses and neighbours are right, what a step costs, and the lite rows.
 
     make gpu-evidence OUT=FOLDER [DATA_ROOT=FOLDER]
     python -m idml.tools.gpu_evidence --out FOLDER [--data-root FOLDER] [--workers 16]
@@ -57,7 +57,7 @@ def outcome(loss: MetricLoss, embeddings: Tensor, labels: Tensor) -> dict[str, T
     value = loss(embeddings, labels)
     value.backward()
     gradients = [embeddings.grad, *(parameter.grad for parameter in loss.proxies())]
-    return {"loss": value.detach()} | {f"gradient {i}": one for i, one in enumerate(gradients)}
+    return {"loss": value.detach()} | {f"gradient {i}": gradient for i, gradient in enumerate(gradients)}
 
 
 def check_loss(name: str, metric: str) -> dict:
@@ -66,12 +66,12 @@ def check_loss(name: str, metric: str) -> dict:
     draw = torch.Generator().manual_seed(0)
     embeddings = torch.randn(40, semantic + uncertainty, generator=draw)
     labels = torch.arange(40) % 5
-    wanted = outcome(loss.double(), embeddings.double(), labels)
+    expected = outcome(loss.double(), embeddings.double(), labels)
     loss.zero_grad()
-    found = outcome(loss.float().to(DEVICE), embeddings.to(DEVICE), labels.to(DEVICE))
+    actual = outcome(loss.float().to(DEVICE), embeddings.to(DEVICE), labels.to(DEVICE))
     errors = {
-        key: float((found[key].cpu().double() - value).norm() / value.norm().clamp_min(1e-12))
-        for key, value in wanted.items()
+        key: float((actual[key].cpu().double() - value).norm() / value.norm().clamp_min(1e-12))
+        for key, value in expected.items()
     }
     worst = worst_of(errors)
     case = {"what": f"{name}, {metric}", "worst": worst, "error": errors[worst]}
@@ -81,8 +81,8 @@ def check_loss(name: str, metric: str) -> dict:
 def check_neighbours() -> dict:
     """Return whether the GPU finds the CPU's neighbours, every one and in their order."""
     embeddings, _ = synthetic(CHECKED_SAMPLES)
-    wanted = nearest_neighbours(embeddings, K)
-    differing = int((nearest_neighbours(embeddings.to(DEVICE), K).cpu() != wanted).sum())
+    expected = nearest_neighbours(embeddings, K)
+    differing = int((nearest_neighbours(embeddings.to(DEVICE), K).cpu() != expected).sum())
     return {"what": f"{K} neighbours of {CHECKED_SAMPLES}", "error": differing, "green": not differing}
 
 
@@ -97,7 +97,7 @@ def timed_steps() -> dict:
     images = torch.randn(BATCH, 3, SIDE, SIDE, device=DEVICE)
     labels = torch.arange(BATCH, device=DEVICE) % CLASSES
 
-    def step_of(metric: str, share: float | None):
+    def step_of(metric: str, lam: float | None):
         loss, semantic, uncertainty = loss_of("proxy-anchor", metric, CLASSES)
         network = EmbeddingNetwork(build_backbone("resnet50"), semantic, uncertainty).to(DEVICE)
         loss = loss.to(DEVICE)
@@ -105,7 +105,7 @@ def timed_steps() -> dict:
 
         def step():
             with torch.autocast(torch.device(DEVICE).type, torch.bfloat16):
-                value = objective(network, loss, images, labels, share)
+                value = objective(network, loss, images, labels, lam)
             return torch.autograd.grad(value, trained, allow_unused=True)
 
         return step
@@ -120,10 +120,10 @@ def timed_steps() -> dict:
     )
 
 
-def times_of(found: dict) -> Table:
+def times_of(figures: dict) -> Table:
     table = Table("what", "ms, median", "least", "largest")
-    for name, one in found.get("milliseconds", {}).items():
-        table.add_row(name, *(f"{one[key]:.2f}" for key in ("median", "least", "largest")))
+    for name, times in figures.get("milliseconds", {}).items():
+        table.add_row(name, *(f"{times[key]:.2f}" for key in ("median", "least", "largest")))
     return table
 
 

@@ -1,7 +1,7 @@
-"""The loop form of the scores, as evaluation code commonly has it: one query, one class, one cluster after another.
+"""The scores in loops, as evaluation code commonly has them: one query, one class, one cluster after another.
 
-Written from the definitions in retrieval.py and clustering.py, with nothing shared with them: the peer of tests and
-of the benchmark.
+Written from the definitions in retrieval.py and clustering.py, with which it shares no code: tests and the benchmark
+compare the two.
 """
 
 import math
@@ -11,8 +11,8 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 
-def recall_loop(neighbours: np.ndarray, labels: np.ndarray, k: int, queries: Iterable[int]) -> float:
-    """Return the share of queries with a sample of their class among the k nearest, from neighbours (n, m)."""
+def recall(neighbours: np.ndarray, labels: np.ndarray, k: int, queries: Iterable[int]) -> float:
+    """Return the fraction of queries with a sample of their class among the k nearest, from neighbours (n, m)."""
     sizes = Counter(labels.tolist())
     hits = total = 0
     for query in queries:
@@ -24,7 +24,9 @@ def recall_loop(neighbours: np.ndarray, labels: np.ndarray, k: int, queries: Ite
     return hits / total
 
 
-def precision_loop(neighbours: np.ndarray, labels: np.ndarray, queries: Iterable[int]) -> tuple[float, float]:
+def precision_scores(
+    neighbours: np.ndarray, labels: np.ndarray, queries: Iterable[int]
+) -> tuple[float, float]:
     """Return R-precision and MAP@R, means over the queries that are not alone in their class."""
     precisions, averages = [], []
     for query in queries:
@@ -32,27 +34,27 @@ def precision_loop(neighbours: np.ndarray, labels: np.ndarray, queries: Iterable
         relevant = int(same_class.sum()) - 1
         if relevant == 0:
             continue
-        found, average = 0, 0.0
+        hits, average = 0, 0.0
         for place, neighbour in enumerate(neighbours[query, :relevant], 1):
             if same_class[neighbour]:
-                found += 1
-                average += found / place
-        precisions.append(found / relevant)
+                hits += 1
+                average += hits / place
+        precisions.append(hits / relevant)
         averages.append(average / relevant)
     return math.fsum(precisions) / len(precisions), math.fsum(averages) / len(averages)
 
 
-def retrieval_loop(
+def retrieval_metrics(
     neighbours: np.ndarray, labels: np.ndarray, ks: Sequence[int], queries=None
 ) -> dict[str, float]:
     """Return recall@k, ``rp`` and ``map@r`` from neighbours (n, m) and labels (n,), for all or some queries."""
     queries = range(len(labels)) if queries is None else queries
-    found = {f"recall@{k}": recall_loop(neighbours, labels, k, queries) for k in ks}
-    found["rp"], found["map@r"] = precision_loop(neighbours, labels, queries)
-    return found
+    metrics = {f"recall@{k}": recall(neighbours, labels, k, queries) for k in ks}
+    metrics["rp"], metrics["map@r"] = precision_scores(neighbours, labels, queries)
+    return metrics
 
 
-def f1_loop(labels: np.ndarray, assignment: np.ndarray) -> float:
+def f1(labels: np.ndarray, assignment: np.ndarray) -> float:
     """Return the F1 of pairs, class by class and cluster by cluster."""
     both = same_class = same_cluster = 0
     for label in np.unique(labels):
@@ -69,7 +71,7 @@ def f1_loop(labels: np.ndarray, assignment: np.ndarray) -> float:
     return 2 * precision * recall / (precision + recall) if precision + recall else 0.0
 
 
-def nmi_loop(labels: np.ndarray, assignment: np.ndarray) -> float:
+def nmi(labels: np.ndarray, assignment: np.ndarray) -> float:
     """Return mutual information over the arithmetic mean of the entropies, class by class and cluster by cluster."""
     n = len(labels)
     sizes = {cluster: int((assignment == cluster).sum()) for cluster in np.unique(assignment)}
@@ -77,8 +79,8 @@ def nmi_loop(labels: np.ndarray, assignment: np.ndarray) -> float:
     class_terms, shared_terms = [], []
     for label in np.unique(labels):
         members = assignment[labels == label]
-        share = len(members) / n
-        class_terms.append(-share * math.log(share))
+        fraction = len(members) / n
+        class_terms.append(-fraction * math.log(fraction))
         for cluster in np.unique(members):
             together = int((members == cluster).sum())
             shared_terms.append(together / n * math.log(together * n / (len(members) * sizes[cluster])))
@@ -86,6 +88,6 @@ def nmi_loop(labels: np.ndarray, assignment: np.ndarray) -> float:
     return math.fsum(shared_terms) / mean_entropy if mean_entropy else 1.0
 
 
-def clustering_loop(labels: np.ndarray, assignment: np.ndarray) -> dict[str, float]:
+def clustering_scores(labels: np.ndarray, assignment: np.ndarray) -> dict[str, float]:
     """Return ``nmi`` and ``f1`` of clusters (n,) against labels (n,)."""
-    return {"nmi": nmi_loop(labels, assignment), "f1": f1_loop(labels, assignment)}
+    return {"nmi": nmi(labels, assignment), "f1": f1(labels, assignment)}

@@ -26,8 +26,8 @@ def test_features_parameters_and_multiply_adds_are_as_documented(name):
         backbone = build_backbone(name, size).eval()
         counter = FlopCounterMode(display=False)
         with counter, torch.no_grad():
-            found = backbone(torch.empty(2, 3, size, size))
-    assert found.shape == (2, features) and backbone.num_features == features
+            actual = backbone(torch.empty(2, 3, size, size))
+    assert actual.shape == (2, features) and backbone.num_features == features
     assert sum(parameter.numel() for parameter in backbone.parameters()) == parameters
     if multiply_adds is not None:
         assert counter.get_total_flops() == 2 * 2 * multiply_adds

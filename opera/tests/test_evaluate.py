@@ -1,4 +1,4 @@
-"""A checkpoint has the scores of its run, and one of something else is told in one sentence."""
+"""A checkpoint has the scores of its run, and one of something else is refused in one sentence."""
 
 import pytest
 import torch
@@ -6,10 +6,12 @@ import torch
 from opera import train
 from opera.evaluate import checkpoint_of, evaluate_checkpoint
 from opera.tests.small import SMALL, small_config
-from shared.claims.commands import main
+from shared.claims.__main__ import main
+from shared.claims.compose import compose
 from shared.data.images import load_image_set
 from shared.errors import UserError
-from shared.training.application import run_folder
+from shared.training.config import run_folder
+from shared.training.evaluation import run_evaluation
 
 # The same arithmetic on the same images in the same batches.
 SAME = 1e-12
@@ -33,11 +35,11 @@ def backbone_of(path, prefix: str) -> dict[str, torch.Tensor]:
 
 def test_a_pretraining_has_the_neighbours_of_its_run(whole, tmp_path):
     cfg, path, _, metrics = whole
-    found = evaluate_checkpoint(cfg, path, tmp_path / "pictures")
-    assert set(found) == {"top1_knn", "n_test", "parameters", "steps_trained"}
+    scores = evaluate_checkpoint(cfg, path, tmp_path / "pictures")
+    assert set(scores) == {"top1_knn", "n_test", "parameters", "steps_trained"}
     for name in ("top1_knn", "n_test", "parameters"):
-        assert found[name] == pytest.approx(metrics[name], abs=SAME)
-    assert found["steps_trained"] == 11 and not (tmp_path / "pictures").exists()
+        assert scores[name] == pytest.approx(metrics[name], abs=SAME)
+    assert scores["steps_trained"] == 11 and not (tmp_path / "pictures").exists()
 
 
 def test_another_task_takes_the_weights_of_the_pretraining_that_is_there(whole, tmp_path):
@@ -45,9 +47,9 @@ def test_another_task_takes_the_weights_of_the_pretraining_that_is_there(whole, 
     other = cfg.copy()
     other.task.epochs = 1
     before = path.stat().st_mtime_ns, torch.load(path, weights_only=True)["state_dict"]
-    found = train.run(other, tmp_path)
-    assert found["top1_knn"] == metrics["top1_knn"] and found["top1"] != metrics["top1"]
-    assert found["resumed"] == 1 and "pretrain_seconds" not in found and metrics["pretrain_seconds"] > 0
+    scores = train.run(other, tmp_path)
+    assert scores["top1_knn"] == metrics["top1_knn"] and scores["top1"] != metrics["top1"]
+    assert scores["resumed"] == 1 and "pretrain_seconds" not in scores and metrics["pretrain_seconds"] > 0
     after = torch.load(path, weights_only=True)["state_dict"]
     assert all(torch.equal(value, after[name]) for name, value in before[1].items())
 
@@ -60,8 +62,8 @@ def test_an_official_probe_is_scored_by_its_classifier(whole, tmp_path):
         for name, value in state.items()
     }
     torch.save({"state_dict": official}, tmp_path / "linear.pth.tar")
-    found = evaluate_checkpoint(cfg, tmp_path / "linear.pth.tar", tmp_path)
-    assert found == {name: metrics[name] for name in ("top1", "top5", "top1_knn", "n_test", "parameters")}
+    scores = evaluate_checkpoint(cfg, tmp_path / "linear.pth.tar", tmp_path)
+    assert scores == {name: metrics[name] for name in ("top1", "top5", "top1_knn", "n_test", "parameters")}
 
 
 def test_a_probe_of_another_number_of_classes_is_scored_by_neighbours(whole, tmp_path):
@@ -69,8 +71,8 @@ def test_a_probe_of_another_number_of_classes_is_scored_by_neighbours(whole, tmp
     official = backbone_of(path, "module.")
     official |= {"module.fc.weight": torch.ones(7, 64), "module.fc.bias": torch.ones(7)}
     torch.save({"state_dict": official}, tmp_path / "linear.pth.tar")
-    found = evaluate_checkpoint(cfg, tmp_path / "linear.pth.tar", tmp_path)
-    assert found == {name: metrics[name] for name in ("top1_knn", "n_test", "parameters")}
+    scores = evaluate_checkpoint(cfg, tmp_path / "linear.pth.tar", tmp_path)
+    assert scores == {name: metrics[name] for name in ("top1_knn", "n_test", "parameters")}
 
 
 def test_a_row_without_a_pretraining_has_the_checkpoint_of_its_first_task(whole, tmp_path):
@@ -94,20 +96,20 @@ def test_a_file_in_the_form_of_moco_v3_is_scored_by_neighbours(whole, tmp_path):
     cfg, path, _, metrics = whole
     official = backbone_of(path, "module.base_encoder.")
     torch.save({"state_dict": official}, tmp_path / "moco.pth.tar")
-    found = evaluate_checkpoint(cfg, tmp_path / "moco.pth.tar", tmp_path)
-    assert found == {name: metrics[name] for name in ("top1_knn", "n_test", "parameters")}
+    scores = evaluate_checkpoint(cfg, tmp_path / "moco.pth.tar", tmp_path)
+    assert scores == {name: metrics[name] for name in ("top1_knn", "n_test", "parameters")}
 
 
 def test_a_classifier_has_the_accuracy_of_its_run(whole, tmp_path):
     cfg, _, path, metrics = whole
-    found = evaluate_checkpoint(cfg, path, tmp_path)
-    assert set(found) == {"top1", "top5", "n_test", "parameters", "steps_trained"}
+    scores = evaluate_checkpoint(cfg, path, tmp_path)
+    assert set(scores) == {"top1", "top5", "n_test", "parameters", "steps_trained"}
     for name in ("top1", "top5", "n_test", "parameters"):
-        assert found[name] == pytest.approx(metrics[name], abs=SAME)
-    assert found["steps_trained"] == 22  # two epochs
+        assert scores[name] == pytest.approx(metrics[name], abs=SAME)
+    assert scores["steps_trained"] == 22  # two epochs
     elsewhere = tmp_path / "moved.ckpt"
     elsewhere.write_bytes(path.read_bytes())
-    assert evaluate_checkpoint(cfg, elsewhere, tmp_path) == found
+    assert evaluate_checkpoint(cfg, elsewhere, tmp_path) == scores
 
 
 def test_every_set_of_the_task_is_scored_by_the_names_of_a_run(whole, tmp_path, monkeypatch):
@@ -123,9 +125,12 @@ def test_every_set_of_the_task_is_scored_by_the_names_of_a_run(whole, tmp_path, 
         monkeypatch.setattr(f"{module}.load_classification_set", half_of_the_digits)
     both = cfg.copy()
     both.task.sets = ["digits", "half"]
-    found = evaluate_checkpoint(both, path, tmp_path)
-    assert found["top1_knn"] == metrics["top1_knn"] and (found["n_test"], found["n_test_half"]) == (359, 180)
-    assert 0.5 < found["top1_knn_half"] <= 1
+    scores = evaluate_checkpoint(both, path, tmp_path)
+    assert scores["top1_knn"] == metrics["top1_knn"] and (scores["n_test"], scores["n_test_half"]) == (
+        359,
+        180,
+    )
+    assert 0.5 < scores["top1_knn_half"] <= 1
     # The folder tells which one a classifier was tuned on; their classes would not.
     assert evaluate_checkpoint(both, tuned, tmp_path)["top1"] == metrics["top1"]
     half = tmp_path / "half/last.ckpt"
@@ -139,12 +144,10 @@ def test_every_set_of_the_task_is_scored_by_the_names_of_a_run(whole, tmp_path, 
         evaluate_checkpoint(both, tmp_path / "last.ckpt", tmp_path)
 
 
-def test_the_command_prints_the_scores(whole, capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "200")
+def test_the_command_prints_the_scores(whole, capfd):
     cfg, path, _, metrics = whole
-    overrides = [override for override in SMALL if not override.startswith("logging")]
-    assert main(["evaluate", "opera", "--row", "digits-opera", "--ckpt", str(path), *overrides]) == 0
-    out = capsys.readouterr().out
+    assert main(["evaluate", "opera", "--row", "digits-opera", "--ckpt", str(path), *SMALL]) == 0
+    out = capfd.readouterr().out
     assert f"{metrics['top1_knn'] * 100:.2f}" in out and str(path) in out
 
 
@@ -155,14 +158,26 @@ def test_the_command_prints_the_scores(whole, capsys, monkeypatch):
         (1, ["objective.arrangement=backbone"], "does not fit row default"),
         (1, ["model.backbone=resnet-small"], "does not fit row default"),
         (2, ["model.backbone=resnet-small"], "does not fit row default"),
-        (1, ["task=dense"], "is blocked: detection and segmentation"),
-        (1, ["optim.precision=16-mixed"], "optim.precision=16-mixed is not known"),
     ],
 )
 def test_a_checkpoint_that_does_not_fit_is_told_in_one_sentence(whole, tmp_path, which, overrides, words):
     with pytest.raises(UserError, match=words) as error:
         evaluate_checkpoint(small_config(tmp_path, *overrides), whole[which], tmp_path)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("task=dense", "is blocked: detection and segmentation"),
+        ("optim.precision=16-mixed", "optim.precision=16-mixed is not known"),
+    ],
+)
+def test_what_is_not_trained_is_not_scored(whole, tmp_path, override, words):
+    cfg = compose("opera", [*SMALL, f"ckpt={whole[1]}", f"out={tmp_path / 'out'}", override], "evaluate")
+    with pytest.raises(UserError, match=words):
+        run_evaluation(cfg, evaluate_checkpoint, train.check, checkpoint_of)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_classifier_of_other_classes_is_told_so(whole, tmp_path):

@@ -9,10 +9,11 @@ import torch
 import torchvision
 from torch import nn
 
-from opera import export, train
+from opera import train
 from opera.backbones import build_backbone, resnet_small
 from opera.moco_checkpoints import load_moco_v3
 from opera.tests.small import small_config
+from opera.tools import export
 from shared.errors import UserError
 from shared.training.fit import fit
 
@@ -32,7 +33,7 @@ def randomised(network: nn.Module, seed: int = 0) -> nn.Module:
 
 
 def saved_backbone(path, name: str, size: int, prefix: str = "model.online.backbone.") -> nn.Module:
-    """Save a backbone as a pre-training does, with what stands beside it, and return it in float64."""
+    """Save a backbone as a pre-training does, with the other networks, and return it in float64."""
     backbone = randomised(build_backbone(name, size))
     state = {prefix + key: value for key, value in backbone.state_dict().items()}
     state |= {"model.online.projector.0.weight": torch.ones(2), "model.momentum.backbone.x": torch.ones(2)}
@@ -44,9 +45,9 @@ def images(size: int) -> torch.Tensor:
     return torch.randn(3, 3, size, size, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
 
 
-def assert_same_features(found: torch.Tensor, wanted: torch.Tensor) -> None:
+def assert_same_features(actual: torch.Tensor, wanted: torch.Tensor) -> None:
     assert wanted.std() > 1e-3
-    torch.testing.assert_close(found, wanted, rtol=0, atol=EXACT * float(wanted.abs().max()))
+    torch.testing.assert_close(actual, wanted, rtol=0, atol=EXACT * float(wanted.abs().max()))
 
 
 @pytest.fixture(scope="module")
@@ -279,9 +280,9 @@ def test_moco_v3s_encoder_is_taken_without_what_ends_it(tmp_path, name, size, ki
         theirs.fc = nn.Linear(backbone.num_features, 5)
     wanted = {key: value.clone() for key, value in randomised(theirs, seed=3).state_dict().items()}
     state = moco_file(tmp_path / "moco.pth.tar", theirs, end, kind, best_acc1=torch.tensor(70.5))
-    found = load_moco_v3(backbone, tmp_path / "moco.pth.tar")
-    assert found.encoder == encoder and sorted([*found.used, *found.left_out]) == sorted(state)
-    assert len(found.used) == len(wanted) - 2 and not any(f".{end}." in key for key in found.used)
+    loaded = load_moco_v3(backbone, tmp_path / "moco.pth.tar")
+    assert loaded.encoder == encoder and sorted([*loaded.used, *loaded.left_out]) == sorted(state)
+    assert len(loaded.used) == len(wanted) - 2 and not any(f".{end}." in key for key in loaded.used)
     theirs.load_state_dict(wanted)
     setattr(theirs, end, nn.Identity())
     batch = images(size if end == "head" else 64)[:2]
@@ -295,7 +296,7 @@ def test_what_was_taken_is_logged(tmp_path, caplog):
     moco_file(tmp_path / "moco.pth.tar", timm_vit(), "head")
     with caplog.at_level("INFO"):
         load_moco_v3(build_backbone("vit-tiny", 32), tmp_path / "moco.pth.tar")
-    assert "78 tensors of base_encoder taken" in caplog.text
+    assert "78 tensors of base_encoder loaded" in caplog.text
     assert "module.base_encoder, module.momentum_encoder, module.predictor" in caplog.text
 
 

@@ -10,11 +10,11 @@ from opera.masked import MASKED_ARRANGEMENTS
 from opera.tools import gpu_evidence
 
 TOY = {
-    "toy": (["data=cifar10-all", "model=resnet-small", "heads=small", "views=small", "optim=small-resnet"], 8)
+    "toy": (["data=cifar10-jpg", "model=resnet-small", "heads=small", "views=small", "optim=small-resnet"], 8)
 }
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 def test_no_gpu_is_one_sentence_and_code_2(tmp_path, capsys):
     assert gpu_evidence.main(["--out", str(tmp_path / "figures")]) == 2
     assert capsys.readouterr().err.strip() == (
@@ -37,8 +37,8 @@ def test_a_red_check_is_reported_and_nothing_is_timed(tmp_path, monkeypatch):
 @pytest.mark.parametrize("arrangement", [*ARRANGEMENTS, *MASKED_ARRANGEMENTS])
 def test_every_objective_is_checked_and_float32_is_near_enough(arrangement, monkeypatch):
     monkeypatch.setattr(gpu_evidence, "DEVICE", "cpu")
-    found = gpu_evidence.check_objective(arrangement)
-    assert found["green"] and 0 < found["error"]
+    actual = gpu_evidence.check_objective(arrangement)
+    assert actual["green"] and 0 < actual["error"]
 
 
 def test_a_wrong_objective_or_view_is_red(monkeypatch):
@@ -50,8 +50,8 @@ def test_a_wrong_objective_or_view_is_red(monkeypatch):
 
     def off(*arguments):
         calls.append(None)
-        found = right(*arguments)
-        return {name: value * (1 + 0.01 * (len(calls) == 2)) for name, value in found.items()}
+        actual = right(*arguments)
+        return {name: value * (1 + 0.01 * (len(calls) == 2)) for name, value in actual.items()}
 
     monkeypatch.setattr(gpu_evidence, "outcome", off)
     assert not gpu_evidence.check_objective("hierarchy")["green"]
@@ -87,6 +87,6 @@ def test_the_whole_script_runs_on_the_cpu(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self: None)
     monkeypatch.setattr(gpu_evidence, "check_objective", lambda name: {"what": name, "green": True})
     assert gpu_evidence.main(["--out", str(tmp_path)]) == 0
-    found = json.loads((tmp_path / "opera.json").read_text())
-    assert found["steps"]["toy"]["times_plain"] == 2.0 and found["steps"]["toy"]["holds"]
+    actual = json.loads((tmp_path / "opera.json").read_text())
+    assert actual["steps"]["toy"]["times_reference"] == 2.0 and actual["steps"]["toy"]["holds"]
     assert "holds" in capsys.readouterr().out

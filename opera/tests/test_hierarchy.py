@@ -55,7 +55,7 @@ def arrays():
         return {name: torch.from_numpy(file[name]) for name in file.files}
 
 
-# Where the release's modules stand here.
+# Our names of the release's modules.
 PLACES = {
     "base_encoder.body": "online.backbone.body",
     "base_encoder.fc": "online.projector",
@@ -87,10 +87,10 @@ def test_the_released_step_is_the_golden_one(arrays):
     both = 2 * float(arrays["in_temperature"]) * terms.instance.detach()
     torch.testing.assert_close(both, arrays["out_contrastive"], **close)
     torch.testing.assert_close(terms.classes.detach(), arrays["out_ce1"] + arrays["out_ce2"], **close)
-    gradients, found = given(arrays, "gradparam_"), dict(hierarchy.named_parameters())
-    assert set(gradients) == {name for name, p in found.items() if p.requires_grad}
+    gradients, actual = given(arrays, "gradparam_"), dict(hierarchy.named_parameters())
+    assert set(gradients) == {name for name, p in actual.items() if p.requires_grad}
     for name, expected in gradients.items():
-        torch.testing.assert_close(found[name].grad, expected, msg=name, **close)
+        torch.testing.assert_close(actual[name].grad, expected, msg=name, **close)
     state = hierarchy.state_dict()
     for name, expected in given(arrays, "after_").items():
         torch.testing.assert_close(state[name], expected, msg=name, **close)
@@ -137,9 +137,9 @@ def test_the_classes_train_what_lies_below_their_space(arrangement, spaces):
 
 
 def test_one_space_has_its_proxies_where_the_keys_are_and_the_hierarchy_above_them():
-    one, two = small("one-space"), small("hierarchy")
-    assert isinstance(one.class_head, nn.Linear) and one.class_head.in_features == HEADS["dim"]
-    assert [type(part) for part in two.class_head] == [nn.Linear, nn.BatchNorm1d, nn.ReLU, nn.Linear]
+    one_space, hierarchy = small("one-space"), small("hierarchy")
+    assert isinstance(one_space.class_head, nn.Linear) and one_space.class_head.in_features == HEADS["dim"]
+    assert [type(part) for part in hierarchy.class_head] == [nn.Linear, nn.BatchNorm1d, nn.ReLU, nn.Linear]
 
 
 def test_printed_weights_are_all_one():
@@ -169,7 +169,7 @@ def test_images_without_a_label_count_in_the_instances_alone():
     whole, part = hierarchy(first, second, labels), hierarchy(first, second, some)
     torch.testing.assert_close(part.instance, whole.instance)
     logits = [hierarchy.logits(view) for view in hierarchy.spaces(first, second)]
-    expected = sum(nn.functional.cross_entropy(one[:3], labels[:3]) for one in logits)
+    expected = sum(nn.functional.cross_entropy(rows[:3], labels[:3]) for rows in logits)
     torch.testing.assert_close(part.classes, expected)
     none = torch.full_like(labels, UNLABELLED)
     loss = cross_entropy(logits[0], none)
@@ -179,7 +179,7 @@ def test_images_without_a_label_count_in_the_instances_alone():
 def test_the_conflict_is_the_cosine_of_the_two_objectives_gradients():
     hierarchy = small("parallel").train()
     first, second, labels = batch()
-    found = conflict(hierarchy, first, second, labels)
+    actual = conflict(hierarchy, first, second, labels)
     y = [view["y"] for view in hierarchy.spaces(first, second)]
     instance, classes = hierarchy.terms(
         [{"y": one, "z": (z := hierarchy.online.projector(one)), "q": hierarchy.predictor(z)} for one in y],
@@ -191,7 +191,7 @@ def test_the_conflict_is_the_cosine_of_the_two_objectives_gradients():
         torch.cat([g.flatten() for g in torch.autograd.grad(t, y, retain_graph=True)])
         for t in (instance, classes)
     )
-    assert found == pytest.approx(float(a @ b / (a.norm() * b.norm())), rel=1e-9) and -1 <= found <= 1
+    assert actual == pytest.approx(float(a @ b / (a.norm() * b.norm())), rel=1e-9) and -1 <= actual <= 1
     with pytest.raises(UserError, match="has one objective alone"):
         conflict(small("instance"), first, second, labels)
 
@@ -259,5 +259,5 @@ def test_the_supervised_contrast_is_the_mean_over_the_others_of_a_class_and_over
         similarity = rows[i] @ rows.T / 0.1
         below = torch.logsumexp(similarity[others], 0)
         losses.append(torch.stack([below - similarity[j] for j in others if alike[j] == alike[i]]).mean())
-    found = supervised_contrast(views, labels, 0.1)
-    torch.testing.assert_close(found, torch.stack(losses).mean(), rtol=1e-9, atol=0)
+    actual = supervised_contrast(views, labels, 0.1)
+    torch.testing.assert_close(actual, torch.stack(losses).mean(), rtol=1e-9, atol=0)

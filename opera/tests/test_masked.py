@@ -1,4 +1,6 @@
-"""The masked-image space and what stands above it, held to a form in loops over images and patches."""
+"""The masked-image space and the spaces above it, compared with loops over images and patches."""
+
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,10 +10,10 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from opera.backbones import build_backbone, sine_cosine_positions
+from opera.config import CONFIGS
 from opera.hierarchy import UNLABELLED, conflict
 from opera.masked import MASKED_ARRANGEMENTS, MaskedHierarchy
 from opera.tests.test_hierarchy import HEADS
-from shared.claims.compose import config_folder
 from shared.errors import UserError
 from shared.testing.gloo import on_ranks
 from shared.training.ranks import with_global_batchnorm
@@ -47,7 +49,7 @@ def cut(image: torch.Tensor, place: int) -> torch.Tensor:
 def looped(
     model: MaskedHierarchy, image: torch.Tensor, order: list[int]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return y (C,) and the mean squared error of one image, its patches in the rows and columns where they stand."""
+    """Return y (C,) and the mean squared error of one image, its patches at their rows and columns."""
     vit, decoder, hidden = model.online.backbone, model.decoder, set(order[16:])
     project = vit.patch_embed.proj
     tokens = [vit.cls_token[0, 0] + vit.pos_embed[0, 0]]
@@ -114,17 +116,17 @@ def test_what_a_key_hides_depends_on_seed_epoch_image_and_view_and_on_nothing_el
 def test_the_objective_is_that_of_loops_over_images_and_patches(arrangement):
     model, (first, second, labels) = small(arrangement, weight=0.7, temperature=0.3), batch()
     views = (first, second)
-    found = [
+    actual = [
         [
             looped(model, image, order)
             for image, order in zip(view, model.order(BATCH, n, KEY).tolist(), strict=True)
         ]
         for n, view in enumerate(views)
     ]
-    masked = torch.stack([error for view in found for _, error in view]).mean()
+    masked = torch.stack([error for view in actual for _, error in view]).mean()
     instance = classes = torch.zeros((), dtype=torch.float64)
     if arrangement == "masked-hierarchy":
-        for number, view in enumerate(found):
+        for number, view in enumerate(actual):
             q = model.predictor(model.online.projector(torch.stack([y for y, _ in view])))
             keys = model.momentum.projector(model.momentum.backbone(views[1 - number]))
             similarity = torch.cosine_similarity(q[:, None], keys[None], dim=2) / 0.3
@@ -213,11 +215,11 @@ def test_keys_are_the_momentum_encoders_of_whole_views_and_it_follows_the_online
 
 
 def test_the_same_torch_seed_hides_the_same_and_another_does_not():
-    model, given = small(), batch()
+    model, inputs = small(), batch()
 
     def total(seed: int):
         torch.manual_seed(seed)
-        return model(*given).total
+        return model(*inputs).total
 
     assert torch.equal(total(4), total(4)) and not torch.equal(total(4), total(5))
     orders, before = [], torch.get_default_dtype()
@@ -232,20 +234,20 @@ def test_the_same_torch_seed_hides_the_same_and_another_does_not():
 def test_the_conflict_of_instances_and_classes_is_measured_on_masked_views():
     model, (first, second, labels) = small(), batch()
     torch.manual_seed(2)
-    found = conflict(model, first, second, labels)
+    actual = conflict(model, first, second, labels)
     torch.manual_seed(2)
     views = model.spaces(first, second)
     terms = model.terms(views, first, second, labels)
     y = [view["y"] for view in views]
     a, b = (torch.cat(torch.autograd.grad(term, y, retain_graph=True)).flatten() for term in terms)
-    assert found == pytest.approx(float(a @ b / (a.norm() * b.norm())), rel=1e-9)
+    assert actual == pytest.approx(float(a @ b / (a.norm() * b.norm())), rel=1e-9)
     with pytest.raises(UserError, match="has one objective alone"):
         conflict(small("masked"), first, second, labels)
 
 
 @pytest.mark.parametrize("name", ["mae", "opera-mae"])
 def test_the_objectives_of_the_rows_are_mae_s_on_a_large_vit(name):
-    values = OmegaConf.load(config_folder("opera") / f"objective/{name}.yaml")
+    values = OmegaConf.load(Path(CONFIGS) / f"objective/{name}.yaml")
     with torch.device("meta"):
         backbone = build_backbone("vit-base", 224)
         model = MaskedHierarchy(
@@ -298,7 +300,7 @@ def test_classes_are_needed_above_a_masked_space_and_not_by_it_alone():
 def step(rank: int, ranks: int) -> dict:
     """Return the terms and gradients of this rank's part of the batch, three images and two."""
     rows = slice(None) if ranks == 1 else (slice(0, 3), slice(3, None))[rank]
-    found = {}
+    actual = {}
     for arrangement in MASKED_ARRANGEMENTS:
         model = with_global_batchnorm(small(arrangement))
         seed, epoch, index = KEY
@@ -306,15 +308,15 @@ def step(rank: int, ranks: int) -> dict:
         terms = wrapped(*(part[rows] for part in batch()), (seed, epoch, index[rows]))
         terms.total.backward()
         gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-        found[arrangement] = {"terms": torch.stack([term.detach() for term in terms])} | gradients
-    return found
+        actual[arrangement] = {"terms": torch.stack([term.detach() for term in terms])} | gradients
+    return actual
 
 
 @pytest.mark.slow
 def test_two_ranks_equal_one_process_where_a_key_says_what_is_hidden(tmp_path):
-    one = step(0, 1)
-    for two in on_ranks(2, step, tmp_path, 2):
+    whole = step(0, 1)
+    for part in on_ranks(2, step, tmp_path, 2):
         for arrangement in MASKED_ARRANGEMENTS:
-            assert set(two[arrangement]) == set(one[arrangement])
-            for name, value in one[arrangement].items():
-                torch.testing.assert_close(two[arrangement][name], value, msg=name, rtol=1e-9, atol=1e-11)
+            assert set(part[arrangement]) == set(whole[arrangement])
+            for name, value in whole[arrangement].items():
+                torch.testing.assert_close(part[arrangement][name], value, msg=name, rtol=1e-9, atol=1e-11)

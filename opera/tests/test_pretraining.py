@@ -51,9 +51,9 @@ def unbroken(tmp_path_factory):
     return pretrain(tmp_path_factory.mktemp("unbroken"), every=1000)
 
 
-def assert_same(found: dict, expected: dict) -> None:
+def assert_same(actual: dict, expected: dict) -> None:
     for name, value in expected.items():
-        assert torch.equal(found[name], value), name
+        assert torch.equal(actual[name], value), name
 
 
 @pytest.mark.parametrize(("every", "kill"), [(4, 6), (11, 13)])
@@ -155,7 +155,7 @@ def test_the_conflict_is_measured_on_batches_of_all_classes(tmp_path):
     labels = data.batches.labels[data.batches.chosen]
     by_class = labels.argsort(kind="stable")  # the order of most sets
     data.batches.chosen, labels = data.batches.chosen[by_class], labels[by_class]
-    batches = train.conflict_batches(cfg, data)
+    batches = train.conflict_batches(data, cfg.scale.epochs)
     assert len(batches) == min(train.CONFLICT_BATCHES, BATCHES_AN_EPOCH)
     samples = np.concatenate([samples for _, samples in batches])
     assert len(np.unique(samples)) == len(samples)
@@ -165,10 +165,10 @@ def test_the_conflict_is_measured_on_batches_of_all_classes(tmp_path):
 
 
 def test_rows_that_pretrain_alike_share_a_pretraining_and_others_do_not(tmp_path):
-    one, other = small_config(tmp_path), small_config(tmp_path, "task.epochs=3")
-    assert train.pretraining_folder(one) == train.pretraining_folder(other)
+    cfg, other = small_config(tmp_path), small_config(tmp_path, "task.epochs=3")
+    assert train.pretraining_folder(cfg) == train.pretraining_folder(other)
     third = small_config(tmp_path, "objective.momentum=0.9")
-    assert train.pretraining_folder(one) != train.pretraining_folder(third)
+    assert train.pretraining_folder(cfg) != train.pretraining_folder(third)
 
 
 def test_a_part_of_every_class_is_labelled_and_a_larger_part_holds_it():

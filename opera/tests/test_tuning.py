@@ -44,10 +44,10 @@ class Modes(pl.Callback):
     """Collects whether the backbone was in training mode at every step."""
 
     def __init__(self):
-        self.found = set()
+        self.seen = set()
 
     def on_train_batch_end(self, trainer, module, *arguments):
-        self.found.add(module.model.backbone.training)
+        self.seen.add(module.model.backbone.training)
 
 
 @pytest.mark.parametrize("mode", [True, False])
@@ -56,7 +56,7 @@ def test_a_probe_leaves_the_backbone_and_its_statistics_as_they_were(tmp_path, m
     assert any("running_mean" in name for name in backbone.state_dict())
     before = {name: value.clone() for name, value in backbone.state_dict().items()}
     module = tuned(tmp_path, backbone, "task.neighbours=null", callbacks=[modes])
-    assert modes.found == {False}
+    assert modes.seen == {False}
     assert all(torch.equal(value, before[name]) for name, value in backbone.state_dict().items())
     assert module.model.head.bias.abs().min() > 0  # which began at 0
 
@@ -66,7 +66,7 @@ def test_fine_tuning_moves_every_parameter_and_statistic(tmp_path, mode):
     backbone, modes = with_statistics().train(mode), Modes()
     before = {name: value.clone() for name, value in backbone.state_dict().items()}
     tuned(tmp_path, backbone, *FINETUNE, callbacks=[modes])
-    assert modes.found == {True}
+    assert modes.seen == {True}
     assert not any(torch.equal(value, before[name]) for name, value in backbone.state_dict().items())
 
 
@@ -74,8 +74,8 @@ def test_a_probe_learns_what_a_linear_map_can(tmp_path):
     pixels = nn.Flatten()
     pixels.num_features = 3 * 64
     pixels.register_parameter("unused", nn.Parameter(torch.zeros(1)))  # tells the type of the images
-    found = train.evaluate_on(small_config(tmp_path, "task.epochs=10"), pixels, "digits", tmp_path)
-    assert 0.9 < found["top1"] < found["top5"] and found["top1_knn"] > 0.9
+    scores = train.evaluate_on(small_config(tmp_path, "task.epochs=10"), pixels, "digits", tmp_path)
+    assert 0.9 < scores["top1"] < scores["top5"] and scores["top1_knn"] > 0.9
 
 
 def module_of(folder, backbone: str, *overrides: str) -> TuningModule:
@@ -152,8 +152,8 @@ def test_a_tuning_that_was_killed_ends_as_an_unbroken_one(tmp_path, overrides):
     unbroken = tuned(tmp_path / "one", with_statistics(), every, *overrides).state_dict()
     with pytest.raises(Killed):
         tuned(tmp_path / "other", with_statistics(), every, *overrides, callbacks=[Kill()])
-    found = tuned(tmp_path / "other", with_statistics(), every, *overrides).state_dict()
-    assert all(torch.equal(found[name], value) for name, value in unbroken.items())
+    actual = tuned(tmp_path / "other", with_statistics(), every, *overrides).state_dict()
+    assert all(torch.equal(actual[name], value) for name, value in unbroken.items())
 
 
 @pytest.fixture
@@ -170,26 +170,26 @@ def test_a_task_starts_from_an_official_file_without_a_pretraining(tmp_path, off
     cfg = small_config(tmp_path, f"task.weights={path}")
     train.check(cfg)
     assert train.seconds_of_run(cfg) > 0
-    found = train.run(cfg, tmp_path / "run")
+    metrics = train.run(cfg, tmp_path / "run")
     expected = train.evaluate_on(cfg, backbone, "digits", tmp_path / "expected")
-    assert {name: found[name] for name in expected} == expected
+    assert {name: metrics[name] for name in expected} == expected
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    assert found["weights"] == digest and (tmp_path / "run" / digest[:12] / "digits/last.ckpt").is_file()
-    assert "pretrain_seconds" not in found and not (tmp_path / "runs").exists()
+    assert metrics["weights"] == digest and (tmp_path / "run" / digest[:12] / "digits/last.ckpt").is_file()
+    assert "pretrain_seconds" not in metrics and not (tmp_path / "runs").exists()
     with pytest.raises(UserError, match="nothing.tar is missing"):
         train.run(small_config(tmp_path, "task.weights=nothing.tar"), tmp_path / "run")
 
 
 def test_an_untrained_network_is_that_of_the_seed(tmp_path):
     overrides = ["task.weights=untrained", "task.epochs=1"]
-    one, again = (train.run(small_config(tmp_path, *overrides), tmp_path / name) for name in ("a", "b"))
+    metrics, again = (train.run(small_config(tmp_path, *overrides), tmp_path / name) for name in ("a", "b"))
     other = train.run(small_config(tmp_path, *overrides, "seed=1"), tmp_path / "c")
-    assert one == again and one["top1_knn"] != other["top1_knn"] and not (tmp_path / "runs").exists()
+    assert metrics == again and metrics["top1_knn"] != other["top1_knn"] and not (tmp_path / "runs").exists()
 
 
 def test_the_classifier_of_an_official_probe_is_found(tmp_path, official):
     assert linear_classifier(official[0]) is None
     head = {"module.head.weight": torch.ones(7, 4), "module.head.bias": torch.zeros(7)}
     torch.save({"state_dict": head | {"module.norm.weight": torch.ones(4)}}, tmp_path / "linear.pth.tar")
-    found = linear_classifier(tmp_path / "linear.pth.tar")
-    assert found["weight"].shape == (7, 4) and found["bias"].shape == (7,)
+    actual = linear_classifier(tmp_path / "linear.pth.tar")
+    assert actual["weight"].shape == (7, 4) and actual["bias"].shape == (7,)

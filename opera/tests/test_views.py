@@ -40,8 +40,8 @@ def numbers(values) -> torch.Tensor:
 def test_crops_are_torchvisions(size):
     images = pictures(4)
     boxes = np.array([[0, 0, 40, 36], [3, 5, 10, 30], [20, 1, 17, 9], [39, 35, 1, 1]])
-    found = views.crop(images, boxes, size)
-    for image, box, one in zip(images, boxes.tolist(), found, strict=True):
+    actual = views.crop(images, boxes, size)
+    for image, box, one in zip(images, boxes.tolist(), actual, strict=True):
         wanted = reference.resized_crop(
             image.float() / 255, *box, [size, size], InterpolationMode.BILINEAR, antialias=True
         )
@@ -71,8 +71,8 @@ def test_grey_is_torchvisions():
 
 def test_blurs_are_torchvisions():
     images, sigma = pictures(3, 32, 32).float() / 255, np.array([0.1, 1.0, 2.0])
-    for image, one, found in zip(images, sigma.tolist(), views.blurred(images, sigma, 2.0), strict=True):
-        torch.testing.assert_close(found, reference.gaussian_blur(image, [13, 13], [one, one]), **CLOSE)
+    for image, one, actual in zip(images, sigma.tolist(), views.blurred(images, sigma, 2.0), strict=True):
+        torch.testing.assert_close(actual, reference.gaussian_blur(image, [13, 13], [one, one]), **CLOSE)
 
 
 def test_a_view_is_a_function_of_its_key_alone():

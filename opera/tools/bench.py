@@ -1,11 +1,11 @@
-"""What this paper promises about speed: a pre-training step beside its plain composition.
+"""What this paper promises about speed: a pre-training step beside its reference.
 
     python -m opera.tools.bench [--threads 2] [--batch 128] [--steps 5]
 
 A step goes from uint8 images in memory to the moved momentum encoder: two views, both encoders, the objective,
-backward, the optimiser. Ours is the step that trains (module.py); the plain one is plain.py's, on the same networks
-with the same optimiser. They take their steps in turn, medians; the memory is the rise of the resident peak over a
-first step in a process of its own (Linux). Below the table: where a step of ours spends its time.
+backward, the optimiser. Ours is the step that trains (module.py); the reference is that of reference.py, on the same
+networks with the same optimiser. They take their steps in turn, medians; the memory is the rise of the resident peak
+over a first step in a process of its own (Linux). Below the table: where a step of ours spends its time.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from opera.module import PretrainingModule, build_optimizer
-from opera.tools.reference import plain_batch, plain_momentum, plain_objective, plain_views
+from opera.tools import reference
 from opera.train import build_hierarchy
 from opera.views import Views
 from shared.bench.measure import measured
@@ -47,8 +47,8 @@ def images_of(module: PretrainingModule, batch: int, device: str = "cpu") -> dic
     """Return a batch as a step gets it: noise at the views' size; what names the draws stays on the host."""
     draw, size = torch.Generator().manual_seed(0), module.views.cfg.image_size
     images = torch.randint(0, 256, (batch, 3, size, size), generator=draw, dtype=torch.uint8)
-    found = {"images": images.to(device), "labels": (torch.arange(batch) % CLASSES).to(device)}
-    return found | {"indices": torch.arange(batch), "epoch": torch.tensor(0)}
+    fields = {"images": images.to(device), "labels": (torch.arange(batch) % CLASSES).to(device)}
+    return fields | {"indices": torch.arange(batch), "epoch": torch.tensor(0)}
 
 
 def optimizer_of(module: PretrainingModule, model: nn.Module) -> torch.optim.Optimizer:
@@ -85,25 +85,25 @@ class OurStep:
             self.parts[name].append(end - begin)
 
 
-class PlainStep:
-    """The plain composition of the same step."""
+class ReferenceStep:
+    """The reference of the same step."""
 
     def __init__(self, overrides: list[str], batch: int):
         module = module_of(overrides)
-        self.batch, self.views = images_of(module, batch), plain_views(module.views.cfg)
+        self.batch, self.views = images_of(module, batch), reference.build_views(module.views.cfg)
         cfg = compose("opera", [*COMMON, *overrides])
         self.model = build_hierarchy(cfg).train()
         self.optimizer = optimizer_of(module, self.model)
 
     def __call__(self) -> None:
-        first, second = plain_batch(self.views, self.batch["images"])
+        first, second = reference.view_batch(self.views, self.batch["images"])
         self.optimizer.zero_grad()
-        plain_objective(self.model, first, second, self.batch["labels"]).backward()
+        reference.objective(self.model, first, second, self.batch["labels"]).backward()
         self.optimizer.step()
-        plain_momentum(self.model, MOMENTUM)
+        reference.update_momentum(self.model, MOMENTUM)
 
 
-FORMS = {"plain": PlainStep, "ours": OurStep}
+FORMS = {"reference": ReferenceStep, "ours": OurStep}
 
 
 def in_turn(calls: dict[str, Callable[[], None]], repeats: int) -> dict[str, list[float]]:
@@ -127,7 +127,14 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     title = f"a pre-training step of OPERA, batch {options.batch}, {options.threads} threads"
-    columns = ("network", "form", "images/s", "seconds, least to largest", "times plain", "extra memory, MB")
+    columns = (
+        "network",
+        "form",
+        "images/s",
+        "seconds, least to largest",
+        "times the reference",
+        "extra memory, MB",
+    )
     table = Table(*columns, title=title)
     shares = Table("network", *PARTS, title="% of a step of ours")
     for name, overrides in NETWORKS.items():
@@ -137,7 +144,7 @@ def main(arguments: list[str] | None = None) -> None:
         for form, seconds in medians.items():
             extra = measured(FORMS[form], overrides, options.batch, threads=options.threads).extra_bytes
             memory = "–" if extra is None else f"{extra / 1e6:.0f}"
-            ratio = f"{medians['plain'] / seconds:.2f}"
+            ratio = f"{medians['reference'] / seconds:.2f}"
             spread = f"{min(times[form]):.2f} to {max(times[form]):.2f}"
             table.add_row(name, form, f"{options.batch / seconds:.0f}", spread, ratio, memory)
         parts = [statistics.median(steps["ours"].parts[part][1:]) for part in PARTS]

@@ -11,13 +11,13 @@ timm         timm.create_model(model, **arguments), also     the same
 torchvision  torchvision.models.resnet50, fc an Identity     none: torchvision's ViTs have other names
 dense        ResNet of mmdetection and mmsegmentation, by    VisionTransformer of mmsegmentation with these arguments:
              ``init_cfg`` of type Pretrained; the names of   by itself it leaves out the bias of the patches and the
-             ``torchvision://resnet50`` without fc           last norm, and takes another epsilon
+             ``torchvision://resnet50`` without fc           last norm, and has another epsilon
 
-A timm model inside another library (mmsegmentation's TIMMBackbone) takes the form timm.
+A timm model inside another library (mmsegmentation's TIMMBackbone) needs the form timm.
 
 MoCo-v3's ViT-S has 12 heads, which no tensor shows: built with DeiT-S's 6 it loads strictly and computes something
 else. So nothing is written before a network freshly built by the other library computes our features. mmsegmentation
-need not be here: in its place stands a ViT of its names on torch's own attention (``DenseViT``).
+need not be installed: a ViT with its names on torch's own attention replaces it (``DenseViT``).
 """
 
 import argparse
@@ -38,9 +38,9 @@ from torchvision.models.feature_extraction import create_feature_extractor
 
 from opera.backbones import BUILDERS, build_backbone
 from opera.moco_checkpoints import encoder_of, is_official, read_state
+from shared.arguments import Parser
 from shared.claims.compose import row_config
 from shared.errors import UserError
-from shared.run.parser import Parser
 from shared.training.checkpoints import AtomicCheckpointIO, load_weights, read_checkpoint
 
 log = logging.getLogger(__name__)
@@ -126,7 +126,7 @@ def architecture(name: str, backbone: nn.Module, form: str) -> dict[str, Any]:
         raise UserError(f"form={form} is unknown: choose one of {', '.join(FORMS)}")
     if name not in TIMM_MODELS:
         raise UserError(
-            f"{name} is a network of our own, which no other library builds: load it here with opera.backbones, or "
+            f"{name} is a network of our own, which no other library builds: load it with opera.backbones, or "
             f"export one of {', '.join(TIMM_MODELS)}"
         )
     if name == "resnet50":
@@ -158,15 +158,15 @@ def architecture(name: str, backbone: nn.Module, form: str) -> dict[str, Any]:
 def foreign_network(described: dict[str, Any]) -> tuple[nn.Module, Callable[[Any], Tensor]]:
     """Return the other library's network, untrained, and what makes (B, C) features of its output."""
     if described["library"] == "timm":
-        return timm.create_model(described["model"], **described["arguments"]), lambda found: found
+        return timm.create_model(described["model"], **described["arguments"]), lambda features: features
     if described["library"] == "mmseg":
-        return DenseViT(**described["arguments"]), lambda found: found
+        return DenseViT(**described["arguments"]), lambda features: features
     network = torchvision.models.resnet50()
     if described["library"] == "torchvision":
         network.fc = nn.Identity()
-        return network, lambda found: found
+        return network, lambda features: features
     maps = create_feature_extractor(network, {"layer4": "map"})  # has no fc, as a detector's backbone
-    return maps, lambda found: found["map"].mean((2, 3))
+    return maps, lambda outputs: outputs["map"].mean((2, 3))
 
 
 @torch.no_grad()
@@ -178,9 +178,7 @@ def require_same_features(backbone: nn.Module, state: dict[str, Tensor], describ
         network.load_state_dict(state, strict=True)
     except RuntimeError as error:
         reason = " ".join(str(error).split())
-        raise UserError(
-            f"{described['library']} has other names or shapes here ({reason}): {remedy}"
-        ) from error
+        raise UserError(f"{described['library']} has other names or shapes ({reason}): {remedy}") from error
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(CHECKED_IMAGES, 3, size, size, generator=generator, dtype=torch.float64)
     ours = backbone.double().eval()(images)
@@ -200,19 +198,19 @@ def require_same_features(backbone: nn.Module, state: dict[str, Tensor], describ
 def backbone_state(path: Path) -> tuple[dict[str, Tensor], int | None]:
     """Return the online backbone's tensors and the steps trained, which an official file of MoCo-v3 does not tell.
 
-    Raises UserError where the file is no pre-training's.
+    Raises UserError where the file is not that of a pre-training.
     """
     if is_official(path):
         official = read_state(path)
         return {ours: official[name] for ours, name in encoder_of(official, path)[1].items()}, None
     state, steps = read_checkpoint(path)
-    found = {k.removeprefix(PREFIX): value for k, value in state.items() if k.startswith(PREFIX)}
-    if not found:
+    backbone = {k.removeprefix(PREFIX): value for k, value in state.items() if k.startswith(PREFIX)}
+    if not backbone:
         kind = "a tuned classifier's" if "head.weight" in state else "another network's"
         raise UserError(
             f"{path} is {kind} checkpoint: give the last.ckpt of a pre-training (runs/opera/pretraining)"
         )
-    return found, steps
+    return backbone, steps
 
 
 def recognised(state: dict[str, Tensor], path: Path) -> tuple[str, int | None]:
@@ -236,7 +234,7 @@ def export(path: Path, form: str, out: Path, row: str | None = None, force: bool
     """Write the online backbone of a pre-training's checkpoint for another library; returns the file's ``meta``.
 
     meta: source_sha256, row, form, backbone, architecture, steps_trained; image_size in pixels, mean and std of RGB in
-    [0, 1]. Without a row the backbone is told by its tensors, and what they do not tell is None. Raises UserError,
+    [0, 1]. Without a row the tensors identify the backbone, and what they do not show is None. Raises UserError,
     with nothing written, for a file that is there already (unless ``force``), one that is no checkpoint of a
     pre-training or does not fit the row, a form that has no such network, and one that would compute something else.
     """

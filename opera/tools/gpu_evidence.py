@@ -1,4 +1,4 @@
-"""What only a GPU can show of OPERA: views and objectives are right there, what a step costs, and the lite rows.
+"""What only a GPU can show of OPERA: whether views and objectives are right, what a step costs, and the lite rows.
 
     make gpu-evidence OUT=FOLDER [DATA_ROOT=FOLDER]
     python -m opera.tools.gpu_evidence --out FOLDER [--data-root FOLDER] [--workers 8]
@@ -6,7 +6,7 @@
 First the views of one batch are compared with those that the CPU makes in float32, and the objective of every
 arrangement with float64 on the CPU, value and gradients. Only if all of that holds is a pre-training step timed:
 ours (views on the device, one pass of both views where statistics allow it, bfloat16, compiled backbones, the guard
-against what is not finite) beside the plain composition (plain.py; its views on the CPU, timed apart, in float32, in
+against what is not finite) beside the reference (reference.py; its views on the CPU, timed apart, in float32, in
 bfloat16, and in that with compiled backbones, which tells what the compiler alone is worth). It goes into
 ``FOLDER/opera.json``, which is written anew after every part. With a data root the lite rows are trained afterwards, a
 process for each. Exit code 1 where a check is red or a training failed, 2 without a GPU; a bar that is missed is a
@@ -25,8 +25,8 @@ from torch import Tensor
 from opera.hierarchy import ARRANGEMENTS
 from opera.masked import MASKED_ARRANGEMENTS
 from opera.module import PretrainingModule
+from opera.tools import reference
 from opera.tools.bench import MOMENTUM, images_of, optimizer_of
-from opera.tools.reference import plain_batch, plain_momentum, plain_objective, plain_views
 from opera.train import build_hierarchy
 from opera.views import Views
 from shared.bench.gpu import Figures, milliseconds, require_gpu, run_script, worst_of
@@ -42,12 +42,12 @@ STEPS = {
     "ResNet-50, 224 px": ([*IMAGENET, "model=resnet50", "heads=resnet", "views=resnet", "optim=resnet"], 128),
     "ViT-S, 224 px": ([*IMAGENET, "model=vit-small", "heads=vit", "views=vit", "optim=vit"], 128),
     "resnet-small, 32 px": (
-        ["data=cifar10-all", "model=resnet-small", "heads=small", "views=small", "optim=small-resnet"],
+        ["data=cifar10-jpg", "model=resnet-small", "heads=small", "views=small", "optim=small-resnet"],
         1024,
     ),
 }
 AUGMENT = "augment=probe"
-BAR = 1.5  # times the speed of the plain composition in bfloat16, whose views are handed to it ready made
+BAR = 1.5  # times the speed of the reference in bfloat16, which gets its views ready made
 REPEATS, QUEUED = 5, 4  # steps one after another, as in a training: where launching them is slow, it shows
 
 
@@ -57,19 +57,19 @@ def module_of(overrides: list[str], device: str) -> PretrainingModule:
     return PretrainingModule(build_hierarchy(cfg), Views(cfg.views), cfg, steps=1000).to(device).train()
 
 
-def error_of(found: Tensor, wanted: Tensor) -> float:
+def error_of(actual: Tensor, expected: Tensor) -> float:
     """Return the relative L2 error."""
-    wanted = wanted.double()
-    return float((found.cpu().double() - wanted).norm() / wanted.norm().clamp_min(1e-12))
+    expected = expected.double()
+    return float((actual.cpu().double() - expected).norm() / expected.norm().clamp_min(1e-12))
 
 
 def check_views(name: str) -> dict:
     """Return the largest error of both views on the GPU against those of the CPU, of the recipe of a step."""
     module = module_of(STEPS[name][0], "cpu")
     batch = images_of(module, CHECKED)
-    wanted = module.both_views(batch)
-    found = module.both_views({key: value.to(DEVICE) for key, value in batch.items()})
-    error = max(error_of(one, two) for one, two in zip(found, wanted, strict=True))
+    expected = module.both_views(batch)
+    actual = module.both_views({key: value.to(DEVICE) for key, value in batch.items()})
+    error = max(error_of(view, expected_view) for view, expected_view in zip(actual, expected, strict=True))
     return {"what": f"views of {name}", "error": error, "green": error <= BOUND["view"]}
 
 
@@ -77,14 +77,14 @@ def outcome(module: PretrainingModule, batch: dict[str, Tensor], views: list[Ten
     """Return the loss and the gradients of the trained parameters."""
     total = module.model(*views, batch["labels"], module.key(batch)).total
     trained = {name: p for name, p in module.model.named_parameters() if p.requires_grad}
-    found = dict(zip(trained, torch.autograd.grad(total, list(trained.values())), strict=True))
-    return {"loss": total.detach()} | found
+    gradients = dict(zip(trained, torch.autograd.grad(total, list(trained.values())), strict=True))
+    return {"loss": total.detach()} | gradients
 
 
 def check_objective(arrangement: str) -> dict:
     """Return the largest errors of an arrangement's loss and gradients against float64 on the CPU."""
     masked = arrangement in MASKED_ARRANGEMENTS
-    overrides = ["data=cifar10-all", "views=small", "data.image_size=16"]
+    overrides = ["data=cifar10-jpg", "views=small", "data.image_size=16"]
     if masked:
         overrides += ["objective=opera-mae", "objective.mask.width=32", "objective.mask.depth=1"]
         overrides += ["objective.mask.heads=2", "model=vit-tiny", "heads=small-vit"]
@@ -94,17 +94,17 @@ def check_objective(arrangement: str) -> dict:
     exact, single = module_of(overrides, "cpu").double(), module_of(overrides, DEVICE)
     batch = images_of(exact, CHECKED)
     views = exact.both_views(batch)
-    wanted = outcome(exact, batch, views)
+    expected = outcome(exact, batch, views)
     on_device = {key: value.to(DEVICE) for key, value in batch.items()}
     with torch.backends.cudnn.flags(allow_tf32=False):  # ten bits of a convolution are no check
-        found = outcome(single, on_device, [view.to(DEVICE, torch.float32) for view in views])
-    size = max(float(value.norm()) for name, value in wanted.items() if name != "loss")
+        actual = outcome(single, on_device, [view.to(DEVICE, torch.float32) for view in views])
+    size = max(float(value.norm()) for name, value in expected.items() if name != "loss")
     # A gradient that is rounding alone, such as a bias's before a batch norm, is measured by the largest one.
     errors = {
-        name: error_of(found[name], value)
+        name: error_of(actual[name], value)
         if name == "loss" or float(value.norm()) > 1e-6 * size
-        else float((found[name].cpu().double() - value).norm()) / size
-        for name, value in wanted.items()
+        else float((actual[name].cpu().double() - value).norm()) / size
+        for name, value in expected.items()
     }
     green = all(error <= BOUND["loss" if name == "loss" else "gradient"] for name, error in errors.items())
     worst = worst_of(errors)
@@ -132,8 +132,8 @@ def our_step(name: str) -> Callable[[], None]:
     return step
 
 
-def plain_step(name: str, half: bool, compiled: bool = False) -> Callable[[], None]:
-    """Return a plain step from views on the GPU, in bfloat16 where ``half``, with compiled backbones or without."""
+def reference_step(name: str, half: bool, compiled: bool = False) -> Callable[[], None]:
+    """Return a step of the reference from views on the GPU, in bfloat16 where ``half``, compiled or not."""
     overrides, size = STEPS[name]
     module = module_of(overrides, DEVICE)
     batch = images_of(module, size, DEVICE)
@@ -146,36 +146,36 @@ def plain_step(name: str, half: bool, compiled: bool = False) -> Callable[[], No
     def step() -> None:
         optimizer.zero_grad()
         with torch.autocast(torch.device(DEVICE).type, torch.bfloat16, enabled=half):
-            total = plain_objective(model, first, second, batch["labels"])
+            total = reference.objective(model, first, second, batch["labels"])
         total.backward()
         optimizer.step()
-        plain_momentum(model, MOMENTUM)
+        reference.update_momentum(model, MOMENTUM)
 
     return step
 
 
-def plain_view_seconds(name: str) -> float:
-    """Return the seconds in which one core makes the plain views of a batch, from a part of it."""
+def reference_view_seconds(name: str) -> float:
+    """Return the seconds in which one core makes the reference's views of a batch, from a part of it."""
     overrides, size = STEPS[name]
     module = module_of(overrides, "cpu")
     images = images_of(module, CHECKED)["images"]
-    views, threads = plain_views(module.views.cfg), torch.get_num_threads()
+    views, threads = reference.build_views(module.views.cfg), torch.get_num_threads()
     torch.set_num_threads(1)
-    plain_batch(views, images[:2])
+    reference.view_batch(views, images[:2])
     begin = time.perf_counter()
-    plain_batch(views, images)
+    reference.view_batch(views, images)
     torch.set_num_threads(threads)
     return (time.perf_counter() - begin) * size / CHECKED
 
 
 def timed(name: str) -> dict:
-    """Return the times of the forms of a step, images a second, peak memory, and the cost of the plain views."""
-    found: dict = {"views_on_a_core_s": plain_view_seconds(name)}
+    """Return the times of the forms of a step, images a second, peak memory, and the cost of the reference's views."""
+    figures: dict = {"views_on_a_core_s": reference_view_seconds(name)}
     forms = {
         "ours": lambda: our_step(name),
-        "plain, bfloat16": lambda: plain_step(name, True),
-        "plain, bfloat16, compiled": lambda: plain_step(name, True, True),
-        "plain, float32": lambda: plain_step(name, False),
+        "reference, bfloat16": lambda: reference_step(name, True),
+        "reference, bfloat16, compiled": lambda: reference_step(name, True, True),
+        "reference, float32": lambda: reference_step(name, False),
     }
     for form, build in forms.items():
         step = build()
@@ -183,29 +183,31 @@ def timed(name: str) -> dict:
         torch.cuda.reset_peak_memory_stats()
         times = milliseconds({form: step}, REPEATS, QUEUED)[form]
         speed = STEPS[name][1] / (times["median"] / 1e3)
-        found[form] = times | {"images_per_second": speed, "peak_bytes": torch.cuda.max_memory_allocated()}
+        figures[form] = times | {"images_per_second": speed, "peak_bytes": torch.cuda.max_memory_allocated()}
         del step
         torch.cuda.empty_cache()
-    ratio = found["ours"]["images_per_second"] / found["plain, bfloat16"]["images_per_second"]
-    return found | {"times_plain": ratio, "wanted": BAR, "holds": ratio >= BAR}
+    ratio = figures["ours"]["images_per_second"] / figures["reference, bfloat16"]["images_per_second"]
+    return figures | {"times_reference": ratio, "wanted": BAR, "holds": ratio >= BAR}
 
 
-def times_of(found: dict) -> Table:
+def times_of(figures: dict) -> Table:
     table = Table("network", "form", "ms, median", "images/s", "peak, GB")
-    for name, forms in found.get("steps", {}).items():
-        for form, one in forms.items():
-            if isinstance(one, dict):
-                memory = f"{one['peak_bytes'] / 1e9:.2f}"
-                table.add_row(name, form, f"{one['median']:.2f}", f"{one['images_per_second']:.0f}", memory)
+    for name, forms in figures.get("steps", {}).items():
+        for form, times in forms.items():
+            if isinstance(times, dict):
+                memory = f"{times['peak_bytes'] / 1e9:.2f}"
+                table.add_row(
+                    name, form, f"{times['median']:.2f}", f"{times['images_per_second']:.0f}", memory
+                )
     return table
 
 
-def verdicts(found: dict) -> list[str]:
+def verdicts(figures: dict) -> list[str]:
     return [
-        f"{name}: {forms['times_plain']:.2f} times the plain step in bfloat16, wanted {BAR}: "
-        f"{'holds' if forms['holds'] else 'missed'}; the plain views take one core {forms['views_on_a_core_s']:.2f} s "
-        "a batch beside it"
-        for name, forms in found.get("steps", {}).items()
+        f"{name}: {forms['times_reference']:.2f} times the reference in bfloat16, wanted {BAR}: "
+        f"{'holds' if forms['holds'] else 'missed'}; beside it, the reference's views take one core "
+        f"{forms['views_on_a_core_s']:.2f} s a batch"
+        for name, forms in figures.get("steps", {}).items()
     ]
 
 

@@ -18,7 +18,7 @@ from opera.views import ViewsConfig
 SOLARIZED = 0.5  # from this value on
 
 
-def plain_views(cfg: ViewsConfig) -> list[v2.Compose]:
+def build_views(cfg: ViewsConfig) -> list[v2.Compose]:
     """Return the two augmentations of an image uint8 (3, H, W) to float32 (3, S, S), normalised."""
     kernel = 2 * math.ceil(3 * cfg.blur_sigma[1]) + 1
     views = []
@@ -36,12 +36,12 @@ def plain_views(cfg: ViewsConfig) -> list[v2.Compose]:
     return views
 
 
-def plain_batch(views: list[v2.Compose], images: Tensor) -> list[Tensor]:
+def view_batch(views: list[v2.Compose], images: Tensor) -> list[Tensor]:
     """Return both views (b, 3, S, S) of images uint8 (b, 3, H, W), one image after the other."""
     return [torch.stack([view(image) for image in images]) for view in views]
 
 
-def plain_objective(model: Hierarchy, first: Tensor, second: Tensor, labels: Tensor) -> Tensor:
+def objective(model: Hierarchy, first: Tensor, second: Tensor, labels: Tensor) -> Tensor:
     """Return the release's objective, 0-d, of two views (B, 3, S, S) of images that all have labels, on one device."""
     queries, logits = [], []
     for view in (first, second):
@@ -59,12 +59,12 @@ def plain_objective(model: Hierarchy, first: Tensor, second: Tensor, labels: Ten
         2 * temperature * F.cross_entropy(query @ key.T / temperature, own)
         for query, key in zip(queries, keys[::-1], strict=True)
     )
-    classes = sum(F.cross_entropy(one.to(queries[0].dtype), labels) for one in logits)
+    classes = sum(F.cross_entropy(output.to(queries[0].dtype), labels) for output in logits)
     return 0.5 * contrast + 0.5 * classes
 
 
 @torch.no_grad()
-def plain_momentum(model: Hierarchy, momentum: float) -> None:
+def update_momentum(model: Hierarchy, momentum: float) -> None:
     """Move the momentum encoder, parameter by parameter."""
     for ours, theirs in zip(model.online.parameters(), model.momentum.parameters(), strict=True):
         theirs.data = theirs.data * momentum + ours.data * (1 - momentum)

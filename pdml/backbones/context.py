@@ -1,10 +1,10 @@
 """What the dense backbones share: a view of the whole patch, and one pass for patches and for scenes.
 
-"Global" in the abstract of PDML (arXiv 2211.08349) is read here as: the feature of every pixel depends on
+"Global" in the abstract of PDML (arXiv 2211.08349) is interpreted as: the feature of every pixel depends on
 every pixel of its patch. Convolutions alone do not reach across the patch from its corners, so the patch
 mean, through a linear layer, is added to every pixel. Every method that uses a backbone gets the same layer.
 
-A backbone is `local` (convolutions, zero-padded, same size out), then `context` (whatever looks at the whole
+A backbone is `local` (convolutions, zero-padded, same size out), then `context` (what looks at the whole
 patch), then `head` (per pixel). On a scene the three run once over the mirrored image instead of once per
 patch, and `context` uses sliding windows.
 """

@@ -61,13 +61,13 @@ def sampled(name: str, a, s, b, t) -> tuple[float, float]:
 @PAIRS
 def test_metric_is_what_sampling_its_definition_gives(name):
     (a, s), (b, t) = gaussians(1, 2, 4), gaussians(2, 2, 4)
-    found = METRICS[name].pairs(a, s, b, t)
+    actual = METRICS[name].pairs(a, s, b, t)
     for i in range(2):
         for j in range(2):
             expected, error = sampled(name, a[i].numpy(), s[i].numpy(), b[j].numpy(), t[j].numpy())
             tolerance = STANDARD_ERRORS * error + (WASSERSTEIN_BIAS if name == "wasserstein" else 0)
-            assert tolerance < TELLING * found.std()
-            assert float(found[i, j]) == pytest.approx(expected, abs=tolerance, rel=0)
+            assert tolerance < TELLING * actual.std()
+            assert float(actual[i, j]) == pytest.approx(expected, abs=tolerance, rel=0)
 
 
 def test_symmetric_kl_is_the_mean_of_the_divergences_of_torch():
@@ -88,8 +88,8 @@ def test_mutual_likelihood_score_is_the_density_of_the_difference_of_means_in_to
 @pytest.mark.parametrize("name", ["expected_squared_distance", "wasserstein"])
 def test_without_variance_it_is_the_squared_euclidean_distance(name):
     (a, _), (b, _) = gaussians(3, 4, 5), gaussians(4, 3, 5)
-    found = METRICS[name].pairs(a, torch.zeros_like(a), b, torch.zeros_like(b))
-    torch.testing.assert_close(found, torch.cdist(a, b).square(), rtol=0, atol=EXACT)
+    actual = METRICS[name].pairs(a, torch.zeros_like(a), b, torch.zeros_like(b))
+    torch.testing.assert_close(actual, torch.cdist(a, b).square(), rtol=0, atol=EXACT)
 
 
 def test_with_equal_variances_bhattacharyya_and_kl_are_multiples_of_the_mahalanobis_distance():

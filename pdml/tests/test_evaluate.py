@@ -1,4 +1,4 @@
-"""`make evaluate-pdml`: the scores of the run itself, and one sentence for a checkpoint that is not its own."""
+"""`python -m pdml.evaluate`: the scores of the run itself, and one sentence for a checkpoint that is not its own."""
 
 import json
 import subprocess
@@ -9,14 +9,14 @@ import pytest
 import torch
 
 from pdml.evaluate import evaluate_checkpoint
-from shared.claims.commands import main
+from shared.claims.__main__ import main
 from shared.claims.compose import row_config
 from shared.errors import UserError
 
 ROW = "synthetic-random-ssrn-plain"
 # Two steps on a quarter of the scene, with a small network input.
 FEW = ["scale.steps=2", "optim.batch_size=8", "patch_size=5", "components=9", "output.region=scored"]
-FEW += ["data.height=24", "data.width=24", "data.split.block=10", "logging.tensorboard=false"]
+FEW += ["data.height=24", "data.width=24", "data.split.block=10", "logger=none"]
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -24,20 +24,11 @@ ROOT = Path(__file__).resolve().parents[2]
 def results(tmp_path_factory):
     """The folder of results of one run of two steps from the command line, in a process of its own."""
     folder = tmp_path_factory.mktemp("results")
-    command = [
-        sys.executable,
-        "-m",
-        "shared.run",
-        "reproduce",
-        "pdml",
-        "--rows",
-        ROW,
-        "--results",
-        str(folder),
-    ]
-    run = subprocess.run([*command, *FEW], cwd=ROOT, capture_output=True, text=True)
+    paths = [f"paths.results={folder}/pdml", f"paths.runs={folder}/pdml/runs"]
+    command = [sys.executable, "-m", "pdml.train", f"+experiment={ROW}", *paths, *FEW]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
-    (folder / "stderr").write_text(run.stderr)
+    (folder / "output").write_text(run.stdout + run.stderr)
     return folder
 
 
@@ -48,17 +39,14 @@ def checkpoint(results):
 
 
 def test_a_run_says_one_line(results):
-    (line,) = (results / "stderr").read_text().splitlines()
-    assert line.startswith(f"{ROW} seed 0: OA % ") and line.endswith(" s)")
+    (line,) = (results / "output").read_text().splitlines()
+    assert f" - {ROW} seed 0: OA % " in line and line.endswith(" s)")
 
 
-def test_evaluation_gives_the_scores_of_the_run_and_leaves_its_files_alone(
-    results, checkpoint, capsys, monkeypatch
-):
-    monkeypatch.setenv("COLUMNS", "200")
+def test_evaluation_gives_the_scores_of_the_run_and_leaves_its_files_alone(results, checkpoint, capfd):
     before = {path: path.read_bytes() for path in results.rglob("*") if path.is_file()}
     assert main(["evaluate", "pdml", "--row", ROW, "--results", str(results), *FEW]) == 0
-    out = capsys.readouterr().out
+    out = capfd.readouterr().out
     measured = json.loads((results / "pdml" / "demo" / ROW / "seed0.json").read_text())["metrics"]
     assert f" {measured['oa'] * 100:.2f} " in out and "2 of 2" in out
     assert before == {path: path.read_bytes() for path in before}
@@ -92,7 +80,7 @@ def test_checkpoint_of_another_row_or_arrangement_is_refused(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_damaged_checkpoint_is_one_line_with_the_file(checkpoint, tmp_path, capsys):
+def test_damaged_checkpoint_is_one_line_with_the_file(checkpoint, tmp_path, capfd):
     content = checkpoint.read_bytes()
     damaged = {
         "truncated": content[: len(content) // 2],
@@ -106,6 +94,6 @@ def test_damaged_checkpoint_is_one_line_with_the_file(checkpoint, tmp_path, caps
     for name in (*damaged, "foreign", "with code", "missing"):
         file, out = tmp_path / name, tmp_path / "out"
         assert main(["evaluate", "pdml", "--row", ROW, "--ckpt", str(file), "--out", str(out), *FEW]) == 2
-        err = capsys.readouterr().err
+        err = capfd.readouterr().err
         assert str(file) in err and "train it" in err and err.count("\n") == 1, name
         assert not out.exists()

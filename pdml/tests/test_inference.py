@@ -1,4 +1,4 @@
-"""Streamed inference against the materialised form, and against the fusion written as a plain loop."""
+"""Streamed inference against the reference, and against the fusion written as a plain loop."""
 
 import subprocess
 import sys
@@ -12,8 +12,8 @@ from torch import nn
 
 from pdml.inference import predict_scene, predict_scene_convolutional, raster_batches
 from pdml.patches import PatchSource
+from pdml.tools import reference
 from pdml.tools.bench import build_bench_model, random_cube
-from pdml.tools.reference import predict_scene_materialised
 from shared.data.keyed import keyed_normal
 
 EQUAL = 1e-5  # the promise; float32 sums of up to 81 terms of size 1 in another order differ by about 1e-6
@@ -97,7 +97,7 @@ def _fuse_by_loop(model, cube):
 def test_streaming_equals_materialising_all_patches(height, width, patch, batch_size):
     model, cube = RandomModel(3, patch), _cube(height, width)
     streamed = predict_scene(model, cube, batch_size, probabilities=True)
-    naive = predict_scene_materialised(model, cube, probabilities=True)
+    naive = reference.predict_scene(model, cube, probabilities=True)
     _assert_equal(streamed.centre, naive.centre, EQUAL)
     _assert_equal(streamed.fused, naive.fused, EQUAL)
 
@@ -147,7 +147,7 @@ def test_nothing_wanted_runs_nothing():
 def test_a_model_that_is_not_dense_is_read_at_the_centre():
     model, cube = RandomModel(3, 5, dense=False), _cube(8, 6)
     dense = predict_scene(RandomModel(3, 5), cube, probabilities=True)
-    for predict in (predict_scene, predict_scene_materialised):
+    for predict in (predict_scene, reference.predict_scene):
         result = predict(model, cube, probabilities=True)
         assert result.fused is None
         _assert_equal(result.centre, dense.centre, EQUAL)
@@ -172,8 +172,8 @@ def test_batches_cover_the_mask_in_raster_order_and_span_few_rows():
     mask = keyed_normal(2, np.arange(300)).reshape(30, 10) > 1.2
     batches = list(raster_batches(mask, 7, 3))
     assert all(len(rows) <= 7 and rows[-1] - rows[0] < 3 for rows, _ in batches)
-    found = np.concatenate([np.stack(batch, 1) for batch in batches])
-    np.testing.assert_array_equal(found, np.argwhere(mask))
+    actual = np.concatenate([np.stack(batch, 1) for batch in batches])
+    np.testing.assert_array_equal(actual, np.argwhere(mask))
 
 
 @pytest.mark.parametrize("backbone", ["ssrn", "hybridsn", "ssftt"])
@@ -210,7 +210,7 @@ print(cost["bytes"] / cube.nbytes)
 def test_streaming_is_not_slower_than_materialising_all_patches():
     cube = random_cube(15, 340, 103)
     model = build_bench_model(cube[0], 9)
-    forms = [predict_scene, predict_scene_materialised] * 3
+    forms = [predict_scene, reference.predict_scene] * 3
     seconds = [[], []]
     for turn, predict in enumerate(forms):
         begin = time.perf_counter()

@@ -2,12 +2,15 @@
 
 import numpy as np
 import pytest
+from hydra.utils import instantiate
 from PIL import Image
 
 from pdml.inference import Readout, ScenePrediction
 from pdml.scenes import Scene
 from pdml.splits import Split
+from pdml.tools import maps
 from pdml.tools.maps import class_picture, draw_curves, draw_maps
+from shared.claims.compose import compose
 from shared.data.keyed import keyed_uniform
 
 COLOURS = ["#ff0000", "#00c000", "#0000ff"]
@@ -61,6 +64,18 @@ def test_pixels_that_were_not_decided_are_background(tmp_path):
     assert (217, 217, 217) in _colours(tmp_path / "uncertainty.png")
     picture = class_picture(np.array([[0, 2]]), COLOURS)
     assert [tuple((255 * pixel).round()) for pixel in picture[0]] == [(217, 217, 217), (0, 192, 0)]
+
+
+def test_the_curves_of_a_run_are_drawn_from_the_logs_of_all_its_starts(tmp_path, monkeypatch):
+    for _ in range(2):
+        logger = instantiate(compose("pdml", []).logger.csv, save_dir=tmp_path)
+        logger.log_metrics({"loss": 1.0}, 0)
+        logger.save()
+    drawn = []
+    monkeypatch.setattr(maps, "draw_curves", lambda folder, logs: drawn.extend(logs))
+    scene, split, readout = _scene(20, 30)
+    draw_maps(tmp_path, scene, split, ScenePrediction(readout, None))
+    assert [log.relative_to(tmp_path).parts[1] for log in drawn] == ["version_0", "version_1"]
 
 
 def test_curves_are_drawn_from_a_log_with_gaps(tmp_path):

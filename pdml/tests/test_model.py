@@ -1,5 +1,7 @@
 """The models of the configs: they build, give the shapes that the read-outs need, and start from equal weights."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -9,10 +11,11 @@ from sklearn.preprocessing import StandardScaler
 
 from pdml.model import CrossEntropy, PrincipalComponents, Probabilistic, Published, build_model
 from pdml.train import prepare
-from shared.claims.compose import compose, config_folder
+from shared.claims.compose import compose
 from shared.data.keyed import keyed_normal
 from shared.errors import UserError
 
+CONFIGS = Path(__file__).parents[1] / "configs"
 SINGLE = 1e-4  # the projection is stored and applied in float32; components are of order one
 EXACT = 1e-12  # float64, the same sums
 DENSE = ("ssrn", "hybridsn", "ssftt")
@@ -24,9 +27,9 @@ BANDS, CLASSES, P = 32, 5, 9
 
 def built(model: str, method: str):
     torch.manual_seed(0)
-    found = build_model(compose("pdml", [f"model={model}", f"method={method}"]), BANDS, CLASSES)
-    found.spectral.weight.normal_(std=BANDS**-0.5)
-    return found
+    network = build_model(compose("pdml", [f"model={model}", f"method={method}"]), BANDS, CLASSES)
+    network.spectral.weight.normal_(std=BANDS**-0.5)
+    return network
 
 
 def patches(count: int) -> torch.Tensor:
@@ -34,7 +37,7 @@ def patches(count: int) -> torch.Tensor:
 
 
 def test_the_pairs_tested_here_hold_every_model_and_method_config():
-    stems = [{p.stem for p in (config_folder("pdml") / group).glob("*")} for group in ("model", "method")]
+    stems = [{path.stem for path in (CONFIGS / group).glob("*")} for group in ("model", "method")]
     # The support vector machine has no network; test_svm.py holds it.
     assert stems == [{model for model, _ in ALL} | {"none"}, {method for _, method in ALL} | {"svm"}]
 
@@ -95,8 +98,8 @@ def test_methods_share_the_initial_weights_of_the_backbone_for_a_seed(model):
 
     plain, other_seed = start("plain", 0), start("plain", 1)
     for method in ("pdml", "every-pixel"):
-        found = start(method, 0)
-        assert found.keys() == plain.keys() and all(torch.equal(found[name], plain[name]) for name in plain)
+        actual = start(method, 0)
+        assert actual.keys() == plain.keys() and all(torch.equal(actual[name], plain[name]) for name in plain)
     assert any(not torch.equal(other_seed[n], plain[n]) for n in plain if n.startswith("backbone"))
 
 
@@ -107,8 +110,8 @@ def test_components_are_those_of_sklearn_on_training_pixels_scaled_by_the_first(
     patch = scene.cube[10:19, 20:29]
     scale = train[:, 0].std(ddof=1)
     expected = pipeline.transform(patch.reshape(81, -1).astype(np.float64)).reshape(9, 9, 30) / scale
-    found = module.model.spectral(torch.from_numpy(patch).permute(2, 0, 1)[None])[0].permute(1, 2, 0)
-    np.testing.assert_allclose(found.numpy(), expected, rtol=0, atol=SINGLE)
+    actual = module.model.spectral(torch.from_numpy(patch).permute(2, 0, 1)[None])[0].permute(1, 2, 0)
+    np.testing.assert_allclose(actual.numpy(), expected, rtol=0, atol=SINGLE)
     # Unwhitened: the spread of the components falls off as in the data.
     assert train.std(0)[-1] < 0.5 * train.std(0)[0]
 

@@ -11,8 +11,7 @@ from pdml.module import PatchBatches
 from shared.claims.compose import compose
 from shared.data.keyed import keyed_bits
 
-SMALL = ["trainer.accelerator=cpu", "logging.csv=false", "logging.tensorboard=false"]
-SMALL += ["scale.steps=3", "optim.batch_size=8"]
+SMALL = ["trainer.accelerator=cpu", "logger=none", "scale.steps=3", "optim.batch_size=8"]
 P, R = 9, 4
 
 
@@ -44,12 +43,12 @@ def trained(cfg, folder) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize(
-    "data, method", [("random", "pdml"), ("disjoint", "pdml"), ("random", "every-pixel")]
+    "split, method", [("percent", "pdml"), ("disjoint", "pdml"), ("percent", "every-pixel")]
 )
 def test_noise_for_validation_and_test_labels_leaves_the_weights_bit_identical(
-    data, method, tmp_path, monkeypatch
+    split, method, tmp_path, monkeypatch
 ):
-    cfg = small_config(f"data=synthetic-{data}", f"method={method}")
+    cfg = small_config(f"data.split.kind={split}", f"method={method}")
     clean = trained(cfg, tmp_path / "clean")
     monkeypatch.setattr(train, "load_scene", noisy_outside_training(train.load_scene))
     noisy = trained(cfg, tmp_path / "noisy")
@@ -102,7 +101,7 @@ def test_every_labelled_training_pixel_of_a_patch_enters_the_loss_and_no_other(m
     # Patch after patch, the same labels whatever its augmentation; classes begin at 0 in the loss.
     for part, window in zip(labels.split(count), expected, strict=True):
         assert sorted((part + 1).tolist()) == sorted(window[window > 0].tolist())
-    # Each label stands where its own spectrum stands.
+    # Each label is at the place of its own spectrum.
     spectra = scene.cube.reshape(-1, scene.cube.shape[2])
     for b, r, c in batch.labels.nonzero().tolist():
         pixel = np.flatnonzero((spectra == batch.patches[b, :, r, c].numpy()).all(1))

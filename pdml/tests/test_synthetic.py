@@ -18,7 +18,7 @@ MIXING_TOLERANCE = 1e-6
 # Accuracy of a linear SVM on single spectra, two in a hundred for training: clearly above chance (1/6), with
 # room above it for methods that see the neighbourhood.
 SVM_FROM, SVM_TO = 0.78, 0.90
-DEFAULT = OmegaConf.load(Path(__file__).parents[1] / "configs/data/synthetic-random.yaml").synthetic
+DEFAULT = OmegaConf.load(Path(__file__).parents[1] / "configs/data/synthetic.yaml").synthetic
 
 
 def scene(**changes):

@@ -1,4 +1,4 @@
-"""Scene inference measured: streaming against materialising all patches, and the fully convolutional pass.
+"""Scene inference measured: streaming against the reference, which makes all patches first, and one convolutional pass.
 
     python -m pdml.tools.bench [--height 610 --width 340 --bands 103 --patch 9 --repeat 1]
     python -m pdml.tools.bench --checkpoint runs/.../last.ckpt --row ROW --seed 0
@@ -28,14 +28,14 @@ from pdml.inference import ScenePrediction, predict_scene, predict_scene_convolu
 from pdml.model import build_model
 from pdml.patches import PatchSource
 from pdml.scenes import load_scene
-from pdml.tools.reference import predict_scene_materialised
+from pdml.tools import reference
 from shared.claims.compose import compose, row_config
 from shared.data.keyed import keyed_uniform
 from shared.errors import UserError
 from shared.training.checkpoints import load_weights, read_checkpoint
 
 CLASSES = 9
-FORMS = ("streaming", "materialised", "convolutional")
+FORMS = ("streaming", "reference", "convolutional")
 
 
 def random_cube(height: int, width: int, bands: int) -> np.ndarray:
@@ -79,8 +79,8 @@ def run_form(form: str, model, cube: np.ndarray, wanted: np.ndarray | None = Non
     before, timer, begin = memory_bytes("VmRSS"), {}, time.perf_counter()
     if form == "convolutional":
         result = ScenePrediction(predict_scene_convolutional(model, cube, probabilities=True), None)
-    elif form == "materialised":
-        result = predict_scene_materialised(model, cube, probabilities=True, timer=timer)
+    elif form == "reference":
+        result = reference.predict_scene(model, cube, probabilities=True, timer=timer)
     else:
         result = predict_scene(model, cube, wanted=wanted, probabilities=True, timer=timer)
     cost = {"end to end": time.perf_counter() - begin, **timer}
@@ -109,24 +109,26 @@ def run_in_process(form: str, shape: tuple[int, int, int], patch_size: int, fold
     return np.load(folder / f"{form}.npz"), json.loads((folder / f"{form}.json").read_text())
 
 
-def difference(one, other, readout: str) -> dict:
+def difference(maps, others, readout: str) -> dict:
     """Return the largest and mean absolute difference of two forms' maps and the fraction of other labels."""
     names = f"{readout} probabilities", f"{readout} uncertainty"
-    apart = np.concatenate([np.abs(one[name] - other[name]).reshape(-1) for name in names])
-    labels = one[f"{readout} prediction"] != other[f"{readout} prediction"]
+    apart = np.concatenate([np.abs(maps[name] - others[name]).reshape(-1) for name in names])
+    labels = maps[f"{readout} prediction"] != others[f"{readout} prediction"]
     return {"largest": apart.max(), "mean": apart.mean(), "labels": labels.mean()}
 
 
 def _streaming_table(costs: dict, maps: dict, shape: tuple[int, int, int]) -> Table:
-    streaming, naive = costs["streaming"], costs["materialised"]
-    table = Table("", "streaming", "materialised", title="{} x {} x {}, centre and fused".format(*shape))
+    streaming, reference_cost = costs["streaming"], costs["reference"]
+    table = Table("", "streaming", "reference", title="{} x {} x {}, centre and fused".format(*shape))
     for name in ("patches", "network", "readout", "end to end"):
-        table.add_row(f"{name}, s", f"{streaming[name]:.1f}", f"{naive[name]:.1f}")
-    table.add_row("peak memory, MB", *(f"{cost['bytes'] / 1e6:.0f}" for cost in (streaming, naive)))
+        table.add_row(f"{name}, s", f"{streaming[name]:.1f}", f"{reference_cost[name]:.1f}")
+    table.add_row("peak memory, MB", *(f"{cost['bytes'] / 1e6:.0f}" for cost in (streaming, reference_cost)))
     cube_bytes = 4 * np.prod(shape)
-    table.add_row("x cube in float32", *(f"{cost['bytes'] / cube_bytes:.2f}" for cost in (streaming, naive)))
+    table.add_row(
+        "x cube in float32", *(f"{cost['bytes'] / cube_bytes:.2f}" for cost in (streaming, reference_cost))
+    )
     for readout in ("centre", "fused"):
-        apart = difference(maps["streaming"], maps["materialised"], readout)
+        apart = difference(maps["streaming"], maps["reference"], readout)
         table.add_row(f"{readout}: largest difference", f"{apart['largest']:.1e}", "")
     return table
 

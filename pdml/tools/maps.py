@@ -35,7 +35,8 @@ def draw_maps(folder: Path, scene: Scene, split: Split, prediction: ScenePredict
         figures["uncertainty"] = _draw_uncertainty(scene, readout)
     for name, figure in figures.items():
         _save(figure, folder / f"{name}.png")
-    logs = sorted(folder.glob("curves/start*/metrics.csv"), key=lambda log: int(log.parent.name[5:]))
+    logs = folder.glob("curves/version_*/metrics.csv")
+    logs = sorted(logs, key=lambda log: int(log.parent.name.removeprefix("version_")))
     if logs:
         draw_curves(folder, logs)
 
@@ -115,14 +116,14 @@ def _draw_confusion(scene: Scene, split: Split, readout: Readout) -> Figure:
     count = len(scene.class_names)
     matrix = np.zeros((count, count), np.int64)
     np.add.at(matrix, (scene.labels[scored] - 1, readout.prediction[scored]), 1)
-    share = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
+    fraction = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
     side = 2.5 + 0.42 * count
     figure = Figure(figsize=(side + 1, side), layout="constrained")
     axis = figure.subplots()
-    image = axis.imshow(share, cmap="Blues", vmin=0, vmax=1)
+    image = axis.imshow(fraction, cmap="Blues", vmin=0, vmax=1)
     for (row, column), number in np.ndenumerate(matrix):
         if number:
-            colour = "white" if share[row, column] > 0.5 else "black"
+            colour = "white" if fraction[row, column] > 0.5 else "black"
             axis.text(column, row, number, ha="center", va="center", fontsize=6, color=colour)
     names = [n if kept else f"({n})" for n, kept in zip(scene.class_names, split.classes, strict=True)]
     axis.set_xticks(range(count), names, rotation=90, fontsize=7)
@@ -130,7 +131,7 @@ def _draw_confusion(scene: Scene, split: Split, readout: Readout) -> Figure:
     axis.set_xlabel("decided")
     axis.set_ylabel("label; in brackets: left out of the scores" if not split.classes.all() else "label")
     axis.set_title(f"{scene.name}: {matrix.sum()} scored pixels", fontsize=9)
-    figure.colorbar(image, ax=axis, shrink=0.8, label="share of the label's pixels")
+    figure.colorbar(image, ax=axis, shrink=0.8, label="fraction of the label's pixels")
     return figure
 
 

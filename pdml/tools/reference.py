@@ -1,7 +1,7 @@
 """The naive form of scene inference: every patch first, then the network over all of them.
 
 It needs p * p times the memory of the cube (6.9 GB for 610 x 340 x 103 and p = 9) and whole-scene sums for
-the fusion. ``inference.predict_scene`` is held to it in the tests and timed against it in ``pdml.tools.bench``.
+the fusion. The tests compare ``inference.predict_scene`` with it, and ``pdml.tools.bench`` times the two.
 """
 
 from itertools import product
@@ -13,14 +13,14 @@ from pdml.inference import BATCH_SIZE, ScenePrediction, empty_readout, evaluatin
 from pdml.patches import PatchSource
 
 
-def predict_scene_materialised(
+def predict_scene(
     model,
     cube: np.ndarray,
     batch_size: int = BATCH_SIZE,
     probabilities: bool = False,
     timer: dict | None = None,
 ) -> ScenePrediction:
-    """Decide every pixel of a cube (H, W, bands), with the read-outs and the timer of ``predict_scene``."""
+    """Decide every pixel of a cube (H, W, bands), with the read-outs and the timer of ``inference.predict_scene``."""
     source = PatchSource(cube, model.patch_size)
     (height, width), size, radius = source.shape, source.patch_size, source.radius
     rows, columns = np.divmod(np.arange(height * width), width)

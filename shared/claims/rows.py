@@ -50,7 +50,7 @@ def _plain(value: Any) -> Any:
 
 
 class LedgerSource(ConfigSource):
-    """The rows of ``<paper>/metafile.yml`` as the configs of the group ``experiment``; the path is the paper's folder."""
+    """The rows of ``<paper>/metafile.yml`` as the group ``experiment``; the path is the paper's folder."""
 
     @staticmethod
     def scheme() -> str:

@@ -23,10 +23,12 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 
 from shared.data.keyed import keyed_bits, keyed_uniform
+from shared.data.streams import stream
 from shared.errors import UserError
 
-# First part of a key: what is drawn.
-CROP, FLIP, RAND_AUGMENT, JITTER, ERASE, NOISE, MIX = range(32, 39)
+CROP, FLIP, RAND_AUGMENT, JITTER, ERASE, NOISE, MIX = (
+    stream(f"augment.{name}") for name in ("crop", "flip", "rand_augment", "jitter", "erase", "noise", "mix")
+)
 ATTEMPTS = 10  # timm's and torchvision's, at a rectangle that fits
 ERASED_AREA, ERASED_RATIO = (0.02, 1 / 3), (0.3, 1 / 0.3)  # timm's
 PILLOW = {"bilinear": Image.BILINEAR, "bicubic": Image.BICUBIC}

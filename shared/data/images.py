@@ -34,10 +34,11 @@ from shared.data.folders import (
 )
 from shared.data.keyed import keyed_bits
 from shared.data.manifest import Manifest, load_manifest, manifest_names
+from shared.data.streams import stream
 from shared.errors import UserError
 
 LOGGER = logging.getLogger(__name__)
-SUBSET = 31  # first part of a key: what is drawn
+SUBSET = stream("subset")
 DIGITS_TRAIN, DIGITS_SEED = 0.8, 0
 KEPT_BYTES = 2**28  # of decoded images of a set: all of a small set, a negligible part of a large one
 

@@ -6,9 +6,11 @@ import numpy as np
 from torch.utils.data import Sampler
 
 from shared.data.keyed import keyed_permutation, keyed_uniform
+from shared.data.streams import stream
 from shared.errors import UserError
 
-BALANCED, WITHIN = 39, 40  # first part of a key: what is drawn
+BALANCED = stream("sampler.balanced")
+WITHIN = stream("sampler.within")
 
 
 class KeyedBatchSampler(Sampler[tuple[int, list[int]]]):

@@ -37,6 +37,11 @@ def ranks_of(trainer) -> int:
     return trainer.devices * trainer.num_nodes
 
 
+def slurm_tasks() -> int:
+    """Return how many tasks srun started, 1 outside of a batch job."""
+    return int(os.environ.get("SLURM_NTASKS", 1)) if SLURMEnvironment.detect() else 1
+
+
 def cluster_environment(trainer) -> ClusterEnvironment:
     """Return how the ranks of a run find each other: as torchrun or srun started them, else as Lightning does.
 
@@ -45,9 +50,15 @@ def cluster_environment(trainer) -> ClusterEnvironment:
     """
     if TorchElasticEnvironment.detect():
         return TorchElasticEnvironment()
-    if ranks_of(trainer) > 1 and SLURMEnvironment.detect():
+    if ranks_of(trainer) > 1 and slurm_tasks() > 1:
         return SLURMEnvironment(auto_requeue=False)
     return LightningEnvironment()
+
+
+def is_rank() -> bool:
+    """Return whether this process was started as one of several of a run: by torchrun, srun or Lightning."""
+    started = TorchElasticEnvironment.detect() or slurm_tasks() > 1
+    return started or LightningEnvironment().creates_processes_externally
 
 
 def process_rank(trainer) -> int:
@@ -76,7 +87,13 @@ def join_torchrun(cfg) -> None:
 
 def require_devices(cfg) -> None:
     """Raise UserError where the config asks for an accelerator, or for more of them, than this node has."""
-    kind, devices = cfg.trainer.accelerator, cfg.trainer.devices
+    kind, devices, ranks = cfg.trainer.accelerator, cfg.trainer.devices, ranks_of(cfg.trainer)
+    tasks = 1 if TorchElasticEnvironment.detect() else slurm_tasks()
+    if ranks > 1 and tasks not in (1, ranks):
+        raise UserError(
+            f"trainer.devices={devices} on trainer.num_nodes={cfg.trainer.num_nodes} are {ranks} ranks, but srun "
+            f"started {tasks} tasks: set --ntasks-per-node={devices} and --nodes={cfg.trainer.num_nodes}"
+        )
     if min(devices, cfg.trainer.num_nodes) < 1:
         raise UserError(
             f"trainer.devices={devices} and trainer.num_nodes={cfg.trainer.num_nodes}: set 1 or more of each"

@@ -1,7 +1,6 @@
 """Every row of every paper: composed, in the ledger, run as the ledger says, and trainable at toy size."""
 
 import importlib
-import re
 
 import pytest
 import torch
@@ -68,17 +67,6 @@ def stem(config: str) -> str:
 def test_row_composes_to_itself_at_the_scale_of_the_ledger(contract, row):
     cfg = composed(contract, row)
     assert (cfg.row, cfg.paper, cfg.scale.name) == (row, contract.paper.name, scale_of(contract, row))
-
-
-@of_papers("row", cases=experiments)
-def test_experiment_opens_with_what_it_is_and_the_command_that_runs_it(contract, row):
-    path = contract.paper.folder / "configs" / "experiment" / f"{row}.yaml"
-    head = [line for line in path.read_text().split("\n\n")[0].splitlines() if line.startswith("#")]
-    assert head[0] == "# @package _global_"
-    assert head[-1].startswith(f"# make reproduce-{contract.paper.name} SCALE=full ROWS={row}")
-    words = " ".join(head)
-    assert re.search(r"arXiv \d{4}\.\d{5}", words) and "Expected:" in words
-    assert ("Blocked:" in words) == (row in blocked(contract))
 
 
 @of_papers()
