@@ -69,6 +69,8 @@ CONTRACT = Contract(
             ["optim.batch_size=5000"], "do not fill one batch", "lower optim.batch_size"
         ),
         "even patch size": Bad(["patch_size=4"], "", "set an odd one, such as 5"),
-        "no data root": Bad([], "data root is not set", "set DATA_ROOT=<folder>", row="jasper-random-ssrn-plain"),
+        "no data root": Bad(
+            [], "data root is not set", "set DATA_ROOT=<folder>", row="jasper-random-ssrn-plain"
+        ),
     },
 )
