@@ -1,4 +1,4 @@
-"""The rules of the house that a scan can see: sizes, imports, devices, paths, the Makefile and the lock."""
+"""The rules of the house that a scan can see: sizes, imports, layers, devices, paths, the Makefile and the lock."""
 
 import ast
 import importlib.metadata
@@ -16,7 +16,22 @@ MOST_LINES, MOST_LINES_KERNEL, MOST_LINES_FUNCTION, MEDIAN_LINES = 400, 500, 59,
 # A GPU kernel takes dozens of pointers and strides, and its values live in registers from its first line to its last:
 # a part of it would have to be handed all of them.
 MOST_LINES_GPU_FUNCTION = 140
-ENTRY_POINTS = ("__main__.py", "cli.py")
+# All lines of Python, empty ones and docstrings too, in files outside of tests/ and of testing/, which is test code.
+MOST_LINES_SHARED, MOST_LINES_TRAINING = 3800, 900
+MOST_YAML_FILES, MOST_LINES_README, MOST_LINES_PAPERS_README = 330, 150, 120
+ENTRY_POINTS = ("__main__.py",)
+# From below: a file of shared imports its own layer's and those before it; testing alone is above claims.
+LAYERS = (
+    ("errors", "environment", "commands"),
+    ("data",),
+    ("metrics",),
+    ("training",),
+    ("claims",),
+    ("bench", "testing"),
+)
+PROTOCOL = (
+    ROOT / "shared/claims/protocol.py"
+)  # the only file that may import a module by a name made at run time
 # Joined from pieces so that this file keeps its own rule. Behind a letter, a dot, a slash or a closing brace
 # a match would be part of another path: an address on the web, a relative path, a variable.
 FOLDERS = "|".join(("home", "tmp", "work", "root"))
@@ -138,14 +153,145 @@ def test_no_file_names_the_host_of_a_registry():
     assert found == []
 
 
-def imported_packages(path: Path) -> set[str]:
-    names = set()
+def modules() -> dict[str, Path]:
+    """Return the modules of all six packages by their dotted names."""
+    found = {}
+    for path in python_files(False):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        if parts[0] in ("shared", *PAPERS):
+            found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+def is_module(name: str) -> bool:
+    place = ROOT.joinpath(*name.split("."))
+    return place.with_suffix(".py").is_file() or place.is_dir()
+
+
+def imported_names(path: Path) -> set[str]:
+    """Return the dotted names that a file imports anywhere in it, functions included, relative ones made absolute."""
+    names, package = set(), path.relative_to(ROOT).parent.parts
     for node in ast.walk(parse(path)):
         if isinstance(node, ast.Import):
-            names |= {alias.name.split(".")[0] for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.level == 0:
-            names.add(node.module.split(".")[0])
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            above = package[: len(package) - node.level + 1] if node.level else ()
+            base = ".".join([*above, *([node.module] if node.module else [])])
+            parts = {f"{base}.{alias.name}" for alias in node.names}
+            names |= {part for part in parts if is_module(part)} | {
+                base for part in parts if not is_module(part)
+            }
     return names
+
+
+def imported_packages(path: Path) -> set[str]:
+    return {name.split(".")[0] for name in imported_names(path)}
+
+
+def import_graph() -> dict[str, set[str]]:
+    """Return for every module of ours those that it imports."""
+    known = modules()
+    return {name: (imported_names(path) & known.keys()) - {name} for name, path in known.items()}
+
+
+def circles(graph: dict[str, set[str]]) -> list[str]:
+    """Return the nodes that a path of the graph leads back to."""
+
+    def reachable(start: str) -> set[str]:
+        seen, ahead = set(), [start]
+        while ahead:
+            new = graph.get(ahead.pop(), set()) - seen
+            seen |= new
+            ahead += new
+        return seen
+
+    return sorted(node for node in graph if node in reachable(node))
+
+
+def package_of(name: str, known: dict[str, Path]) -> str:
+    return name if known[name].name == "__init__.py" else name.rpartition(".")[0]
+
+
+def package_graph(graph: dict[str, set[str]]) -> dict[str, set[str]]:
+    known, packages = modules(), {}
+    for name, imported in graph.items():
+        package = package_of(name, known)
+        packages.setdefault(package, set()).update(
+            {package_of(other, known) for other in imported} - {package}
+        )
+    return packages
+
+
+def test_no_file_imports_itself_by_way_of_others():
+    assert len(import_graph()) > 100 and circles(import_graph()) == []
+
+
+def test_no_folder_imports_itself_by_way_of_others():
+    assert circles(package_graph(import_graph())) == []
+
+
+def test_the_search_for_circles_finds_one():
+    graph = {"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": {"a"}}
+    assert circles(graph) == ["b", "c"]
+
+
+def layer_of(name: str) -> int | None:
+    part = name.split(".")[1] if "." in name else None
+    return next((number for number, parts in enumerate(LAYERS) if part in parts), None)
+
+
+def test_no_file_of_shared_imports_from_a_layer_above_its_own():
+    graph = {name: ahead for name, ahead in import_graph().items() if name.startswith("shared.")}
+    assert [name for name in graph if layer_of(name) is None] == []
+    upward = [
+        (n, o) for n, ahead in graph.items() for o in ahead if o != "shared" and layer_of(o) > layer_of(n)
+    ]
+    assert upward == []
+
+
+def test_only_the_protocol_imports_a_module_by_its_name():
+    def dynamic(path: Path) -> bool:
+        by_name = {
+            "import_module",
+            "__import__",
+            "load_module",
+            "exec_module",
+            "run_module",
+            "get_method",
+            "get_class",
+        }
+        names = {getattr(node, "attr", getattr(node, "id", None)) for node in ast.walk(parse(path))}
+        return bool(names & by_name) or "importlib" in imported_names(path)
+
+    files = [path for path in python_files(False) if path.relative_to(ROOT).parts[0] == "shared"]
+    assert [path for path in files if dynamic(path)] == [PROTOCOL]
+
+
+def lines_below(folder: str) -> int:
+    files = [path for path in python_files(False) if path.is_relative_to(ROOT / folder)]
+    return sum(lines_of(path) for path in files if "testing" not in path.parts)
+
+
+@pytest.mark.parametrize(
+    ("folder", "most"), [("shared", MOST_LINES_SHARED), ("shared/training", MOST_LINES_TRAINING)]
+)
+def test_shared_stays_thin(folder, most):
+    assert 0 < lines_below(folder) <= most
+
+
+def test_the_papers_have_few_configuration_files():
+    files = [path for path in repository_files() if path.suffix in (".yaml", ".yml")]
+    inside = [
+        path for path in files if path.relative_to(ROOT).parts[:2] in [(paper, "configs") for paper in PAPERS]
+    ]
+    assert 0 < len(inside) <= MOST_YAML_FILES
+
+
+@pytest.mark.parametrize("folder", ("", *PAPERS))
+def test_a_readme_is_read_in_three_minutes(folder):
+    assert lines_of(ROOT / folder / "README.md") <= (
+        MOST_LINES_PAPERS_README if folder else MOST_LINES_README
+    )
 
 
 @pytest.mark.parametrize("package", ("shared", *PAPERS))
@@ -158,11 +304,13 @@ def test_a_paper_imports_no_other_paper_and_shared_imports_none(package):
 def test_every_paper_that_exists_is_under_the_import_contracts():
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]
     linter, include = settings["importlinter"], settings["setuptools"]["packages"]["find"]["include"]
-    independence, forbidden = linter["contracts"]
+    independence, forbidden, layers = linter["contracts"]
     existing = {paper for paper in PAPERS if (ROOT / paper / "__init__.py").exists()}
     assert set(linter["root_packages"]) == existing | {"shared"}
     assert set(independence["modules"]) == existing
     assert (forbidden["source_modules"], set(forbidden["forbidden_modules"])) == (["shared"], existing)
+    listed = [{part.strip(" ()") for part in layer.split(":")} for layer in layers["layers"]]
+    assert listed == [{f"shared.{part}" for part in parts} for parts in reversed(LAYERS)]
     assert set(include) == {form for name in ("shared", *PAPERS) for form in (name, f"{name}.*")}
 
 

@@ -16,7 +16,9 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from shared.arguments import Parser
+from shared.claims.protocol import Paper
+from shared.claims.reproduce import rows_of
+from shared.commands import Parser
 from shared.environment import environment, git_state, repository_root
 from shared.errors import UserError
 
@@ -165,9 +167,6 @@ def train_rows(paper: str, starts: tuple[str, ...], data_root: Path, workers: in
 
     Every row is a process, ``workers`` of them at a time, which share the processor's cores.
     """
-    from shared.claims.protocol import Paper
-    from shared.claims.reproduce import rows_of  # Hydra need not be there to check and time
-
     command = [sys.executable, "-m", "shared.claims", "reproduce", paper, "--scale", "lite"]
     command += ["--data-root", str(data_root)]
     surroundings = os.environ | {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // workers))}

@@ -13,19 +13,19 @@ import functools
 import logging
 import os
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
+from omegaconf import DictConfig
 from rich.console import Console
 
-from shared.arguments import Parser
 from shared.claims.compose import compose, expected_hash, quoted, row_config, row_overrides
 from shared.claims.protocol import Paper, load_paper, paper_names
 from shared.claims.render import pages, update
-from shared.claims.reproduce import cost, failures, hash_with, launch, plan
+from shared.claims.reproduce import cost, failures, launch, plan
 from shared.claims.show import show_row
 from shared.claims.tables import Table, lite_table, rich_table
+from shared.commands import Parser, format_duration, print_error, run_command, silence_library_logs
 from shared.environment import repository_root
 from shared.errors import RunInterrupted, UserError
 
@@ -94,10 +94,6 @@ def overrides_of(options: argparse.Namespace, paper: str) -> list[str]:
     return overrides
 
 
-def print_error(text: str) -> None:
-    sys.stderr.write(" ".join(text.split()) + "\n")
-
-
 def print_tables(tables: list[Table]) -> None:
     # A pipe has no width: tables are not to be squeezed into rich's 80 columns there.
     console = Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 160)
@@ -120,55 +116,68 @@ def counter(root: Path):
 
 def write_tables(options: argparse.Namespace) -> int:
     known = paper_names(options.root)
-    for paper in options.paper or known[:0]:
+    for paper in options.paper or ():
         load_paper(options.root, paper)
-    hashes, count = (
-        functools.cache(functools.partial(expected_hash, root=options.root)),
-        counter(options.root),
-    )
+    hashes = functools.cache(functools.partial(expected_hash, root=options.root))
+    count = counter(options.root)
     if options.report:
         for name in options.paper or known:
-            paper = Paper(name, options.root)
-            for blocks in pages(paper, hashes, functools.partial(count, name)).tables.values():
-                print_tables([table for block in blocks.values() for table in block])
+            page = pages(Paper(name, options.root), hashes, functools.partial(count, name))
+            print_tables(
+                [table for blocks in page.tables.values() for block in blocks.values() for table in block]
+            )
         return 0
     for path in update(options.root, hashes, count, options.paper, options.check):
         print(f"rewritten: {path.relative_to(options.root)}")
     return 0
 
 
-def reproduce(options: argparse.Namespace) -> int:
-    code, names = 0, paper_names(options.root) if options.all else [options.paper]
-    for name in names:
-        paper, overrides = load_paper(options.root, name), overrides_of(options, name)
-        jobs = plan(paper, options.scale, options.rows, options.seeds, overrides)
-        if not jobs:
-            print(f"{name}: every row of scale {options.scale} has its evidence; nothing to run", flush=True)
-            continue
-        from shared.training.application import format_duration, silence_library_logs  # they need torch
-
-        silence_library_logs()
+def run_jobs(paper: Paper, jobs: list[DictConfig], options: argparse.Namespace) -> int:
+    """Say what the jobs cost, run them and say which failed; returns the exit code."""
+    silence_library_logs()
+    try:
         estimate = format_duration(cost(paper, jobs))
-        print(
-            f"{name}: {len(jobs)} runs at scale {options.scale}, about {estimate} one after another",
-            flush=True,
-        )
-        code = max(
-            code, launch(paper, jobs, options.launcher, overrides), key=lambda value: (value != 0, value == 1)
-        )
-        for sentence, failed in failures(jobs).items():
-            more = f" and {len(failed) - 1} more" if len(failed) > 1 else ""
-            print_error(f"{failed[0]}{more} failed: {sentence}")
-    for name in names:
-        paper = load_paper(options.root, name)
-        hashes = hash_with(paper, overrides_of(options, name))
+    except UserError as error:
+        print_error(error)
+        return 2
+    print(
+        f"{paper.name}: {len(jobs)} runs at scale {options.scale}, about {estimate} one after another",
+        flush=True,
+    )
+    code = launch(paper, jobs, options.launcher, overrides_of(options, paper.name))
+    for sentence, failed in failures(jobs).items():
+        more = f" and {len(failed) - 1} more" if len(failed) > 1 else ""
+        print_error(f"{failed[0]}{more} failed: {sentence}")
+    return code
+
+
+def reproduce(options: argparse.Namespace) -> int:
+    """Run what has no evidence and print the tables, those of papers whose runs failed too."""
+    names, codes = paper_names(options.root) if options.all else [options.paper], {0}
+    papers = [load_paper(options.root, name) for name in names]
+    # All are planned first: a mistake in the command is said before anything runs.
+    plans = [
+        plan(paper, options.scale, options.rows, options.seeds, overrides_of(options, paper.name))
+        for paper in papers
+    ]
+    for paper, jobs in zip(papers, plans, strict=True):
+        if jobs:
+            codes.add(run_jobs(paper, jobs, options))
+        else:
+            print(
+                f"{paper.name}: every row of scale {options.scale} has its evidence; nothing to run",
+                flush=True,
+            )
+    for paper in papers:
         if options.scale == "full":
             plain = functools.partial(expected_hash, root=paper.root)
-            count = functools.partial(counter(options.root), name)
+            count = functools.partial(counter(options.root), paper.name)
             print_tables(pages(paper, plain, count).tables["RESULTS.md"]["claims"])
-        results = Path(options.results) / name if options.results else None
-        print_tables(lite_table(name, options.root, options.scale, hashes, results))
-    return code
+        overrides = tuple(overrides_of(options, paper.name))
+        hashes = functools.partial(expected_hash, overrides=overrides, root=paper.root)
+        results = Path(options.results) / paper.name if options.results else None
+        print_tables(lite_table(paper.name, options.root, options.scale, hashes, results))
+    return 1 if 1 in codes else max(codes)
 
 
 def evaluate(options: argparse.Namespace) -> int:
@@ -179,7 +188,7 @@ def evaluate(options: argparse.Namespace) -> int:
         if getattr(options, key):
             overrides.append(f"{key}={quoted(os.path.abspath(getattr(options, key)))}")
     compose(paper, overrides, "evaluate")
-    return subprocess.run([*paper.command("evaluate"), *overrides]).returncode
+    return run_command([*paper.command("evaluate"), *overrides])
 
 
 def show(options: argparse.Namespace) -> int:
@@ -198,14 +207,11 @@ def main(arguments: list[str] | None = None) -> int:
         options = parse(sys.argv[1:] if arguments is None else arguments)
         return COMMANDS[options.command](options)
     except UserError as error:
-        print_error(str(error))
+        print_error(error)
         return 2
-    except RunInterrupted as stop:
-        print_error(str(stop))
-        return stop.code
-    except KeyboardInterrupt:
-        stop = RunInterrupted(128 + signal.SIGINT)
-        print_error(str(stop))
+    except (RunInterrupted, KeyboardInterrupt) as stop:
+        stop = stop if isinstance(stop, RunInterrupted) else RunInterrupted(128 + signal.SIGINT)
+        print_error(stop)
         return stop.code
 
 

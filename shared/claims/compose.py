@@ -8,15 +8,13 @@ from pathlib import Path
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
-from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from shared.claims.ledger import read_ledger
 from shared.claims.protocol import Paper, load_paper
 from shared.environment import repository_root
 from shared.errors import UserError
-from shared.training.config import hash_of
+from shared.training.config import CONFIG_ERRORS, config_reason, hash_of
 
 SCALES = ("demo", "lite", "full")
 
@@ -58,12 +56,9 @@ def compose(paper: Paper | str, overrides: Sequence[str], config: str = "train")
             cfg = hydra_compose(config, list(overrides))
             OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
             return cfg
-    except (HydraException, OmegaConfBaseException) as error:
-        root = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
-        reason = " ".join(str(root).split("\n    full_key")[0].split())
-        raise UserError(
-            f"{paper.name}/configs/{config}.yaml with {' '.join(overrides)}: {reason}; fix the key or value"
-        ) from error
+    except CONFIG_ERRORS as error:
+        given = " ".join([f"{paper.name}/configs/{config}.yaml with", *overrides])
+        raise UserError(f"{given}: {config_reason(error)}; fix the key or value") from error
 
 
 def row_overrides(paper: Paper, row: str, seed: int, overrides: Sequence[str]) -> list[str]:

@@ -1,38 +1,20 @@
-"""`make reproduce-<paper>`: the rows and seeds without evidence, what they cost, one Hydra multirun, the table."""
+"""`make reproduce-<paper>`: the rows and seeds without evidence, what they cost, Hydra multiruns, what failed."""
 
-import functools
-import logging
-import subprocess
-from dataclasses import dataclass
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from shared.claims.compose import (
-    SCALES,
-    expected_hash,
-    require_row,
-    row_config,
-    row_overrides,
-)
-from shared.claims.ledger import load_ledger
+from shared.claims.compose import SCALES, require_row, row_config, row_overrides
+from shared.claims.ledger import load_ledger, read_ledger
 from shared.claims.protocol import Paper
+from shared.commands import run_command
 from shared.errors import RunInterrupted, UserError
-from shared.training.config import has_evidence, hash_of, run_folder
+from shared.training.config import failure_path, hash_of, root_of
+from shared.training.record import read_record, record_path
 
-log = logging.getLogger(__name__)
 # What a run's seconds depend on, as far as a paper has it.
 COSTS = ("model", "method", "objective", "task", "optim", "scale")
 DATA_COSTS = ("manifest", "train_images", "image_size")
-
-
-@dataclass(frozen=True)
-class Job:
-    """A row and a seed that have no evidence."""
-
-    row: str
-    seed: int
-    cfg: DictConfig
 
 
 def rows_of(paper: Paper, scale: str) -> list[str]:
@@ -40,17 +22,30 @@ def rows_of(paper: Paper, scale: str) -> list[str]:
     if scale not in SCALES:
         raise UserError(f"there is no scale {scale!r}: choose one of {', '.join(SCALES)}")
     ledger = load_ledger(paper.root, paper.name)
-    own = [row.Row for row in ledger.rows_of_scale(scale)]
-    if scale != "full":
-        return own
-    claims = [model for model in ledger.Models if model.Claim.Status != "blocked"]
-    return [Path(config).stem for model in claims for config in model.configs] + own
+    claims = [model for model in ledger.Models if scale == "full" and model.Claim.Status != "blocked"]
+    claimed = [Path(config).stem for model in claims for config in model.configs]
+    return claimed + [row.Row for row in ledger.rows_of_scale(scale)]
+
+
+def evidence_of(paper: Paper, cfg: DictConfig) -> tuple[Path, str]:
+    """Return a run's record and what it is: "measured", "stale" where its configuration is another one, or "not run".
+
+    The record may stand under the name that the ledger says the row had formerly.
+    """
+    own = [row.Formerly for row in read_ledger(paper.folder / "metafile.yml").own_rows if row.Row == cfg.row]
+    results = root_of(cfg) / cfg.paths.results
+    paths = [record_path(results, cfg.scale.name, name, cfg.seed) for name in (cfg.row, *own) if name]
+    present = [path for path in paths if path.exists()]
+    for path in present:
+        if read_record(path).config_sha256 == hash_of(cfg)[0]:
+            return path, "measured"
+    return (present[0], "stale") if present else (paths[0], "not run")
 
 
 def plan(
     paper: Paper, scale: str, rows: list[str] | None, seeds: list[int] | None, overrides: list[str]
-) -> list[Job]:
-    """Return every row and seed without evidence, seed by seed.
+) -> list[DictConfig]:
+    """Return the configuration of every row and seed without evidence, a job each, seed by seed.
 
     Seeds go round the outside: stopped half-way, every row has been measured as often as the others.
     Raises UserError for an unknown row, a row of another scale, and overrides that would put other numbers in
@@ -72,30 +67,21 @@ def plan(
                 "with RESULTS= (--results)"
             )
     wanted = seeds or sorted({seed for cfg in first.values() for seed in cfg.launcher.seeds})
-    jobs = []
-    for seed in wanted:
-        for row, cfg in first.items():
-            if seeds or seed in cfg.launcher.seeds:
-                cfg = cfg.copy()
-                cfg.seed = seed
-                if not has_evidence(cfg):
-                    jobs.append(Job(row, seed, cfg))
-    return jobs
+    pairs = [(row, seed) for seed in wanted for row in first if seeds or seed in first[row].launcher.seeds]
+    jobs = [row_config(paper, row, seed, overrides) for row, seed in pairs]
+    return [cfg for cfg in jobs if evidence_of(paper, cfg)[1] != "measured"]
 
 
-def cost(paper: Paper, jobs: list[Job]) -> float:
+def cost(paper: Paper, jobs: list[DictConfig]) -> float:
     """Return the seconds that the jobs will take one after the other, three timed steps per kind of network.
 
     A row that cannot start says so when its job runs, and the others go on. Where none can, what is wrong
     with the first one is raised here, before anything is launched.
     """
     kinds: dict[str, list[DictConfig]] = {}
-    for job in jobs:
-        cfg = job.cfg
-        kind = OmegaConf.to_yaml(
-            OmegaConf.create([cfg.get(part) for part in COSTS] + [cfg.data.get(part) for part in DATA_COSTS])
-        )
-        kinds.setdefault(kind, []).append(cfg)
+    for cfg in jobs:
+        parts = [cfg.get(part) for part in COSTS] + [cfg.data.get(part) for part in DATA_COSTS]
+        kinds.setdefault(OmegaConf.to_yaml(OmegaConf.create(parts)), []).append(cfg)
     total, timed, errors = 0.0, 0, []
     for members in kinds.values():
         for cfg in {cfg.row: cfg for cfg in members}.values():
@@ -110,68 +96,54 @@ def cost(paper: Paper, jobs: list[Job]) -> float:
     return total
 
 
-def multiruns(jobs: list[Job]) -> list[tuple[list[str], list[int]]]:
-    """Return the jobs as (rows, seeds) of Hydra sweeps over their product: one, where all rows want the same seeds.
+def multiruns(jobs: list[DictConfig]) -> list[tuple[list[str], list[int]]]:
+    """Return the jobs as (rows, seeds) of Hydra sweeps, whose products hold no other row and seed.
 
-    A row and seed of a product that has its evidence says so and ends, but one that was not asked for would be run.
+    One sweep, where all rows want the same seeds.
     """
     seeds_of: dict[str, tuple[int, ...]] = {}
-    for job in jobs:
-        wanted = tuple(job.cfg.launcher.seeds)
-        seeds_of[job.row] = wanted if job.seed in wanted else ()
-    sweeps = []
-    for wanted in dict.fromkeys(seeds_of.values()):
-        members = [job for job in jobs if seeds_of[job.row] == wanted]
-        rows, seeds = dict.fromkeys(job.row for job in members), dict.fromkeys(job.seed for job in members)
-        sweeps.append((list(rows), list(seeds)))
-    return sweeps
+    for cfg in jobs:
+        seeds_of[cfg.row] = (*seeds_of.get(cfg.row, ()), cfg.seed)
+    groups = dict.fromkeys(seeds_of.values())
+    return [([row for row in seeds_of if seeds_of[row] == seeds], list(seeds)) for seeds in groups]
 
 
-def launch(paper: Paper, jobs: list[Job], launcher: str, overrides: list[str]) -> int:
-    """Run the jobs as a Hydra multirun of ``python -m <paper>.train``; a failed one does not keep the others from it.
+def launch(paper: Paper, jobs: list[DictConfig], launcher: str, overrides: list[str]) -> int:
+    """Run the jobs as Hydra multiruns of ``python -m <paper>.train``; a failed one does not keep the others from it.
 
     Returns the exit code: 0, 2 where every error is one that the user can fix, else 1. Raises RunInterrupted where a
     signal ended the command.
     """
-    code = 0
+    for cfg in jobs:
+        failure_path(cfg).unlink(missing_ok=True)  # what is there afterwards is of this launch
+    codes = {0}
     for rows, seeds in multiruns(jobs):
         sweep = [f"seed={','.join(map(str, seeds))}", f"+experiment={','.join(rows)}"]
         command = [*paper.command("train"), "--multirun", f"hydra/launcher={launcher}", *sweep, *overrides]
-        code = max(code, _run(command), key=lambda value: (value != 0, value == 1))
-    return code
+        codes.add(run_command(command))
+        if max(codes) > 128:
+            raise RunInterrupted(max(codes))
+    # Hydra ends with the first failure; a traceback, behind the sentence of any of them, is no user's error.
+    if codes - {0, 2} or any(trace for _, trace in _failed(jobs).values()):
+        return 1
+    return max(codes)
 
 
-def _run(command: list[str]) -> int:
-    """Run a command to its end, whatever signal reaches both; RunInterrupted where one ended it."""
-    process = subprocess.Popen(command)
-    try:
-        code = process.wait()
-    except BaseException:  # Ctrl-C, or SIGTERM by its handler: the command got it too, or gets it now
-        process.terminate()
-        process.wait()
-        raise
-    if code < 0 or code > 128:
-        raise RunInterrupted(128 - code if code < 0 else code)
-    return code
+def _failed(jobs: list[DictConfig]) -> dict[str, tuple[str, str]]:
+    """Return the sentence and the traceback, "" for a user's error, of every job that failed, by row and seed."""
+    files = {f"{cfg.row} seed {cfg.seed}": failure_path(cfg) for cfg in jobs}
+    texts = {name: path.read_text(encoding="utf-8") for name, path in files.items() if path.is_file()}
+    return {name: (text.partition("\n")[0], text.partition("\n")[2]) for name, text in texts.items()}
 
 
-def failures(jobs: list[Job]) -> dict[str, list[str]]:
+def failures(jobs: list[DictConfig]) -> dict[str, list[str]]:
     """Return the sentence of every different failure with the jobs that ended with it."""
     by_sentence: dict[str, list[str]] = {}
-    for job in jobs:
-        file = run_folder(job.cfg) / "failed.txt"
-        if file.is_file():
-            sentence = file.read_text(encoding="utf-8").partition("\n")[0]
-            by_sentence.setdefault(sentence, []).append(f"{job.row} seed {job.seed}")
+    for name, (sentence, _) in _failed(jobs).items():
+        by_sentence.setdefault(sentence, []).append(name)
     return by_sentence
-
-
-def hash_with(paper: Paper, overrides: list[str]):
-    """Return the hash that evidence must carry, the overrides of this command included."""
-    return functools.partial(expected_hash, overrides=tuple(overrides), root=paper.root)
 
 
 def command_of(paper: Paper, row: str, seed: int, overrides: list[str]) -> str:
     """Return the command line that runs a row and seed by itself."""
-    program = ["python", *paper.command("train")[1:]]
-    return " ".join([*program, *row_overrides(paper, row, seed, overrides)])
+    return " ".join(["python", *paper.command("train")[1:], *row_overrides(paper, row, seed, overrides)])

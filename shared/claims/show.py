@@ -5,12 +5,13 @@ from omegaconf import OmegaConf
 from shared.claims.compose import row_config
 from shared.claims.ledger import load_ledger
 from shared.claims.protocol import Paper
-from shared.claims.reproduce import command_of
+from shared.claims.reproduce import command_of, evidence_of
 from shared.metrics.names import load_names
-from shared.training.config import evidence_path, has_evidence, hash_of
+from shared.training.config import hash_of
 
 
-def _claim_lines(paper: Paper, row: str) -> list[str]:
+def claim_lines(paper: Paper, row: str) -> list[str]:
+    """Return what the ledger says of a row: the claim, or what a row of our own measures."""
     ledger = load_ledger(paper.root, paper.name)
     for model in ledger.Models:
         claim = model.Claim
@@ -22,7 +23,7 @@ def _claim_lines(paper: Paper, row: str) -> list[str]:
                 f"paper: {printed}; baseline {claim.Baseline.name or 'none'}",
                 f"status: {claim.Status}; {claim.Why}",
             ]
-    (own,) = (one for one in ledger.own_rows if one.Row == row)
+    own = next(own for own in ledger.own_rows if own.Row == row)
     labels = ", ".join(load_names().metrics[name].label for name in own.Metrics)
     return [
         f"own row: {own.Label} ({own.Group})",
@@ -33,15 +34,14 @@ def _claim_lines(paper: Paper, row: str) -> list[str]:
 def show_row(paper: Paper, row: str, seed: int, overrides: list[str]) -> str:
     """Return the description of a row and seed, its composed configuration last; UserError for an unknown row."""
     cfg = row_config(paper, row, seed, overrides)
-    evidence = evidence_path(cfg)
-    state = "measured" if has_evidence(cfg) else "stale" if evidence.exists() else "not run"
-    devices = cfg.trainer.devices * cfg.trainer.num_nodes
+    evidence, state = evidence_of(paper, cfg)
     lines = [
         f"{paper.name} row {row}, seed {seed}, scale {cfg.scale.name}, variant {cfg.variant}",
-        *_claim_lines(paper, row),
+        *claim_lines(paper, row),
         f"hash: {hash_of(cfg)[0]}",
         f"evidence: {state} ({evidence})",
-        f"devices: {devices}; `make reproduce-{paper.name} SCALE={cfg.scale.name} ROWS={row}` prints the cost first",
+        f"devices: {cfg.trainer.devices * cfg.trainer.num_nodes}",
+        f"cost: `make reproduce-{paper.name} SCALE={cfg.scale.name} ROWS={row}` prints it before it runs anything",
         f"command: {command_of(paper, row, seed, overrides)}",
         "",
         OmegaConf.to_yaml(cfg, resolve=True).rstrip(),

@@ -10,94 +10,77 @@ import functools
 import logging
 import os
 import signal
-import subprocess
 import sys
 import time
 import traceback
-import warnings
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
+from shared.commands import format_duration, print_error, run_command, silence_library_logs
 from shared.environment import energy_joules, environment, git_state, lock_sha256, peak_memory_bytes
 from shared.errors import RunInterrupted, UserError
 from shared.metrics.names import load_names
-from shared.training.checks import check_machine, cluster_environment, process_rank, ranks_of
-from shared.training.config import evidence_path, has_evidence, hash_of, root_of, run_folder
+from shared.training.checks import check_machine, is_rank, process_rank, ranks_of
+from shared.training.config import (
+    CONFIG_ERRORS,
+    config_reason,
+    evidence_path,
+    failure_path,
+    has_evidence,
+    hash_of,
+    root_of,
+    run_folder,
+)
 from shared.training.record import RunRecord, read_record, write_record
 
 log = logging.getLogger(__name__)
-# What Lightning warns of and is meant so: short epochs, one worker, its own use of a deprecated function, and a resumed
-# run that begins inside an epoch, which the sampler knows and Lightning does not.
-EXPECTED_WARNINGS = (
-    r"lightning\.pytorch\."
-    r"(utilities\._pytree|loops\.(fit_loop|training_epoch_loop)|trainer\.connectors\.data_connector)"
-)
-
 Train = Callable[[DictConfig, Path], dict | None]  # (cfg, run folder) -> metrics, None on ranks other than 0
 Check = Callable[[DictConfig], None]
-
-
-def print_error(text: str) -> None:
-    """Print one line on standard error."""
-    sys.stderr.write(" ".join(text.split()) + "\n")
-
-
-def hydra_sentence(error: HydraException | OmegaConfBaseException) -> str:
-    """Return what is wrong with a configuration or an override, without Hydra's and OmegaConf's frames around it."""
-    cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
-    return " ".join(str(cause).split("\n    full_key")[0].split()) + "; fix the key or the value"
-
-
-def silence_library_logs() -> None:
-    """Silence what Lightning says of no consequence for a run."""
-    for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", module=EXPECTED_WARNINGS)
 
 
 def command(main: Callable) -> Callable:
     """Decorate an application: exit code 2 and one sentence for a user's error, 1 for a failure, 130 or 143 for a stop.
 
-    Stands above ``hydra.main``, which passes every error on while HYDRA_FULL_ERROR is set.
+    Stands above ``hydra.main``, which passes every error on where HYDRA_FULL_ERROR is set.
     """
 
     @functools.wraps(main)
     def run(*arguments, **options):
-        before = os.environ.get("HYDRA_FULL_ERROR")
         os.environ["HYDRA_FULL_ERROR"] = "1"
         try:
             return main(*arguments, **options)
-        except UserError as error:
-            if not hasattr(error, "was_logged"):
-                print_error(str(error))
-            sys.exit(2)
-        except (HydraException, OmegaConfBaseException) as error:
-            print_error(hydra_sentence(error))
-            sys.exit(2)
-        except RunInterrupted as stop:
-            print_error(str(stop))
+        except (
+            RunInterrupted,
+            KeyboardInterrupt,
+        ) as stop:  # the latter outside a training, where Lightning is not
+            stop = stop if isinstance(stop, RunInterrupted) else RunInterrupted(128 + signal.SIGINT)
+            print_error(stop)
             sys.exit(stop.code)
-        except KeyboardInterrupt:  # outside a training, where Lightning does not see it
-            stop = RunInterrupted(128 + signal.SIGINT)
-            print_error(str(stop))
-            sys.exit(stop.code)
+        except CONFIG_ERRORS as error:
+            sys.exit(report(UserError(f"{config_reason(error)}; fix the key or the value")))
         except Exception as error:
-            if not hasattr(error, "was_logged"):
-                traceback.print_exc()
-            sys.exit(1)
-        finally:
-            os.environ.pop("HYDRA_FULL_ERROR")
-            if before is not None:
-                os.environ["HYDRA_FULL_ERROR"] = before
+            sys.exit(report(error))
 
     return run
+
+
+def report(error: Exception) -> int:
+    """Print an error, unless a job has said it already, and return the exit code that it means.
+
+    An application ends with it inside ``hydra.main``, which prints its overrides before an error that it is raised.
+    """
+    if isinstance(error, UserError):
+        if not hasattr(error, "was_logged"):
+            print_error(error)
+        return 2
+    if not hasattr(error, "was_logged"):
+        traceback.print_exception(error)
+    return 1
 
 
 @contextlib.contextmanager
@@ -120,60 +103,54 @@ def run_job(cfg: DictConfig, train: Train, check: Check | None = None) -> float 
     folder. Of a multirun it is raised, and the other jobs go on; otherwise it ends the process with ``command``'s code.
     """
     silence_library_logs()
-    failed = run_folder(cfg) / "failed.txt"
+    in_sweep = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
     try:
-        if _is_sweep() and ranks_of(cfg.trainer) > 1 and not _is_rank():
-            _run_in_own_process(cfg)
-            outcome = "done"
+        if in_sweep and ranks_of(cfg.trainer) > 1 and not is_rank():
+            outcome = _run_in_own_process(cfg)
         else:
             outcome = measure(cfg, train, check)
     except Exception as error:
-        sentence = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-        frames = "" if isinstance(error, UserError) else "".join(traceback.format_exception(error))
-        with contextlib.suppress(OSError):  # the disk may be what failed
-            failed.parent.mkdir(parents=True, exist_ok=True)
-            failed.write_text(f"{sentence}\n{frames}", encoding="utf-8")
-        if _is_sweep():
-            log.error("%s seed %d failed: %s", cfg.row, cfg.seed, sentence, exc_info=bool(frames))
+        sentence = _keep_failure(cfg, error)
+        if in_sweep:
+            log.error(
+                "%s seed %d failed: %s",
+                cfg.row,
+                cfg.seed,
+                sentence,
+                exc_info=not isinstance(error, UserError),
+            )
             error.was_logged = True
             raise
-        if not isinstance(error, UserError):
-            traceback.print_exception(error)
-            sys.exit(1)
-        print_error(sentence)
-        sys.exit(2)
-    failed.unlink(missing_ok=True)
+        sys.exit(report(error))
+    failure_path(cfg).unlink(missing_ok=True)
     log.info("%s seed %d: %s", cfg.row, cfg.seed, outcome)
     metrics = read_record(evidence_path(cfg)).metrics if has_evidence(cfg) else {}
     return metrics.get(load_names().headline(metrics))
 
 
-def _is_sweep() -> bool:
-    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+def _keep_failure(cfg: DictConfig, error: Exception) -> str:
+    """Write ``failed.txt``, a sentence and, where it is no user's error, the traceback; returns the sentence."""
+    is_users = isinstance(error, UserError)
+    sentence = str(error) if is_users else f"{type(error).__name__}: {error}"
+    frames = [] if is_users else traceback.format_exception(error)
+    with contextlib.suppress(OSError):  # the disk may be what failed
+        failure_path(cfg).parent.mkdir(parents=True, exist_ok=True)
+        failure_path(cfg).write_text("".join([" ".join(sentence.split()), "\n", *frames]), encoding="utf-8")
+    return sentence
 
 
-def _is_rank() -> bool:
-    """Return whether this process was started as one of several of a run: by torchrun, srun or Lightning."""
-    return cluster_environment(DictConfig({"devices": 2, "num_nodes": 1})).creates_processes_externally
-
-
-def _run_in_own_process(cfg: DictConfig) -> None:
+def _run_in_own_process(cfg: DictConfig) -> str:
     """Run a multirun's job on several devices as a command of its own, since Lightning starts that once per device."""
-    arguments = ["-m", f"{cfg.paper}.train", *HydraConfig.get().overrides.task]
-    job = subprocess.Popen([sys.executable, *arguments])
-    handler = signal.signal(signal.SIGTERM, lambda number, _: job.send_signal(number))
-    try:
-        code = job.wait()
-    finally:
-        signal.signal(signal.SIGTERM, handler)
-    if code in (128 + signal.SIGINT, 128 + signal.SIGTERM):
+    code = run_command([sys.executable, "-m", f"{cfg.paper}.train", *HydraConfig.get().overrides.task])
+    if code > 128:
         raise RunInterrupted(code)
     if code:
-        failed = run_folder(cfg) / "failed.txt"
+        failed = failure_path(cfg)
         sentence = (
-            failed.read_text(encoding="utf-8").partition("\n")[0] if failed.exists() else f"exit code {code}"
+            failed.read_text(encoding="utf-8").partition("\n")[0] if failed.exists() else f"code {code}"
         )
         raise UserError(sentence) if code == 2 else RuntimeError(sentence)
+    return "done"
 
 
 def measure(cfg: DictConfig, train: Train, check: Check | None = None) -> str:
@@ -237,10 +214,3 @@ def _record(cfg: DictConfig, train: Train, folder: Path) -> str:
     if headline is None:
         return f"measured ({seconds})"
     return f"{names.metrics[headline].label} {names.metrics[headline].text(record.metrics[headline])} ({seconds})"
-
-
-def format_duration(seconds: float) -> str:
-    """Return a duration in seconds, minutes or hours, whichever reads best."""
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 2 * 3600 else f"{seconds / 3600:.1f} h"

@@ -55,6 +55,12 @@ def cluster_environment(trainer) -> ClusterEnvironment:
     return LightningEnvironment()
 
 
+def is_rank() -> bool:
+    """Return whether this process was started as one of several of a run: by torchrun, srun or Lightning."""
+    started = TorchElasticEnvironment.detect() or slurm_tasks() > 1
+    return started or LightningEnvironment().creates_processes_externally
+
+
 def process_rank(trainer) -> int:
     """Return the rank of this process, which is known before torch.distributed is."""
     if ranks_of(trainer) == 1:

@@ -8,12 +8,22 @@ import yaml
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
+from hydra.errors import HydraException
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from shared.data.manifest import load_manifest, manifest_sha256
 from shared.training.record import config_sha256, read_record, record_path
 from shared.training.schema import evaluation_schema
+
+CONFIG_ERRORS = (HydraException, OmegaConfBaseException)
+
+
+def config_reason(error: Exception) -> str:
+    """Return in one line what is wrong with a configuration or an override, without Hydra's and OmegaConf's frames."""
+    cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
+    return " ".join(str(cause).split("\n    full_key")[0].split())
 
 
 class SharedConfigs(SearchPathPlugin):
@@ -76,6 +86,11 @@ def run_folder(cfg: DictConfig) -> Path:
     """
     runs = root_of(cfg) / cfg.paths.runs
     return runs / cfg.scale.name / cfg.row / f"seed{cfg.seed}-{hash_of(cfg)[0][:8]}"
+
+
+def failure_path(cfg: DictConfig) -> Path:
+    """Return where a run that failed says why: a sentence and, unless the user can fix it, the traceback."""
+    return run_folder(cfg) / "failed.txt"
 
 
 def has_evidence(cfg: DictConfig) -> bool:

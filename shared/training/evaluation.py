@@ -1,6 +1,7 @@
 """Scoring a checkpoint without training: what the evaluation of every paper does around its own scores."""
 
 import itertools
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -9,9 +10,10 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
+from shared.commands import silence_library_logs
 from shared.errors import UserError
 from shared.metrics.names import load_names
-from shared.training.application import Check, print_error, silence_library_logs
+from shared.training.application import Check, report
 from shared.training.checks import check_machine
 from shared.training.config import run_folder
 
@@ -27,21 +29,30 @@ def run_evaluation(
 ) -> None:
     """Print the scores of ``cfg.ckpt``, or of the run's own checkpoint; pictures go to ``cfg.out`` or beside it.
 
-    A checkpoint that is missing, a folder that holds files and whatever ``score`` refuses end the process with one
-    sentence and exit code 2, before anything is written.
+    Ends the process as ``command`` does where there is an error: before anything is written, for a checkpoint that is
+    missing and for a folder that holds files.
     """
-    try:
-        _evaluate(cfg, score, check, default_checkpoint)
-    except UserError as error:  # here, since Hydra would add a line of its own
-        print_error(str(error))
-        sys.exit(2)
-
-
-def _evaluate(cfg: DictConfig, score: Score, check: Check | None, default_checkpoint) -> None:
     silence_library_logs()
-    check_machine(cfg)
-    if check is not None:
-        check(cfg)
+    try:
+        check_machine(cfg)
+        if check is not None:
+            check(cfg)
+        checkpoint, folder = _places(cfg, default_checkpoint)
+        metrics = score(cfg, checkpoint, folder)
+    except Exception as error:
+        sys.exit(report(error))
+    table = Table("metric", "value", title=f"{cfg.row}, seed {cfg.seed}", title_justify="left")
+    for row in metric_rows(metrics):
+        table.add_row(*(cell.replace("[", "\\[") for cell in row))
+    console = Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 160)
+    console.print(table)
+    console.print(f"checkpoint: {checkpoint}", markup=False, highlight=False, soft_wrap=True)
+    if folder.exists():
+        console.print(f"pictures: {folder}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _places(cfg: DictConfig, default_checkpoint) -> tuple[Path, Path]:
+    """Return the checkpoint and a new folder; UserError where the first is missing or the second holds files."""
     own = (default_checkpoint or (lambda cfg: run_folder(cfg) / "last.ckpt"))(cfg)
     checkpoint = Path(cfg.ckpt) if cfg.ckpt else own
     if checkpoint.exists() and not checkpoint.is_file():
@@ -53,15 +64,7 @@ def _evaluate(cfg: DictConfig, score: Score, check: Check | None, default_checkp
     folder = Path(cfg.out) if cfg.out else next(path for path in beside if not path.exists())
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} is there already and not empty: give a new folder with OUT= (out=)")
-    metrics = score(cfg, checkpoint, folder)
-    table = Table("metric", "value", title=f"{cfg.row}, seed {cfg.seed}", title_justify="left")
-    for row in metric_rows(metrics):
-        table.add_row(*(cell.replace("[", "\\[") for cell in row))
-    console = Console(width=None if sys.stdout.isatty() else 160)
-    console.print(table)
-    console.print(f"checkpoint: {checkpoint}", markup=False, highlight=False, soft_wrap=True)
-    if folder.exists():
-        console.print(f"pictures: {folder}", markup=False, highlight=False, soft_wrap=True)
+    return checkpoint, folder
 
 
 def metric_rows(metrics: dict) -> list[list[str]]:

@@ -7,8 +7,8 @@ import pytest
 import torch
 from rich.table import Table
 
+from shared.bench import gpu
 from shared.errors import UserError
-from shared.run import gpu
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")

@@ -4,8 +4,8 @@ import importlib.util
 
 import pytest
 
+from shared.bench import peers
 from shared.errors import UserError
-from shared.run import peers
 
 
 def test_a_peer_that_cannot_be_built_is_a_reason_and_no_failure(monkeypatch):

@@ -5,7 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from shared.claims.ledger import load_ledger
+from shared.claims.render import update
+from shared.claims.status import derive
 from shared.training.record import RunRecord, write_record
+from shared.training.tests.paper import config, fake, paper, start  # noqa: F401
 
 LEDGER = """\
 Collections:
@@ -47,18 +51,21 @@ Models:
       Why:
       Evidence: []
 Lite:
-  - {Row: lite-plain, Config: fake/configs/experiment/lite-plain.yaml, Group: Digits, Label: plain,
-     Baseline: null, Metrics: [oa, aa]}
-  - {Row: lite-new, Config: fake/configs/experiment/lite-new.yaml, Group: Digits, Label: new,
-     Baseline: lite-plain, Metrics: [oa], Extra: [rho, classes_scored]}
+  - Group: Digits
+    Metrics: [oa]
+    Rows:
+      - {Row: lite-plain, Label: plain, Metrics: [oa, aa]}
+      - {Row: lite-new, Label: new, Baseline: lite-plain, Extra: [rho, classes_scored]}
 """
-README = "# Fake\n\n<!-- claims:begin claims -->\n<!-- claims:end claims -->\n\ntext that stays\n\n"
-README += "<!-- claims:begin lite -->\n<!-- claims:end lite -->\n"
 
 
-def present_hash(paper: str, row: str, seed: int, overrides=()) -> str:
+def markers(*names: str) -> str:
+    return "".join(f"<!-- claims:begin {name} -->\n<!-- claims:end {name} -->\n" for name in names)
+
+
+def present_hash(name: str, row: str, seed: int, overrides=()) -> str:
     """Stand in for the hash of the composed config."""
-    return f"hash of {paper} {row} {seed}"
+    return f"hash of {name} {row} {seed}"
 
 
 class Repository:
@@ -67,19 +74,25 @@ class Repository:
     def __init__(self, root: Path):
         self.root = root
         self.ledger, self.readme = root / "fake/metafile.yml", root / "fake/README.md"
+        self.results = root / "fake/RESULTS.md"
         experiments = root / "fake/configs/experiment"
         experiments.mkdir(parents=True)
-        for row in ("fake-a", "fake-b", "lite-plain", "lite-new"):
+        for row in ("fake-a", "fake-b"):
             (experiments / f"{row}.yaml").write_text("{}\n")
         self.ledger.write_text(LEDGER)
-        self.readme.write_text(README)
-        (root / "README.md").write_text("# All\n<!-- claims:begin summary -->\n<!-- claims:end summary -->\n")
+        self.readme.write_text(f"# Fake\n\n{markers('measured')}\ntext that stays\n")
+        self.results.write_text(f"# Results\n\n{markers('claims', 'lite')}\ntext that stays\n")
+        (root / "README.md").write_text(f"# All\n{markers('summary')}")
 
     def edit(self, old: str, new: str, file: Path | None = None) -> None:
         file = file or self.ledger
         text = file.read_text()
         assert old in text
         file.write_text(text.replace(old, new, 1))
+
+    def mark(self, file: Path, name: str) -> None:
+        """Add a place for a table."""
+        file.write_text((file.read_text() if file.exists() else "") + markers(name))
 
     def run(
         self, row: str, values, metric: str = "top1", scale: str = "full", first: int = 0, **changes
@@ -134,3 +147,20 @@ def record_of():
 @pytest.fixture
 def expected_hash():
     return present_hash
+
+
+@pytest.fixture
+def update_(repository, expected_hash):
+    def refuses(name: str, model):
+        raise AssertionError("nothing is counted where no claim has a count")
+
+    return lambda count=refuses, **how: update(repository.root, expected_hash, count, **how)
+
+
+@pytest.fixture
+def status(repository, expected_hash):
+    def derived(index: int = 0, count=None):
+        ledger = load_ledger(repository.root, "fake")
+        return derive(repository.root, "fake", ledger, ledger.Models[index], expected_hash, count)
+
+    return derived

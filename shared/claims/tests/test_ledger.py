@@ -3,10 +3,10 @@
 from pathlib import Path
 
 import pytest
-import yaml
 
-from shared.claims.ledger import agrees, load_ledger, load_names
+from shared.claims.ledger import agrees, load_ledger
 from shared.errors import UserError
+from shared.metrics.names import load_names
 
 ROOT = Path(__file__).parents[3]
 
@@ -27,6 +27,10 @@ ROOT = Path(__file__).parents[3]
         ("Baseline: lite-plain", "Baseline: lite-new", "no other row"),
         ("Metrics: [oa, aa]", "Metrics: [oa, ab]", "'ab'"),
         ("Models:", "Models: [", "not YAML"),
+        ("    Rows:\n", "    Row:\n", "a group has Rows"),
+        ("    Metrics: [oa]\n", "    Metrics: [oa]\n    Colour: red\n", "a group has Rows"),
+        ("Extra: [rho,", "Colour: red, Extra: [rho,", "Colour"),
+        ("Collections:", "Headline: {Row: lite-new, Baseline: fake-a}\nCollections:", "Headline"),
     ],
 )
 def test_malformed_ledger_is_one_sentence_with_the_file(repository, old, new, sentence):
@@ -69,11 +73,14 @@ def test_every_name_of_a_claim_is_a_metric_with_a_label():
         assert set(known.names) <= set(names.metrics), key
 
 
-def test_ledger_of_pdml_holds_the_four_scenes_and_no_number_of_the_paper():
-    ledger = yaml.safe_load((ROOT / "pdml/metafile.yml").read_text())
-    claims = {model["Claim"]["Row"]: model["Claim"]["Metrics"] for model in ledger["Models"]}
-    rows = ("pdml-indian-pines-in", "pdml-pavia-university-up", "pdml-ksc", "pdml-houston-2013")
-    assert claims == {row: {"OA/AA/kappa": None} for row in rows}
+def test_rows_have_what_their_group_gives_and_their_own_keys_come_first(repository):
+    repository.edit("  - Group: Digits\n", "  - Group: Digits\n    Compose: {scale: lite, optim.lr: 1}\n")
+    repository.edit("Baseline: lite-plain, ", "Baseline: lite-plain, Compose: {optim.lr: 2, model: large}, ")
+    plain, new = load_ledger(repository.root, "fake").Lite
+    assert (plain.Group, plain.Metrics, new.Metrics) == ("Digits", ["oa", "aa"], ["oa"])
+    assert plain.Compose == {"scale": "lite", "optim.lr": 1}
+    assert new.Compose == {"scale": "lite", "optim.lr": 2, "model": "large"}
+    assert (plain.compared, new.Baseline, new.Extra) == (["oa"], ["lite-plain"], ["rho", "classes_scored"])
 
 
 def test_every_ledger_of_the_repository_is_valid():

@@ -46,12 +46,12 @@ def test_two_ranks_with_unequal_samples_equal_one_process(tmp_path):
     model = network()
     loss = pair_loss(model(samples()).mean((2, 3)))
     loss.backward()
-    for found in on_ranks(2, train_on_rank, tmp_path):
-        torch.testing.assert_close(found["loss"], loss.detach(), **CLOSE)
+    for result in on_ranks(2, train_on_rank, tmp_path):
+        torch.testing.assert_close(result["loss"], loss.detach(), **CLOSE)
         for name, parameter in model.named_parameters():
-            torch.testing.assert_close(found["gradients"][name], parameter.grad, **CLOSE)
+            torch.testing.assert_close(result["gradients"][name], parameter.grad, **CLOSE)
         for name, buffer in model.named_buffers():
-            torch.testing.assert_close(found["buffers"][name], buffer, **CLOSE)
+            torch.testing.assert_close(result["buffers"][name], buffer, **CLOSE)
 
 
 def half_on_rank(rank: int) -> dict:
@@ -67,11 +67,11 @@ def test_statistics_of_half_precision_are_summed_in_float32(tmp_path):
     output = norm(rows)
     (output.float() ** 3).sum().backward()
     ranks = on_ranks(2, half_on_rank, tmp_path)
-    for found in ranks:
-        assert found["dtype"] == torch.bfloat16
+    for result in ranks:
+        assert result["dtype"] == torch.bfloat16
         for name, buffer in norm.named_buffers():
-            torch.testing.assert_close(found["buffers"][name], buffer)
-    gradient = sum(found["gradient"].float() for found in ranks)
+            torch.testing.assert_close(result["buffers"][name], buffer)
+    gradient = sum(result["gradient"].float() for result in ranks)
     torch.testing.assert_close(gradient, rows.grad.float(), rtol=0.02, atol=0.02)  # bfloat16 has eight bits
 
 
@@ -116,5 +116,5 @@ class Guarded(GuardedModule):
 
 
 def test_a_step_that_is_not_finite_on_one_rank_is_skipped_on_all(tmp_path):
-    for found in on_ranks(2, guard_on_rank, tmp_path):
-        assert found["skipped"] and found["without"] and not found["mean"].any()
+    for result in on_ranks(2, guard_on_rank, tmp_path):
+        assert result["skipped"] and result["without"] and not result["mean"].any()

@@ -6,9 +6,10 @@ import subprocess
 
 import pytest
 
+from shared import environment
+from shared.environment import git_state
 from shared.errors import UserError
-from shared.metrics import record as records
-from shared.training.record import EXCLUDED, config_sha256, git_state, read_record, write_record
+from shared.training.record import EXCLUDED, RunRecord, config_sha256, read_record, write_record
 
 CONFIG = {
     "model": {"width": 3, "new": {"gate": False}},
@@ -18,6 +19,31 @@ CONFIG = {
     "paths": {"data_root": "/somewhere"},
     "trainer": {"devices": 1, "workers": 2},
 }
+
+
+@pytest.fixture
+def record_of():
+    """Make a record: changed fields -> record."""
+    values = {field: None for field in RunRecord.model_fields} | {
+        "paper": "fake",
+        "row": "plain",
+        "scale": "demo",
+        "seed": 0,
+        "selection": "last-epoch",
+        "variant": "as_written",
+        "metrics": {"oa": 0.5},
+        "n_test": 100,
+        "config": {"model": {"width": 3}},
+        "config_sha256": "a" * 64,
+        "commit": "0123456789abcdef",
+        "dirty": False,
+        "hardware": {"cpu": "a processor"},
+        "versions": {"python": "3.11"},
+        "wall_seconds": 30.0,
+        "peak_memory_bytes": 1,
+        "started_at": "2024-01-01T00:00:00+00:00",
+    }
+    return lambda **changes: RunRecord.model_validate(values | changes)
 
 
 def test_what_was_written_is_read_back(tmp_path, record_of):
@@ -147,13 +173,13 @@ def test_git_state_without_git_is_unknown_and_dirty(tmp_path, monkeypatch):
 
 
 def test_environment_fits_a_record(record_of):
-    found = records.environment()
-    assert record_of(**found).hardware["cores"] >= 1
-    assert {"python", "torch", "numpy", "scikit-learn"} <= set(found["versions"])
-    assert 10 * 2**20 < records.peak_memory_bytes() < found["hardware"]["memory_bytes"] * 2
+    machine = environment.environment()
+    assert record_of(**machine).hardware["cores"] >= 1
+    assert {"python", "torch", "numpy", "scikit-learn"} <= set(machine["versions"])
+    assert 10 * 2**20 < environment.peak_memory_bytes() < machine["hardware"]["memory_bytes"] * 2
 
 
 def test_lock_hash_is_that_of_the_file(tmp_path):
-    assert records.lock_sha256(tmp_path) is None
+    assert environment.lock_sha256(tmp_path) is None
     (tmp_path / "requirements.lock").write_text("")
-    assert records.lock_sha256(tmp_path).startswith("e3b0c44298fc1c14")  # sha256 of nothing
+    assert environment.lock_sha256(tmp_path).startswith("e3b0c44298fc1c14")  # sha256 of nothing

@@ -1,0 +1,87 @@
+"""Statuses follow from evidence."""
+
+import pytest
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([0.760, 0.762, 0.764], "reproduced"),
+        ([0.765, 0.765, 0.765], "reproduced"),  # exactly the tolerance
+        ([0.759, 0.759, 0.759], "reproduced"),
+        ([0.750, 0.751, 0.752], "below"),
+        ([0.770, 0.771, 0.772], "above"),
+        ([0.762, 0.762], "not-run"),  # three seeds at least
+    ],
+)
+def test_status_follows_from_the_mean_of_three_seeds(repository, status, values, expected):
+    repository.run("fake-a", values)
+    assert status().status == expected
+    assert status().n == len(values)
+
+
+def test_order_reversed_with_an_interval_that_excludes_zero_is_contradicted(repository, status):
+    repository.run("fake-a", [0.760, 0.762, 0.764])
+    repository.run("fake-b", [0.7705, 0.7719, 0.7741])
+    assert status().status == "contradicted"
+    repository.run("fake-b", [0.750, 0.790, 0.7741])  # better on average, but the interval holds 0
+    assert status().status == "reproduced"
+    repository.run("fake-b", [0.750, 0.752, 0.7541])  # the claimed order
+    assert status().status == "reproduced"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"selection": "best-test-epoch"}, {"variant": "as_released"}, {"first": 7}, {"config_sha256": "old"}],
+)
+def test_evidence_of_another_kind_never_counts(repository, status, change):
+    repository.run("fake-a", [0.760, 0.762, 0.764], **change)
+    assert status().status == "not-run"
+
+
+def test_demo_evidence_gives_demo_and_lite_evidence_nothing(repository, status):
+    repository.run("fake-a", [0.762] * 3, scale="lite")
+    assert status().status == "not-run"
+    repository.run("fake-a", [0.5], scale="demo")
+    assert status().status == "demo"
+
+
+def test_undefined_value_of_one_seed_gives_no_status(repository, status):
+    repository.run("fake-a", [0.760, 0.762, 0.764, None])
+    assert status().status == "not-run"
+    assert "undefined for seed 3" in status().reason
+
+
+def test_unknown_number_is_not_run_without_evidence_and_blocked_with_it(repository, status):
+    repository.edit("{top1: 76.20}", "{top1: null}")
+    assert (status().status, status().why) == ("not-run", "needs a week")
+    repository.run("fake-a", [0.762] * 3)
+    assert (status().status, status().why) == ("blocked", "the paper's number is not known")
+
+
+def test_blocked_stays_until_there_is_evidence(repository, status):
+    repository.edit("Status: not-run", "Status: blocked")
+    assert status().status == "blocked"
+    repository.run("fake-a", [0.762] * 3)
+    assert status().status == "reproduced"
+
+
+def test_parameters_are_counted_on_the_spot(repository, status):
+    repository.edit("{top1: 76.20}", "{top1: 76.20, parameters: 7.0e6}")
+    repository.run("fake-a", [0.762] * 3)
+    for measured, agreed in ((6.95e6, True), (6.5e6, False)):
+        derived = status(count=lambda model, measured=measured: {"parameters": measured, "flops": 0})
+        assert derived.counts == {"parameters": (measured, agreed)}
+        # The status is that of the scores; a count that is another network's is said beside it.
+        assert derived.status == "reproduced"
+        assert ("parameters differs" in derived.reason) is not agreed
+
+
+def test_a_claim_of_several_settings_shows_them_beside_its_own(repository, status):
+    repository.edit(
+        "Config: fake/configs/experiment/fake-a.yaml",
+        "Config: [fake/configs/experiment/fake-a.yaml, fake/configs/experiment/fake-b.yaml]",
+    )
+    repository.run("fake-b", [0.70, 0.71, 0.72])
+    assert status().settings["fake-b"]["top1"].mean == pytest.approx(71)
+    assert status().status == "not-run"  # of its own setting
