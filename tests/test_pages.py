@@ -23,11 +23,11 @@ SECTIONS = ["Measured", "Commands", "Method", "More"]
 OTHER_PAGES = ("RESULTS.md", "INTERPRETATIONS.md", "TOOLS.md", "DATA.md")
 BOX = ("The paper claims", "Measured", "Not run")  # what the lines of the verdict begin with, in this order
 PLACEHOLDERS = {"a", "b", "x", "ROW"}  # names that stand for a row of the reader's
-# A demo's numbers move where a CPU's instructions, or another version of a library, take sums in another order, and a
-# few hundred steps amplify that. Measured between an AMD EPYC's instructions and plain ones (ATEN_CPU_CAPABILITY=default,
-# ONEDNN_MAX_CPU_ISA=SSE41): PDML's OA 1.0 points, its kappa 1.2, IDML's R@1 1.2, the top-1 of Vim and of OPERA 0.0;
-# IDML's NMI, of k-means, moved by 4.1 and is not quoted. Columns in percent and kappa are compared in points, the others
-# (cross-entropy, cosine) as they are.
+# A demo's numbers move where a CPU's instructions, or another version of a library, take sums in another order,
+# and a few hundred steps amplify that. Measured between an AMD EPYC's instructions and plain ones
+# (ATEN_CPU_CAPABILITY=default, ONEDNN_MAX_CPU_ISA=SSE41): PDML's OA 1.0 points, its kappa 1.2, IDML's R@1 1.2, the
+# top-1 of Vim and of OPERA 0.0; IDML's NMI, of k-means, moved by 4.1 and is not quoted. Columns in percent and
+# kappa are compared in points, the others (cross-entropy, cosine) as they are.
 POINTS, OTHERS = 3.0, 0.15
 BLOCK = re.compile(r"<!-- claims:begin [a-z]+ -->\n(.*?)<!-- claims:end [a-z]+ -->", re.S)
 ENDS = "# ends with "
