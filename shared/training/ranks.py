@@ -20,9 +20,7 @@ def rows_of_ranks(count: int, device: torch.device) -> list[int]:
     """Return how many rows every rank has, this one ``count``. Waits for the device where there are several ranks."""
     if world_size() == 1:
         return [count]
-    counts = [torch.zeros(1, dtype=torch.int64, device=device) for _ in range(world_size())]
-    dist.all_gather(counts, torch.full_like(counts[0], count))
-    return torch.cat(counts).tolist()
+    return torch.cat(all_gather(torch.tensor([count], device=device))).tolist()
 
 
 def gather_rows(rows: Tensor, counts: list[int] | None = None) -> Tensor:
@@ -34,12 +32,7 @@ def gather_rows(rows: Tensor, counts: list[int] | None = None) -> Tensor:
         return rows
     counts = rows_of_ranks(len(rows), rows.device) if counts is None else counts
     padding = rows.new_zeros((max(counts) - len(rows), *rows.shape[1:]))
-    padded = torch.cat([rows, padding]).contiguous()
-    if rows.is_floating_point() and torch.is_grad_enabled():
-        parts = list(all_gather(padded))
-    else:
-        parts = [torch.empty_like(padded) for _ in counts]
-        dist.all_gather(parts, padded)
+    parts = all_gather(torch.cat([rows, padding]).contiguous())
     return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
 
 
@@ -71,10 +64,7 @@ def sum_over_ranks(values: Tensor) -> Tensor:
 
 def any_rank(flag: Tensor) -> bool:
     """Return whether the 0-d boolean ``flag`` is true on any rank."""
-    if world_size() > 1:
-        flag = flag.to(torch.int32)
-        dist.all_reduce(flag, dist.ReduceOp.MAX)
-    return bool(flag)
+    return bool(sum_over_ranks(flag.to(torch.int32)))
 
 
 class GlobalBatchNorm(nn.BatchNorm2d):
