@@ -88,9 +88,10 @@ def refusals(cfg):
     ranks, tasks = devices * nodes, 1 if Torchrun.detect() else slurm_tasks()
     present = 0 if on_cpu else torch.accelerator.device_count()
     yield (
-        ranks > 1 and tasks not in (1, ranks),
-        f"trainer.devices={devices} on trainer.num_nodes={nodes} are {ranks} ranks, but srun started {tasks} tasks: "
-        f"set --ntasks-per-node={devices} and --nodes={nodes}",
+        # Lightning takes no tasks that were asked for in all, not for a node.
+        ranks > 1 and tasks > 1 and (tasks != ranks or "SLURM_NTASKS_PER_NODE" not in os.environ),
+        f"trainer.devices={devices} on trainer.num_nodes={nodes} need {ranks} ranks, but srun started {tasks}: set "
+        f"--ntasks-per-node={devices} and --nodes={nodes}",
     )
     yield (
         min(devices, nodes) < 1,
