@@ -3,7 +3,6 @@
 Exit code 0 when nothing that is there is wrong (missing is only said), 2 for a wrong file or a bad root.
 """
 
-import argparse
 import os
 import sys
 
@@ -11,28 +10,22 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from shared.commands import Parser, report
 from shared.data.manifest import WRONG, check_all
 from shared.errors import UserError
 
-COLOURS = {
-    "present": "green",
-    "recorded": "green",
-    "embedded": "green",
-    "counted": "green",
-    "missing": "yellow",
-}
+COLOURS = dict.fromkeys(("present", "recorded", "embedded", "counted"), "green") | {"missing": "yellow"}
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Print the table of all data files and return the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m shared.data", description=__doc__.splitlines()[0])
+    parser = Parser(prog="python -m shared.data", description=__doc__.splitlines()[0])
     parser.add_argument("--root", default=os.environ.get("DATA_ROOT"), help="the data root, else DATA_ROOT")
     try:
         rows = check_all(parser.parse_args(arguments).root)
     except UserError as error:
-        print(error, file=sys.stderr)
-        return 2
-    table = Table("data set", "file", "status", "found")
+        return report(error)
+    table = Table("data set", "file", "status", "detail")
     for row in rows:
         file, detail = Text(row.file, overflow="fold"), Text(row.detail, overflow="fold")
         table.add_row(row.manifest, file, Text(row.status, COLOURS.get(row.status, "red")), detail)

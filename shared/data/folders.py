@@ -6,6 +6,7 @@ file, sorted by path byte by byte, which is what ``sha256sum`` prints.
 """
 
 import hashlib
+import itertools
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -61,12 +62,11 @@ def _again(source: str) -> str:
 
 def _images_below(root: Path) -> list[str]:
     """Return the paths of all images below a folder, relative to it, sorted."""
-    found = []
-    for folder, _, files in os.walk(root, followlinks=True):
-        inside = Path(folder).relative_to(root).as_posix()
-        prefix = "" if inside == "." else f"{inside}/"
-        found += [prefix + file for file in files if file.lower().endswith(SUFFIXES)]
-    return sorted(found, key=os.fsencode)
+    paths = [
+        os.path.join(folder, file) for folder, _, files in os.walk(root, followlinks=True) for file in files
+    ]
+    images = [os.path.relpath(path, root) for path in paths if path.lower().endswith(SUFFIXES)]
+    return sorted(images, key=os.fsencode)
 
 
 def _annotations(path: Path, source: str) -> dict[str, str]:
@@ -117,19 +117,15 @@ def list_images(folder: ImageFolder, data_root: Path, source: str) -> Listing:
 def _require_numbers(folder: ImageFolder, root: Path, names: tuple, labels: np.ndarray, source: str) -> None:
     if len(names) != folder.classes:
         raise UserError(f"{root} has {len(names)} classes, not {folder.classes}: {_again(source)}")
-    found = np.bincount(labels, minlength=len(names))
-    for name, count in zip(names, found.tolist(), strict=True):
-        if count == 0:
-            where = (
-                f"{root} has no image of class {name}" if folder.labels_file else f"{root / name} is empty"
-            )
-            raise UserError(f"{where}: {_again(source)}")
+    counts = np.bincount(labels, minlength=len(names))
+    for name in (names[label] for label in np.flatnonzero(counts == 0)):
+        where = f"{root} has no image of class {name}" if folder.labels_file else f"{root / name} is empty"
+        raise UserError(f"{where}: {_again(source)}")
     if folder.per_class is not None:
-        expected = np.broadcast_to(folder.per_class, found.shape)
-        for label in np.flatnonzero(found != expected)[:1]:
-            raise UserError(
-                f"{root} has {found[label]} images of class {names[label]}, not {expected[label]}: {_again(source)}"
-            )
+        expected = np.broadcast_to(folder.per_class, counts.shape)
+        for label in np.flatnonzero(counts != expected):
+            images = f"{counts[label]} images of class {names[label]}, not {expected[label]}"
+            raise UserError(f"{root} has {images}: {_again(source)}")
     if len(labels) != folder.images:
         raise UserError(f"{root} has {len(labels)} images, not {folder.images}: {_again(source)}")
 
@@ -137,12 +133,11 @@ def _require_numbers(folder: ImageFolder, root: Path, names: tuple, labels: np.n
 def require_same_classes(folders: Iterable[ImageFolder], data_root: Path, source: str) -> None:
     """Raise UserError where two splits that are both there have different classes, and name one of those."""
     there = [folder for folder in folders if (data_root / folder.path).is_dir()]
-    for one in there:
-        for other in there:
-            lacking = set(class_names(one, data_root, source)) - set(class_names(other, data_root, source))
-            if lacking:
-                missing = f"class {sorted(lacking)[0]}, which {one.path} has"
-                raise UserError(f"{data_root / other.path} has no {missing}: {_again(source)}")
+    for first, second in itertools.permutations(there, 2):
+        lacking = set(class_names(first, data_root, source)) - set(class_names(second, data_root, source))
+        for name in sorted(lacking):
+            missing = f"class {name}, which {first.path} has"
+            raise UserError(f"{data_root / second.path} has no {missing}: {_again(source)}")
 
 
 def listing_sha256(digests: Iterable[str], listing: Listing, labels_file: str | None) -> str:
@@ -156,10 +151,10 @@ def listing_sha256(digests: Iterable[str], listing: Listing, labels_file: str | 
     return total.hexdigest()
 
 
-def require_checksum(folder: ImageFolder, root: Path, found: str, source: str) -> None:
+def require_checksum(folder: ImageFolder, root: Path, digest: str, source: str) -> None:
     """Raise UserError where the sha256 of the listing is known and differs."""
-    if folder.sha256 is not None and found != folder.sha256:
-        expected = f"expected sha256 {folder.sha256} over its listing, found {found}"
+    if folder.sha256 is not None and digest != folder.sha256:
+        expected = f"expected sha256 {folder.sha256} over its listing, found {digest}"
         raise UserError(f"{root} has the wrong checksum: {expected}; {_again(source)}")
 
 

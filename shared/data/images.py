@@ -11,7 +11,6 @@ import hashlib
 import logging
 import os
 import re
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -33,9 +32,10 @@ from shared.data.folders import (
     require_same_classes,
 )
 from shared.data.keyed import keyed_bits
-from shared.data.manifest import Manifest, load_manifest, manifest_names
+from shared.data.manifest import load_manifest, manifest_names
 from shared.data.streams import stream
 from shared.errors import UserError
+from shared.files import whole_file
 
 LOGGER = logging.getLogger(__name__)
 SUBSET = stream("subset")
@@ -125,14 +125,11 @@ def _decoded(listing: Listing, folder: ImageFolder, source: str) -> np.ndarray:
         path = listing.path(index)
         image, digest = read_image(path, source)
         if image.shape != pixels.shape[1:]:
-            found = f"{image.shape[2]} x {image.shape[1]}"
-            raise UserError(
-                f"{path} has {found} pixels, not {folder.size} x {folder.size}: get the data again, source: {source}"
-            )
+            sizes = f"{image.shape[2]} x {image.shape[1]} pixels, not {folder.size} x {folder.size}"
+            raise UserError(f"{path} has {sizes}: get the data again, source: {source}")
         pixels[index] = image.numpy()
         digests.append(digest)
-    found = listing_sha256(digests, listing, folder.labels_file)
-    require_checksum(folder, listing.root, found, source)
+    require_checksum(folder, listing.root, listing_sha256(digests, listing, folder.labels_file), source)
     return pixels
 
 
@@ -148,17 +145,8 @@ def _mapped(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
 def _store(pixels: np.ndarray, path: Path) -> np.ndarray:
     """Write an array atomically and map it; a cache that cannot be written is no reason to stop."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
-        try:
-            with os.fdopen(descriptor, "wb") as stream:
-                np.save(stream, pixels)
-                stream.flush()
-                os.fsync(stream.fileno())
-            os.replace(temporary, path)
-        except BaseException:
-            os.unlink(temporary)
-            raise
+        with whole_file(path) as file:
+            np.save(file, pixels)
     except OSError as error:
         LOGGER.warning("the decoded images could not be kept in %s: %s", path, error)
         return pixels
@@ -188,13 +176,6 @@ def image_set_names() -> list[str]:
     return ["digits", *(name for name in manifest_names() if load_manifest(name).folders)]
 
 
-def _split_folder(manifest: Manifest, split: str) -> ImageFolder:
-    for folder in manifest.folders:
-        if folder.split == split:
-            return folder
-    raise UserError(f"{manifest.name} has no split {split!r}: choose train or test")
-
-
 def load_image_set(name: str, split: str, data_root: str | Path | None) -> ImageSet:
     """Return a split, "train" or "test", of a data set; the test split of a set that has "val" is that one.
 
@@ -212,7 +193,9 @@ def load_image_set(name: str, split: str, data_root: str | Path | None) -> Image
     if name == "digits":
         return _digits(split)
     manifest = load_manifest(name)
-    folder = _split_folder(manifest, split)
+    folder = next((folder for folder in manifest.folders if folder.split == split), None)
+    if folder is None:
+        raise UserError(f"{manifest.name} has no split {split!r}: choose train or test")
     if not data_root:
         raise UserError(
             f"The data root is not set: set DATA_ROOT=<folder>, put {folder.path} there, source: {manifest.source}"

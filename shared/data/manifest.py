@@ -8,8 +8,6 @@ import functools
 import hashlib
 import json
 import logging
-import os
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -20,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from shared.data.folders import ImageFolder, check_images
 from shared.data.matlab import read_mat, require_readable
 from shared.errors import UserError
+from shared.files import write_text
 
 LOGGER = logging.getLogger(__name__)
 FOLDER = Path(__file__).parent / "manifests"
@@ -102,7 +101,7 @@ def load_manifest(name: str) -> Manifest:
 def manifest_sha256(manifest: Manifest) -> str:
     """Return the sha256 of the manifest's canonical JSON, for a run's config hash.
 
-    Only what can change a number goes in (name, files, checksums, variables, counts): mending the wording of
+    Only what can change a number goes in (name, files, checksums, variables, counts): rewording
     a note or of the terms must not make measured evidence stale. The data root is no part of a manifest.
     """
     content = manifest.model_dump(mode="json", include={"name", "files", "counts"})
@@ -140,19 +139,8 @@ def _recorded(record: Path) -> dict[str, str]:
 def _record(record: Path, file: str, digest: str) -> None:
     """Add a checksum atomically; a data root that cannot be written is no reason to stop."""
     try:
-        record.parent.mkdir(exist_ok=True)
-        content = json.dumps({**_recorded(record), file: digest}, indent=1, sort_keys=True) + "\n"
-        descriptor, temporary = tempfile.mkstemp(dir=record.parent, prefix=record.name)
-        try:
-            with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
-                stream.write(content)
-                stream.flush()
-                os.fsync(stream.fileno())
-            os.chmod(temporary, 0o644)  # mkstemp gives 0600, but a data root is shared between users
-            os.replace(temporary, record)
-        except BaseException:
-            os.unlink(temporary)
-            raise
+        content = {**_recorded(record), file: digest}
+        write_text(record, json.dumps(content, indent=1, sort_keys=True) + "\n")
     except OSError as error:
         LOGGER.warning("the sha256 of %s (%s) could not be recorded in %s: %s", file, digest, record, error)
 
@@ -193,14 +181,16 @@ def locate(manifest: Manifest, data_root: str | Path | None, file: str) -> Path:
     if expected is None and path.suffix == ".mat":
         require_readable(path)  # else half a download would be recorded, and the whole one refused ever after
     stat = path.stat()
-    found = _digest(path.resolve(), stat.st_size, stat.st_mtime_ns)
+    digest = _digest(path.resolve(), stat.st_size, stat.st_mtime_ns)
     if expected is None:
-        _record(record, file, found)
-    elif found != expected:
+        _record(record, file, digest)
+    elif digest != expected:
         remedy = f"get the file again, source: {manifest.source}"
         if entry.sha256 is None:
             remedy += f"; or, if it was changed on purpose, delete its line in {record}"
-        raise UserError(f"{path} has the wrong checksum: expected sha256 {expected}, found {found}; {remedy}")
+        raise UserError(
+            f"{path} has the wrong checksum: expected sha256 {expected}, found {digest}; {remedy}"
+        )
     return path
 
 
@@ -217,9 +207,9 @@ def _check_content(manifest: Manifest, entry: DataFile, path: Path) -> list[str]
             values, numbers = np.unique(data[data != 0], return_counts=True)
             classes = list(range(1, len(manifest.counts[key]) + 1))
             if values.tolist() != classes or numbers.tolist() != manifest.counts[key]:
-                found = dict(zip(values.tolist(), numbers.tolist(), strict=True))
+                present = dict(zip(values.tolist(), numbers.tolist(), strict=True))
                 expected = dict(zip(classes, manifest.counts[key], strict=True))
-                raise UserError(f"{path}: {key} counts {found}; get the file that has {expected}")
+                raise UserError(f"{path}: {key} counts {present}; get the file that has {expected}")
             phrase += f", {len(classes)} classes, {numbers.sum()} labelled"
         phrases.append(phrase)
     return phrases

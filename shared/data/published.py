@@ -59,13 +59,13 @@ def load_classification_set(name: str, split: str, data_root: str | Path | None)
 
 def _cifar(name: str, split: str, data_root, manifest: Manifest) -> ArrayImages:
     try:
-        found = CIFAR[name](root=str(data_root), train=split == "train", download=False)
+        images = CIFAR[name](root=str(data_root), train=split == "train", download=False)
     except RuntimeError as error:
         raise UserError(
             f"{name} in {data_root} is not as published: get the data again, source: {manifest.source}"
         ) from error
-    pixels = np.ascontiguousarray(found.data.transpose(0, 3, 1, 2))  # (n, 3, 32, 32)
-    return ArrayImages(tuple(found.classes), np.asarray(found.targets, np.int64), pixels)
+    pixels = np.ascontiguousarray(images.data.transpose(0, 3, 1, 2))  # (n, 3, 32, 32)
+    return ArrayImages(tuple(images.classes), np.asarray(images.targets, np.int64), pixels)
 
 
 Read = tuple[list[str], np.ndarray, tuple[str, ...]]  # paths below the set's folder, labels from 0, classes
