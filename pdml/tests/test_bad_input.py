@@ -1,4 +1,4 @@
-"""Bad input through the command line: exit code 2, one line with the file and the remedy, nothing overwritten."""
+"""Damaged scenes end a run with one line that names the file and the remedy (other bad input: ``contract.py``)."""
 
 import json
 from pathlib import Path
@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from scipy.io import loadmat, savemat
 
-from shared.run import __main__ as command_line
-from shared.training.application import run_folder
+from pdml.tests.contract import CONTRACT
+from shared.testing.applications import Finished, call_application
 
 ROW = "jasper-random-ssrn-plain"
 SIZE, BANDS = 12, 8
@@ -17,7 +17,6 @@ SCENE = [
     f"components={BANDS}",
     "scale.steps=1",
     "optim.batch_size=8",
-    "output.maps=false",
     "data.manifest=null",
     "data.cube_file=cube.mat",
     "data.cube_key=cube",
@@ -127,82 +126,40 @@ BAD = {
 
 
 @pytest.fixture
-def reproduce(scene, tmp_path):
-    """Runs the row on the scene; stale evidence and a checkpoint of the same name are there before."""
+def run(scene, tmp_path):
+    """Runs the row on the scene."""
 
-    def run(*overrides: str) -> int:
-        arguments = ["reproduce", "pdml", "--scale", "lite", "--rows", ROW, "--seeds", "0"]
-        arguments += ["--data-root", str(scene), "--results", str(tmp_path / "results"), *SCENE, *overrides]
-        options = command_line.parse(arguments)
-        cfg = command_line.row_config("pdml", ROW, 0, command_line.overrides_of(options, "pdml"))
-        checkpoint = run_folder(cfg) / "last.ckpt"
-        checkpoint.parent.mkdir(parents=True)
-        checkpoint.write_bytes(b"weights")
-        return command_line.main(arguments)
+    def run(*overrides: str) -> Finished:
+        small = ["output.maps=false", "trainer.accelerator=cpu", "logger=none"]
+        paths = [f"paths.{key}={tmp_path}/{key}" for key in ("runs", "results")]
+        line = [f"+experiment={ROW}", *small, *paths, f"paths.data_root={scene}", *SCENE, *overrides]
+        return call_application(CONTRACT.paper, "train", *line)
 
     return run
 
 
-@pytest.fixture
-def evidence(tmp_path):
-    """A run record of an older configuration of the row and seed."""
-    path = tmp_path / "results" / "pdml" / "lite" / ROW / "seed0.json"
-    path.parent.mkdir(parents=True)
-    texts = dict.fromkeys(("selection", "variant", "config_sha256", "commit", "started_at"), "old")
-    nothing = dict.fromkeys(("lock_sha256", "manifest_sha256", "driver"))
-    groups = {"metrics": {"oa": 0.5}, "config": {}, "hardware": {}, "versions": {}}
-    numbers = {"seed": 0, "n_test": 1, "wall_seconds": 1.0, "peak_memory_bytes": 1, "dirty": False}
-    path.write_text(
-        json.dumps({"paper": "pdml", "row": ROW, "scale": "lite"} | texts | nothing | groups | numbers)
-    )
-    return path
-
-
-def contents(folder: Path) -> dict[Path, bytes]:
-    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
 @pytest.mark.parametrize("name", BAD)
-def test_bad_input_is_one_line_and_code_2_and_nothing_is_overwritten(
-    name, scene, reproduce, evidence, tmp_path, capsys, monkeypatch
-):
+def test_bad_input_is_one_line_and_code_2_and_nothing_is_recorded(name, scene, run, tmp_path):
     damage, overrides, file, remedy = BAD[name]
     damage(scene)
-    before = contents(tmp_path)
-    # Without the timed steps the job itself meets the bad input, with its folder and checkpoint at hand.
-    monkeypatch.setattr(command_line, "cost", lambda paper, jobs: 1.0)
-    monkeypatch.setattr(command_line, "lite_table", lambda *arguments: [])
-    assert reproduce(*overrides) == 2
-    err = capsys.readouterr().err
-    assert err.count("\n") == 1 and err.startswith(f"{ROW} seed 0 failed: ")
-    assert file in err and remedy in err
-    after = contents(tmp_path)
-    assert before.items() <= after.items()
-    new = {path.name: content for path, content in after.items() if path not in before}
-    assert b"UserError" in new.pop("failed.txt"), "the failure is recorded beside the run"
-    assert new == {"last.ckpt": b"weights", "lock": b""}
+    before = {path: path.read_bytes() for path in scene.rglob("*") if path.is_file()}
+    ended = run(*overrides)
+    assert ended.code == 2 and len(ended.errors) == 1, ended.err
+    assert file in ended.err and remedy in ended.err
+    (failed,) = tmp_path.rglob("failed.txt")
+    assert failed.read_text() == ended.err, "the failure is recorded beside the run"
+    assert before == {path: path.read_bytes() for path in scene.rglob("*") if path.is_file()}
+    assert not list(tmp_path.rglob("seed0.json")) and not list(tmp_path.rglob("*.ckpt"))
 
 
-def test_bad_input_is_said_before_anything_is_launched(scene, reproduce, capsys):
-    (scene / "cube.mat").unlink()
-    assert reproduce() == 2
-    out, err = capsys.readouterr()
-    assert err == f"{scene / 'cube.mat'} is missing: put the file there\n" and out == ""
-
-
-def test_files_of_the_manifest_are_asked_for_with_their_source(scene, reproduce, capsys):
-    assert (
-        reproduce("data.manifest=jasper_ridge", "data.cube_file=hsi/jasper_ridge/JasperRidge2_R198.mat") == 2
-    )
-    err = capsys.readouterr().err
+def test_files_of_the_manifest_are_asked_for_with_their_source(run):
+    err = run("data.manifest=jasper_ridge", "data.cube_file=hsi/jasper_ridge/JasperRidge2_R198.mat").err
     assert err.startswith("hsi/jasper_ridge/JasperRidge2_R198.mat is missing") and err.count("\n") == 1
     assert "set DATA_ROOT=<folder>" in err and "source: " in err
 
 
-def test_same_files_without_a_defect_run_and_replace_the_stale_evidence(scene, evidence, tmp_path, capsys):
-    arguments = ["reproduce", "pdml", "--scale", "lite", "--rows", ROW, "--seeds", "0", *SCENE]
-    arguments += ["--data-root", str(scene), "--results", str(tmp_path / "results")]
-    assert command_line.main(arguments) == 0
-    record = json.loads(evidence.read_text())
-    assert record["config_sha256"] != "old" and record["n_test"] == SIZE * SIZE - 2 * 15
-    assert capsys.readouterr().err == ""
+def test_same_files_without_a_defect_run(run, tmp_path):
+    ended = run()
+    assert ended.code == 0 and not ended.err
+    record = json.loads((tmp_path / "results" / "lite" / ROW / "seed0.json").read_text())
+    assert record["n_test"] == SIZE * SIZE - 2 * 15

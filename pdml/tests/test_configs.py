@@ -1,4 +1,4 @@
-"""Every experiment of PDML composes and stands in the ledger; the benchmark rows run when their files are there."""
+"""PDML's rows: what published ones differ in; benchmark rows run when their files are there."""
 
 import os
 import shutil
@@ -9,79 +9,25 @@ import pytest
 from scipy.io import savemat
 
 from pdml.scenes import load_scene
-from shared.claims.compose import compose, config_folder, hash_of, repository_root, row_config, row_overrides
+from pdml.tests.contract import CONTRACT
+from shared.claims.compose import compose, repository_root, row_config, row_overrides
 from shared.claims.ledger import load_ledger
-from shared.claims.reproduce import rows_of
 from shared.data.keyed import keyed_bits
 from shared.data.matlab import read_mat
-from shared.errors import UserError
-from shared.training.application import evidence_path, has_evidence, run_row
+from shared.testing.applications import call_application
+from shared.training.config import evidence_path, has_evidence
 from shared.training.record import read_record
 
-FILES = sorted(path.stem for path in (config_folder("pdml") / "experiment").glob("*.yaml"))
 LEDGER = load_ledger(repository_root(), "pdml")
-SCALE_OF = {row.Row: s for s in ("demo", "lite", "full") for row in getattr(LEDGER, s.capitalize())}
-SCALE_OF |= {model.Claim.Row: "full" for model in LEDGER.Models}
-OWN = [*LEDGER.Lite, *LEDGER.Demo, *LEDGER.Full]
 LARGE = ("pdml-pavia-university-up", "pdml-ksc", "pdml-houston-2013")
 SMALL = "pdml-indian-pines-in"
+PAIRS = [(row.Row, baseline) for row in LEDGER.own_rows for baseline in row.Baseline]
 
 
-def composed(row: str):
-    return row_config("pdml", row, 0)
-
-
-def test_ledger_and_experiment_files_hold_the_same_rows():
-    assert sorted(SCALE_OF) == FILES
-    assert {row for scale in ("demo", "lite", "full") for row in rows_of("pdml", scale)} == set(FILES)
-
-
-@pytest.mark.parametrize("row", FILES)
-def test_experiment_composes_to_its_own_row_at_the_scale_of_the_ledger(row):
-    cfg = composed(row)
-    assert (cfg.row, cfg.paper, cfg.scale.name) == (row, "pdml", SCALE_OF[row])
-
-
-def test_seed_reaches_the_config():
-    assert composed(FILES[0]).seed == 0 and row_config("pdml", FILES[0], 3).seed == 3
-    assert compose("pdml", row_overrides("pdml", FILES[0], 4, [])).seed == 4
-
-
-@pytest.mark.parametrize("model", LEDGER.Models, ids=lambda model: model.Claim.Row)
-def test_claimed_row_is_run_as_the_ledger_says(model):
-    cfg, claim = composed(model.Claim.Row), model.Claim
-    assert (cfg.selection, cfg.variant) == (claim.Selection, claim.Variant)
-    assert list(cfg.launcher.seeds) == claim.Seeds
-
-
-@pytest.mark.parametrize("row, baseline", [(row.Row, other) for row in OWN for other in row.Baseline])
-def test_row_differs_from_its_baseline_in_network_and_method_only(row, baseline):
-    one, other = composed(row), composed(baseline)
-    differing = {key for key in one if one[key] != other[key]}
-    assert differing <= {"row", "method", "model"} and "method" in differing
-    assert "model" not in differing or row.endswith("published")
-
-
-def test_no_two_rows_of_a_scale_are_the_same_measurement():
-    hashes = {row: hash_of(composed(row))[0] for row in FILES}
-    assert len(set(hashes.values())) == len(hashes)
-
-
-@pytest.mark.parametrize("key", ["optim.lrr", "data.split.blocks", "nothing", "method.model.widht"])
-def test_unknown_key_is_named_in_one_sentence(key):
-    with pytest.raises(UserError, match=key.split(".")[-1]) as error:
-        compose("pdml", [f"{key}=1"])
-    assert "\n" not in str(error.value)
-
-
-def test_value_of_the_wrong_type_is_named():
-    with pytest.raises(UserError, match="'many'.*scale.steps=many|scale.steps=many.*'many'"):
-        compose("pdml", ["scale.steps=many"])
-
-
-def test_unknown_row_is_named_with_the_nearest_ones():
-    with pytest.raises(UserError, match="'jasper-random-ssrn-pdm'.*did you mean.*jasper-random-ssrn-pdml"):
-        row_overrides("pdml", "jasper-random-ssrn-pdm", 0, [])
+@pytest.mark.parametrize("row, baseline", PAIRS)
+def test_only_published_networks_differ_from_their_baseline(row, baseline):
+    cfg, other = row_config("pdml", row, 0), row_config("pdml", baseline, 0)
+    assert cfg.model == other.model or row.endswith("published")
 
 
 def bring(cfg, root: Path) -> bool:
@@ -134,7 +80,10 @@ def test_benchmark_row_runs_from_files_to_evidence_when_they_are_there(tmp_path)
     overrides = ["scale.steps=12", "patch_size=3", "trainer.accelerator=cpu"]
     overrides += [f"paths.results={tmp_path}/results", f"paths.runs={tmp_path}/runs"]
     cfg = with_files(SMALL, tmp_path / "data", overrides)
-    assert run_row(cfg) == "measured" and has_evidence(cfg)
+    line = [f"+experiment={SMALL}", *overrides, f"paths.data_root={tmp_path}/data"]
+    line += [] if cfg.data.manifest else ["data.manifest=null"]
+    ended = call_application(CONTRACT.paper, "train", *line)
+    assert ended.code == 0 and has_evidence(cfg), ended.err
     path = evidence_path(cfg)
     assert path == tmp_path / "results" / "full" / SMALL / "seed0.json"
     record = read_record(path)
@@ -146,12 +95,13 @@ def test_benchmark_row_runs_from_files_to_evidence_when_they_are_there(tmp_path)
     assert (record.manifest_sha256 is None) == (cfg.data.manifest is None)
     assert str(tmp_path) not in path.read_text()
     (folder,) = (tmp_path / "runs" / "full" / SMALL).iterdir()
-    found = {str(file.relative_to(folder)) for file in folder.rglob("*")}
+    files = {str(file.relative_to(folder)) for file in folder.rglob("*")}
     assert {
         "classification.png",
         "uncertainty.png",
         "confusion.png",
         "last.ckpt",
-        "curves/start0/metrics.csv",
-    } <= found
-    assert run_row(cfg) == "measured already"
+        "curves/version_0/metrics.csv",
+    } <= files
+    before = path.read_bytes()
+    assert call_application(CONTRACT.paper, "train", *line).code == 0 and path.read_bytes() == before

@@ -46,16 +46,21 @@ class KeyedBatchSampler(Sampler[tuple[int, list[int]]]):
             raise UserError(
                 f"{length} training samples do not fill one batch of {batch_size}: lower optim.batch_size"
             )
-        if batch_size < world_size:
-            raise UserError(
-                f"a batch of {batch_size} cannot be shared by {world_size} ranks: use fewer ranks"
-            )
         self.length, self.batch_size, self.seed, self.steps = length, batch_size, seed, steps
-        self.rank, self.world_size, self.repeats = rank, world_size, repeats
-        self.first_step = 0
+        self.repeats, self.first_step = repeats, 0
+        self.share(rank, world_size)
 
     def __len__(self) -> int:
         return self.steps
+
+    def share(self, rank: int, world_size: int) -> None:
+        """Yield the part of one of several ranks from now on; UserError where a batch has fewer elements than ranks."""
+        if self.batch_size < world_size:
+            raise UserError(
+                f"a batch of {self.batch_size} cannot be shared by {world_size} ranks: use fewer ranks, or raise "
+                "optim.batch_size"
+            )
+        self.rank, self.world_size = rank, world_size
 
     def resume_at(self, step: int) -> None:
         """Skip the first ``step`` batches, which a checkpoint says are consumed."""

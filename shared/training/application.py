@@ -143,7 +143,12 @@ def _record(cfg: DictConfig, train: Train, folder: Path) -> str:
         manifest_sha256=manifest,
         **finish(),
     )
+    is_replaced = evidence_path(cfg).exists()
     write_record(evidence_path(cfg), record, overwrite=True)
+    if is_replaced:
+        log.warning(
+            "%s held evidence of another configuration; paths.results= keeps both", evidence_path(cfg)
+        )
     headline, names = load_names().headline(record.metrics), load_names().metrics
     score = f"{names[headline].label} {names[headline].text(metrics[headline])}" if headline else "measured"
     return f"{score} ({format_duration(record.wall_seconds)})"

@@ -26,7 +26,7 @@ class TrainingData(pl.LightningDataModule):
 
     def setup(self, stage: str) -> None:
         self.require_equal_pairs(self.trainer.world_size)
-        self.sampler.rank, self.sampler.world_size = self.trainer.global_rank, self.trainer.world_size
+        self.sampler.share(self.trainer.global_rank, self.trainer.world_size)
 
     def train_dataloader(self) -> DataLoader:
         # A generator of its own: a loader otherwise draws from torch's global one at every epoch.
