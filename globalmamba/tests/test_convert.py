@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from globalmamba import release_weights
 from globalmamba.kernels.selective_scan import selective_scan
-from globalmamba.tools import convert, release_weights
+from globalmamba.tools import convert
 from globalmamba.vim import PatchTokens, Vim
 from globalmamba.vmamba import VMamba
 from shared.errors import UserError

@@ -12,9 +12,10 @@ import torch
 from torch.nn import functional as F
 
 from shared.errors import UserError
+from v2m import release_weights
 from v2m.kernels.scan2d import scan2d
 from v2m.local_vim import LocalVim, LocalVimMixer, rotation
-from v2m.tools import convert, release_weights
+from v2m.tools import convert
 from v2m.vim import Vim, VimMixer
 from v2m.vmamba import VMamba
 
