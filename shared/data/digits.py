@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import numpy as np
 import sklearn.datasets
 
-from shared.data.keyed import keyed_bits
+from shared.data.keyed import keyed_places
 
 
 def load_digits(classes: Iterable[int] | None = None) -> tuple[np.ndarray, np.ndarray]:
@@ -34,15 +34,11 @@ def split_by_index(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.n
     The draw is keyed by (seed, index), the same on every machine. Every class keeps at least one image on
     each side. Raises ValueError for a fraction outside (0, 1) or a class with one image.
     """
-    labels = np.asarray(labels)
     if not 0 < fraction < 1:
         raise ValueError(f"the fraction must lie between 0 and 1, got {fraction}")
-    bits = keyed_bits(seed, np.arange(len(labels)))
-    in_train = np.zeros(len(labels), bool)
-    for label in np.unique(labels):
-        members = np.flatnonzero(labels == label)
-        if len(members) < 2:
-            raise ValueError(f"class {label} has one image and cannot be split")
-        count = min(max(round(fraction * len(members)), 1), len(members) - 1)
-        in_train[members[np.argsort(bits[members], kind="stable")[:count]]] = True
+    names, inverse, sizes = np.unique(labels, return_inverse=True, return_counts=True)
+    for name in names[sizes < 2]:
+        raise ValueError(f"class {name} has one image and cannot be split")
+    counts = np.clip(np.rint(fraction * sizes), 1, sizes - 1)
+    in_train = keyed_places(labels, seed) < counts[inverse]
     return np.flatnonzero(in_train), np.flatnonzero(~in_train)

@@ -47,3 +47,13 @@ def keyed_normal(*key) -> np.ndarray:
 def keyed_permutation(length: int, *key: int) -> np.ndarray:
     """Return a permutation of range(length), int64, as a function of the key."""
     return np.argsort(keyed_bits(*key, np.arange(length)), kind="stable")
+
+
+def keyed_places(labels: np.ndarray, *key: int) -> np.ndarray:
+    """Return the place (n,) int64 of every element in a permutation of those of its label, by the key and its index."""
+    labels, bits = np.asarray(labels), keyed_bits(*key, np.arange(len(labels)))
+    places = np.empty(len(labels), np.int64)
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        places[members[np.argsort(bits[members], kind="stable")]] = np.arange(len(members))
+    return places
