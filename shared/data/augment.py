@@ -2,9 +2,8 @@
 
 The recipe of DeiT (arXiv 2012.12877) as Vim, VMamba and their followers use it, in timm's order: crop, flip,
 RandAugment (arXiv 1909.13719), colour jitter, normalisation, random erasing (arXiv 1708.04896); for a whole batch
-mixup (arXiv 1710.09412) or CutMix (arXiv 1905.04899). RandAugment is timm's own, the rest follows timm's rules on
-numbers drawn here. What is the same for every image of a batch (padding, cutting, flipping, normalising) is done on
-the whole batch at once. A list of values of the recipe: https://github.com/huggingface/pytorch-image-models
+mixup (arXiv 1710.09412) or CutMix (arXiv 1905.04899). RandAugment is timm's own, the rest follows timm's rules
+(https://github.com/huggingface/pytorch-image-models) on numbers drawn here.
 """
 
 import math
@@ -17,7 +16,7 @@ import torchvision.transforms.v2.functional as transforms
 from omegaconf import MISSING
 from PIL import Image, ImageOps
 from scipy.special import betaincinv
-from timm.data.auto_augment import rand_augment_transform
+from timm.data.auto_augment import RandAugment, rand_augment_transform
 from torch import Tensor
 from torchvision.transforms import InterpolationMode
 
@@ -93,23 +92,7 @@ class Augmentation:
         self.interpolation = InterpolationMode(cfg.interpolation)
         self.shift = torch.tensor(list(cfg.mean)).view(3, 1, 1) * 255
         self.factor = 1 / (torch.tensor(list(cfg.std)).view(3, 1, 1) * 255)
-        self.rand_augment = self._make_rand_augment() if cfg.rand_augment else None
-
-    def _make_rand_augment(self):
-        hints = {  # as timm.data.create_transform gives them
-            "translate_const": int(self.size * 0.45),
-            "img_mean": tuple(min(255, round(255 * value)) for value in self.cfg.mean),
-            "interpolation": PILLOW[self.cfg.interpolation],
-        }
-        try:
-            made = rand_augment_transform(self.cfg.rand_augment, hints)
-        except (AssertionError, KeyError, ValueError) as error:
-            wrong = f"augment.rand_augment = {self.cfg.rand_augment!r} is not understood by timm"
-            raise UserError(f"{wrong}: write it as in rand-m9-mstd0.5-inc1") from error
-        for operation in made.ops:
-            if operation.name.startswith("Posterize"):
-                operation.aug_fn = _posterize
-        return made
+        self.rand_augment = _rand_augment(cfg) if cfg.rand_augment else None
 
     def train(self, images: Tensor | list[Tensor], key: Key) -> Tensor:
         """Return the augmented batch; ``key`` is (seed, epoch, index (b,), view (b,))."""
@@ -207,6 +190,23 @@ class Augmentation:
         for image, (top, left, height, width), seed in zip(chosen, boxes, seeds, strict=True):
             noise = torch.randn(3, height, width, generator=generator.manual_seed(seed))
             batch[image, :, top : top + height, left : left + width] = noise
+
+
+def _rand_augment(cfg: AugmentationConfig) -> RandAugment:
+    hints = {  # as timm.data.create_transform gives them
+        "translate_const": int(cfg.image_size * 0.45),
+        "img_mean": tuple(min(255, round(255 * value)) for value in cfg.mean),
+        "interpolation": PILLOW[cfg.interpolation],
+    }
+    try:
+        rand_augment = rand_augment_transform(cfg.rand_augment, hints)
+    except (AssertionError, KeyError, ValueError) as error:
+        wrong = f"augment.rand_augment = {cfg.rand_augment!r} is not understood by timm"
+        raise UserError(f"{wrong}: write it as in rand-m9-mstd0.5-inc1") from error
+    for operation in rand_augment.ops:
+        if operation.name.startswith("Posterize"):
+            operation.aug_fn = _posterize
+    return rand_augment
 
 
 def _posterize(picture: Image.Image, bits: int, **unused) -> Image.Image:
