@@ -89,8 +89,8 @@ def _row(manifest: Manifest, entry: DataFile | ImageFolder, root: Path) -> Row:
 
 def check_all(data_root: str | Path | None) -> list[Row]:
     """Return a row for every file and folder of every manifest: checksum, shapes of MATLAB files, counts."""
-    root = checked_root(data_root, "whose sub-folder hsi holds the hyperspectral scenes")
-    rows = []
+    hint = "set DATA_ROOT=<folder>, whose sub-folder hsi holds the hyperspectral scenes"
+    root, rows = checked_root(data_root, hint), []
     for manifest in map(load_manifest, manifest_names()):
         entries = [_row(manifest, entry, root) for entry in [*manifest.files, *manifest.folders]]
         rows += entries or [Row(manifest.name, "-", "embedded", manifest.source)]

@@ -15,14 +15,14 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
     Folders above it are made. An OSError, or what the block raises, leaves what was there before.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
-    try:
-        with os.fdopen(descriptor, "wb") as stream:
+    name = {"dir": path.parent, "prefix": path.name, "suffix": ".tmp"}
+    with tempfile.NamedTemporaryFile(delete=False, **name) as stream:
+        try:
             yield stream
             stream.flush()
-            os.fsync(descriptor)
-        os.chmod(temporary, 0o644)  # mkstemp gives 0600, but data are shared between users
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+            os.fsync(stream.fileno())
+            os.chmod(stream.name, 0o644)  # of a temporary file it is 0600, but data are shared between users
+            os.replace(stream.name, path)
+        except BaseException:
+            os.unlink(stream.name)
+            raise

@@ -1,7 +1,4 @@
-"""The digits that ship inside scikit-learn (UCI "Optical Recognition of Handwritten Digits", test part).
-
-1,797 grey images of 8 x 8; the embedded data of the demo scale, so nothing is downloaded.
-"""
+"""The digits inside scikit-learn (UCI "Optical Recognition of Handwritten Digits", test part): the demos' data."""
 
 from collections.abc import Iterable
 
@@ -12,20 +9,16 @@ from shared.data.keyed import keyed_places
 
 
 def load_digits(classes: Iterable[int] | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """Return images (n, 8, 8) float32 in [0, 1] and labels (n,) int64, of some classes or of all ten.
+    """Return images (n, 8, 8) float32 in [0, 1] and labels (n,) int64, of some classes or of all ten (n = 1797).
 
     Labels keep their numbers. Raises ValueError for a class that is not one of 0 to 9.
     """
-    digits = sklearn.datasets.load_digits()
-    images = (digits.images / 16).astype(np.float32)
-    labels = digits.target.astype(np.int64)
-    if classes is None:
-        return images, labels
-    chosen = sorted(set(classes))
+    chosen = sorted(set(range(10) if classes is None else classes))
     if not chosen or not set(chosen) <= set(range(10)):
         raise ValueError(f"digits has the classes 0 to 9, asked for {chosen}")
+    images, labels = sklearn.datasets.load_digits(return_X_y=True)
     kept = np.isin(labels, chosen)
-    return images[kept], labels[kept]
+    return (images[kept] / 16).astype(np.float32).reshape(-1, 8, 8), labels[kept].astype(np.int64)
 
 
 def split_by_index(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -1,8 +1,7 @@
 """Folders of images: which classes and files a split has, and whether they are the ones that its manifest names.
 
-Thousands of files cannot be named one by one. A manifest gives for every split the number of classes, the number
-of images and one sha256 over the listing: a line ``<sha256 of the file>  <path relative to the folder>`` for every
-file, sorted by path byte by byte, which is what ``sha256sum`` prints; a labels file is one more line, the last.
+A manifest gives for every split the numbers of classes and images and one sha256 over the listing: what ``sha256sum``
+prints for every image, ``<sha256>  <path below the folder>``, sorted by path byte by byte, and for a labels file last.
 """
 
 import hashlib
@@ -75,13 +74,13 @@ def list_images(manifest: Manifest, folder: ImageFolder, data_root: str | Path |
         raise manifest.wrong(f"{stray} belongs to no class", "move it away, or get the data again")
     number = {name: label for label, name in enumerate(names)}
     labels = np.array([number[owner] for owner in owners], np.int64)
-    _require_numbers(manifest, folder, root, names, labels)
-    return Listing(root, tuple(names), labels, np.array([os.fsencode(path) for path in paths]))
+    listing = Listing(root, tuple(names), labels, np.array([os.fsencode(path) for path in paths]))
+    _require_numbers(manifest, folder, listing)
+    return listing
 
 
-def _require_numbers(
-    manifest: Manifest, folder: ImageFolder, root: Path, names: list, labels: np.ndarray
-) -> None:
+def _require_numbers(manifest: Manifest, folder: ImageFolder, listing: Listing) -> None:
+    root, names, labels = listing.root, listing.classes, listing.labels
     if len(names) != folder.classes:
         raise manifest.wrong(f"{root} has {len(names)} classes, not {folder.classes}")
     counts = np.bincount(labels, minlength=len(names))
@@ -99,20 +98,15 @@ def _require_numbers(
 
 def _require_same_classes(manifest: Manifest, data_root: Path) -> None:
     """Compare the splits that are there."""
-    names = {
-        folder.path: set(_class_names(manifest, folder, data_root / folder.path))
-        for folder in manifest.folders
-        if folder.is_in(data_root)
-    }
+    there = [folder for folder in manifest.folders if folder.is_in(data_root)]
+    names = {folder.path: set(_class_names(manifest, folder, data_root / folder.path)) for folder in there}
     for path, other in itertools.permutations(names, 2):
         for name in sorted(names[path] - names[other])[:1]:
             raise manifest.wrong(f"{data_root / other} has no class {name}, which {path} has")
 
 
-def require_checksum(
-    manifest: Manifest, folder: ImageFolder, listing: Listing, digests: Iterable[str]
-) -> None:
-    """Raise UserError where the sha256 over the listing differs, given every image's own."""
+def require_checksum(manifest: Manifest, folder: ImageFolder, listing: Listing, digests: Iterable) -> None:
+    """Raise UserError where the sha256 over the listing differs, given every image's own, a string."""
     total = hashlib.sha256()
     for digest, path in zip(digests, listing.paths, strict=True):
         total.update(f"{digest}  ".encode() + path + b"\n")

@@ -1,10 +1,9 @@
 """Image-classification data sets, one split at a time, and the batches that a training or a test takes from them.
 
-The sets are the scikit-learn digits (embedded) and every manifest with ``folders``. Sets of small images of one size
-(CIFAR-10, Tiny-ImageNet at 32, Imagenette at 96) are decoded once, into one uint8 array file that is mapped into
-memory ever after: ``$XDG_CACHE_HOME/visrep/<name>-<split>-<sha256>-<decoder>.npy`` (``~/.cache`` where that is not
-set), written atomically, never inside the data root, which may be read-only. Every file's sha256 is compared while
-it is decoded. Larger sets are decoded image by image. Decoder: torchvision.io (RGB; grey and CMYK are converted).
+The sets are the scikit-learn digits (embedded) and every manifest with ``folders``. Where it gives a size, the images
+are decoded once, their checksums compared, into a uint8 array that is mapped into memory ever after, outside the data
+root, which may be read-only: ``${XDG_CACHE_HOME:-~/.cache}/visrep/<name>-<split>-<sha256>-<decoder>.npy``. Other sets
+are decoded image by image. Decoder: torchvision.io (RGB; grey and CMYK are converted).
 """
 
 import contextlib
@@ -13,6 +12,7 @@ import logging
 import os
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -98,8 +98,8 @@ def read_image(path: Path, source: str) -> tuple[Tensor, str]:
         if image.dim() != 3:
             raise ValueError("an animation, several images in one file")
     except (OSError, RuntimeError, ValueError) as error:
-        sentence = str(error).splitlines()[0].split(". ")[0]
-        reason = re.sub(r"^.*\.cpp:\d+, ", "", sentence)  # without the place in torchvision's own code
+        reason = str(error).splitlines()[0].split(". ")[0]
+        reason = re.sub(r"^.*\.cpp:\d+, ", "", reason)  # without the place in torchvision's own code
         wrong = f"{path} is missing, truncated or no image ({reason})"
         raise UserError(f"{wrong}: get the file again, source: {source}") from error
     return image, hashlib.sha256(content).hexdigest()
@@ -178,7 +178,9 @@ def load_image_set(name: str, split: str, data_root: str | Path | None) -> Image
     if name == "digits":
         return _digits(split)
     manifest = load_manifest(name)
-    folder = manifest.folder(split)
+    folder = next((folder for folder in manifest.folders if folder.split == split), None)
+    if folder is None:
+        raise UserError(f"{name} has no split {split!r}: choose the other one")
     listing = list_images(manifest, folder, data_root)
     if folder.size is None:
         return ImageFiles(listing, manifest.source)
@@ -197,6 +199,7 @@ def keyed_subset(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
     return np.sort(np.lexsort((bits, keyed_places(labels, SUBSET, seed)))[:count])
 
 
+@dataclass(eq=False)
 class Batches(Dataset):
     """From (epoch, samples) to a batch; a pure function of them and of the seed, whatever the workers.
 
@@ -206,9 +209,14 @@ class Batches(Dataset):
     ``train`` the images are those of a test: resized, cut from the middle, normalised; the epoch does not matter.
     """
 
-    def __init__(self, images: ImageSet, augmentation: Augmentation, seed: int, train=True, chosen=None):
-        self.images, self.augmentation, self.seed, self.train = images, augmentation, seed, train
-        self.chosen = np.arange(len(images)) if chosen is None else np.asarray(chosen, np.int64)
+    images: ImageSet
+    augmentation: Augmentation
+    seed: int
+    train: bool = True
+    chosen: np.ndarray | None = None
+
+    def __post_init__(self):
+        self.chosen = np.asarray(range(len(self.images)) if self.chosen is None else self.chosen, np.int64)
 
     def __len__(self) -> int:
         return len(self.chosen)

@@ -1,10 +1,8 @@
 """Random numbers as a function of a key, the same on every machine and with every library version.
 
-A split, a permutation of an epoch, an augmentation or a draw of pixels is named by integers such as
-(seed, epoch, index). Hashing that name, rather than advancing a generator, makes the draw independent of
-workers, ranks, resumption and of the order in which anything else was drawn.
-
-The mixing function is the finaliser of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014).
+A draw is named by integers such as (seed, epoch, index). Hashing that name, rather than advancing a generator, makes
+it independent of workers, ranks, resumption and of the order in which anything else was drawn. The mixing function is
+the finaliser of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014).
 """
 
 import numpy as np

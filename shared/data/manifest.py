@@ -90,13 +90,6 @@ class Manifest(BaseModel, extra="forbid", frozen=True):
     counts: dict[str, list[int]] = {}
     root_marker: str | None = None  # a folder that every data root of this kind has
 
-    def folder(self, split: str) -> ImageFolder:
-        """Return the folder of a split; UserError where there is none."""
-        for folder in self.folders:
-            if folder.split == split:
-                return folder
-        raise UserError(f"{self.name} has no split {split!r}: choose another")
-
     def wrong(self, what: str, remedy: str = "get the data again") -> UserError:
         """Return the error that says what is wrong with the data and where they come from."""
         return UserError(f"{what}: {remedy}, source: {self.source}")
@@ -124,14 +117,11 @@ def load_manifest(name: str) -> Manifest:
 def manifest_sha256(manifest: Manifest) -> str:
     """Return the sha256 of the manifest's canonical JSON, for a run's config hash.
 
-    Only what can change a number goes in (name, files, checksums, variables, counts): mending the wording of
-    a note or of the terms must not make measured evidence stale. The data root is no part of a manifest.
+    Only what can change a number goes in: another wording of a note or of the terms must not make evidence stale.
     """
-    content = manifest.model_dump(mode="json", include={"name", "files", "counts"})
-    for file in content["files"]:
-        del file["note"]
-    if manifest.folders:  # no key of its own where there are none: the older manifests keep their hash
-        content["folders"] = [folder.model_dump(mode="json") for folder in manifest.folders]
+    # No key for folders where there are none: the older manifests keep their hash.
+    kept = {"name", "files", "counts"} | ({"folders"} if manifest.folders else set())
+    content = manifest.model_dump(mode="json", include=kept, exclude={"files": {"__all__": {"note"}}})
     text = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -172,23 +162,21 @@ def _record(manifest: Manifest, data_root: Path, file: str, digest: str) -> None
 def checked_root(data_root: str | Path | None, remedy: str) -> Path:
     """Return the data root; UserError, which ends in the remedy, where it is not set or no folder."""
     if not data_root:  # an empty string is an environment variable that is not set, not this folder
-        raise UserError(f"The data root is not set: set DATA_ROOT=<folder>, {remedy}")
+        raise UserError(f"The data root is not set: {remedy}")
     if not Path(data_root).is_dir():
-        raise UserError(f"The data root {data_root} is not a folder: set DATA_ROOT=<folder>, {remedy}")
+        raise UserError(f"The data root {data_root} is not a folder: {remedy}")
     return Path(data_root)
 
 
 def require_there(manifest: Manifest, data_root: str | Path | None, entry: DataFile | ImageFolder) -> Path:
     """Return the path of a file or folder of a manifest; UserError where it or the data root is missing."""
-    remedy = f"put {entry.path} there, source: {manifest.source}"
+    remedy = f"set DATA_ROOT=<folder>, put {entry.path} there, source: {manifest.source}"
     root = checked_root(data_root, remedy)
     if not entry.is_in(root):
         marker = manifest.root_marker
         strange = marker and not (root / marker).exists()
         doubt = f" (which has no {marker}: is it the right folder?)" if strange else ""
-        raise UserError(
-            f"{entry.path} is missing in DATA_ROOT={root}{doubt}: set DATA_ROOT=<folder>, {remedy}"
-        )
+        raise UserError(f"{entry.path} is missing in DATA_ROOT={root}{doubt}: {remedy}")
     return root / entry.path
 
 
@@ -201,11 +189,10 @@ def locate(manifest: Manifest, data_root: str | Path | None, file: str) -> Path:
     entries = {entry.path: entry for entry in manifest.files}
     if file not in entries:
         known = ", ".join(entries) or "none, it is embedded"
-        raise UserError(
-            f"The manifest {manifest.name} names no file {file!r}: choose one of its files ({known})"
-        )
+        raise UserError(f"The manifest {manifest.name} names no file {file!r}: choose another ({known})")
     path, root = require_there(manifest, data_root, entries[file]), Path(data_root)
-    expected = entries[file].sha256 or recorded(manifest, root).get(file)
+    published = entries[file].sha256
+    expected = published or recorded(manifest, root).get(file)
     if expected is None and path.suffix == ".mat":
         require_readable(path)  # else half a download would be recorded, and the whole one refused ever after
     stat = path.stat()
@@ -213,9 +200,7 @@ def locate(manifest: Manifest, data_root: str | Path | None, file: str) -> Path:
     if expected is None:
         _record(manifest, root, file, digest)
     elif digest != expected:
+        choice = f"if it was changed on purpose, delete its line in {_record_path(manifest, root)}; else "
         wrong = f"{path} has the wrong checksum: expected sha256 {expected}, found {digest}"
-        if entries[file].sha256:
-            raise manifest.wrong(wrong, "get the file again")
-        line = f"delete its line in {_record_path(manifest, root)}, if it was changed on purpose"
-        raise manifest.wrong(wrong, f"{line}, or get the file again")
+        raise manifest.wrong(wrong, f"{'' if published else choice}get the file again")
     return path

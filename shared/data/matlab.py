@@ -1,8 +1,7 @@
 """Arrays from MATLAB files: v5 to v7 through ``scipy.io``, v7.3 (an HDF5 file) through ``h5py``.
 
-Hyperspectral scenes are handed round in both. The version is read from the file's own signature. HDF5 keeps
-MATLAB's column-major array with its axes reversed; here both versions come back as MATLAB displays them.
-Format: https://www.mathworks.com/help/matlab/import_export/mat-file-versions.html
+The version is read from the file's signature. HDF5 keeps MATLAB's column-major array with its axes reversed; here both
+come back as MATLAB displays them. Format: https://www.mathworks.com/help/matlab/import_export/mat-file-versions.html
 """
 
 import contextlib

@@ -1,8 +1,8 @@
 """Classification sets as they are published: CIFAR-10 and CIFAR-100, Flowers-102, Oxford-IIIT Pets.
 
 CIFAR's files are pickles, which torchvision reads after it has compared their checksums. Flowers and Pets are image
-files of any size with their own lists: of Flowers the 1,020 images to train and the 1,020 to validate train together,
-as transfer to it is reported. Manifests give sources, layouts and counts.
+files of any size with their own lists; the images of Flowers to train and to validate train together, as transfer to it
+is reported. Manifests give sources, layouts and counts.
 """
 
 from pathlib import Path
@@ -26,18 +26,14 @@ CIFAR = {"cifar10": torchvision.datasets.CIFAR10, "cifar100": torchvision.datase
 FLOWERS, PETS = 102, 37  # classes
 
 
-def classification_set_names() -> list[str]:
-    """Return the names that ``load_classification_set`` knows."""
-    return [*image_set_names(), *CIFAR, *READERS]
-
-
 def load_classification_set(name: str, split: str, data_root: str | Path | None) -> ImageSet:
     """Return a split, "train" or "test", of a published set or of an image set of ``images.load_image_set``.
 
     Raises UserError for an unknown set or split, and for data that are missing or other ones.
     """
-    require_known(name, split, classification_set_names())
-    if name not in CIFAR and name not in READERS:
+    folders = image_set_names()
+    require_known(name, split, [*folders, *CIFAR, *READERS])
+    if name in folders:
         return load_image_set(name, split, data_root)
     manifest = load_manifest(name)
     files = {Path(entry.path).name: locate(manifest, data_root, entry.path) for entry in manifest.files}
@@ -55,7 +51,7 @@ def _cifar(manifest: Manifest, split: str, root: Path) -> ArrayImages:
 
 
 def _listed(manifest: Manifest, split: str, root: Path, files: dict[str, Path]) -> ImageFiles:
-    """Return the images of a list; UserError where it has other ones or classes than are published, or one is missing."""
+    """Return the images of a list; UserError where it names other ones than are published, or one is missing."""
     folder = root / Path(manifest.files[0].path).parts[0]
     try:
         paths, labels, classes = READERS[manifest.name](files, split)

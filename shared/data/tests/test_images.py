@@ -316,6 +316,15 @@ def test_an_unknown_name_and_an_absent_data_root_say_what_to_do(root, name, spli
         load_image_set(name, split, data_root)
 
 
+def test_a_split_that_a_manifest_lacks_is_refused(root):
+    path = manifest.FOLDER / "toy.yml"
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps({**content, "folders": content["folders"][:1]}))
+    assert len(load_image_set("toy", "train", root)) == 12
+    with pytest.raises(UserError, match="toy has no split 'test'"):
+        load_image_set("toy", "test", root)
+
+
 def test_a_set_that_is_kept_needs_a_checksum(root):
     describe(root, sha256=None)
     with pytest.raises(UserError, match=r"toy\.yml is not a valid manifest.*sha256, which must be given"):
