@@ -2,24 +2,25 @@
 
 import torch
 
+from globalmamba.config import GlobalMambaConfig
 from globalmamba.kernels.selective_scan.op import BACKENDS, selective_scan
-from globalmamba.model import require_task
+from globalmamba.model_base import require_task
 from shared.errors import UserError
 from shared.training.checks import device_of
 
 
-def require_backend(cfg) -> None:
+def require_backend(cfg: GlobalMambaConfig) -> None:
     """Raise UserError where ``trainer.backend`` is unknown or cannot run on this device."""
-    backend, one = cfg.trainer.backend, torch.zeros(1, 1, 1, device=device_of(cfg))
+    backend, number = cfg.trainer.backend, torch.zeros(1, 1, 1, device=device_of(cfg))
     if backend not in BACKENDS:
         raise UserError(f"trainer.backend={backend} is not known here: choose one of {', '.join(BACKENDS)}")
     try:
-        selective_scan(one, one, one[0], one, one, backend=backend)
+        selective_scan(number, number, number[0], number, number, backend=backend)
     except RuntimeError as error:
         raise UserError(f"{' '.join(str(error).split())}: set trainer.backend=auto") from error
 
 
-def check(cfg) -> None:
+def check(cfg: GlobalMambaConfig) -> None:
     """Raise UserError for a row of a task that is not implemented, and for a scan that cannot run here."""
     require_task(cfg)
     require_backend(cfg)

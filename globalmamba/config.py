@@ -1,4 +1,4 @@
-"""Types of GlobalMamba's configuration, types only: values stand in ``configs/*.yaml``; an unknown key is an error."""
+"""GlobalMamba's configuration, made known to Hydra: ``schema.py`` and the tokens in front of a plain network."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -6,87 +6,20 @@ from typing import Any
 
 from omegaconf import MISSING
 
+from globalmamba.schema import ClassificationConfig, ModelConfig
 from shared.claims import rows
-from shared.data.augment import AugmentationConfig
-from shared.training.schema import LauncherConfig, Loggers, PathsConfig, TrainerConfig
 
 CONFIGS = str(Path(__file__).parent / "configs")
 
 
 @dataclass
-class DataConfig:
-    name: str = MISSING
-    manifest: str | None = MISSING
-    task: str = MISSING
-    image_size: int = MISSING
-    classes: int = MISSING
-    train_images: int | None = MISSING
-
-
-@dataclass
-class ModelConfig:
-    name: str = MISSING
-    network: dict[str, Any] = MISSING
+class TokensAndNetworkConfig(ModelConfig):
     tokens: dict[str, Any] | None = MISSING
 
 
 @dataclass
-class AugmentConfig(AugmentationConfig):
-    repeats: int = MISSING
-    mixup_alpha: float = MISSING
-    cutmix_alpha: float = MISSING
-    switch_probability: float = MISSING
-    smoothing: float = MISSING
+class GlobalMambaConfig(ClassificationConfig):
+    model: TokensAndNetworkConfig = MISSING
 
 
-@dataclass
-class OptimConfig:
-    lr: float = MISSING
-    min_lr: float = MISSING
-    warmup_lr: float = MISSING
-    warmup_epochs: float = MISSING
-    weight_decay: float = MISSING
-    batch_size: int = MISSING
-    clip_norm: float | None = MISSING
-    ema_decay: float | None = MISSING
-    precision: str = MISSING
-
-
-@dataclass
-class ScaleConfig:
-    name: str = MISSING
-    epochs: float = MISSING
-
-
-@dataclass
-class ScanTrainerConfig(TrainerConfig):
-    backend: str = MISSING
-
-
-@dataclass
-class OutputConfig:
-    pictures: bool = MISSING
-    batch_size: int = MISSING
-    checkpoint_every: int = MISSING
-
-
-@dataclass
-class ClassificationConfig:
-    paper: str = MISSING
-    row: str = MISSING
-    seed: int = MISSING
-    variant: str = MISSING
-    selection: str = MISSING
-    model: ModelConfig = MISSING
-    data: DataConfig = MISSING
-    augment: AugmentConfig = MISSING
-    optim: OptimConfig = MISSING
-    scale: ScaleConfig = MISSING
-    paths: PathsConfig = MISSING
-    trainer: ScanTrainerConfig = MISSING
-    logger: Loggers = MISSING
-    output: OutputConfig = MISSING
-    launcher: LauncherConfig = MISSING
-
-
-rows.register(Path(__file__).parent, ClassificationConfig)
+rows.register(Path(__file__).parent, GlobalMambaConfig)

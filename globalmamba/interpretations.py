@@ -4,7 +4,7 @@
 """
 
 from globalmamba.model import count
-from globalmamba.pyramid import readings_table
+from globalmamba.pyramid import interpretations_table
 from shared.claims.compose import row_config
 from shared.claims.tables import Table
 
@@ -39,20 +39,20 @@ def _costs() -> Table:
 
 
 def _pyramids() -> Table:
-    """Return the readings of how the levels pass VMamba's pyramid, and how far each is from the paper."""
+    """Return the interpretations of how the levels pass VMamba's pyramid, and how far each is from the paper."""
     columns = ["levels apart in", *(f"{size}, G (paper {flops})" for size, flops in _claimed().items())]
     columns += ["mean distance from the paper"]
-    found: dict[int, dict[str, dict]] = {}
-    for row in readings_table():
-        found.setdefault(row["separate_stages"], {})[row["size"]] = row
+    by_stages: dict[int, dict[str, dict]] = {}
+    for row in interpretations_table():
+        by_stages.setdefault(row["separate_stages"], {})[row["size"]] = row
     rows = []
-    for stages, sizes in found.items():
+    for stages, sizes in by_stages.items():
         name = {0: "VMamba itself", 1: "stage 1", 4: "all stages"}.get(stages, f"stages 1 to {stages}")
         apart = [abs(row["flops"] / row["claim_flops"] - 1) for row in sizes.values()]
         cells = [f"{row['flops'] / 1e9:.2f}" for row in sizes.values()]
         rows.append([name, *cells, f"{sum(apart) / len(apart):.1%}"])
-    own = ", ".join(f"{row['parameters'] / 1e6:.2f}" for row in found[0].values())
-    note = f"Parameters are VMamba's own in every reading: {own} M. The first line is held to VMamba's FLOPs."
+    own = ", ".join(f"{row['parameters'] / 1e6:.2f}" for row in by_stages[0].values())
+    note = f"Parameters are VMamba's own in every interpretation: {own} M. The first line is held to VMamba's FLOPs."
     return Table("", columns, rows, [note])
 
 

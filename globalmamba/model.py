@@ -8,26 +8,22 @@ is 9 B L D N for each of its directions. Beside it: without the scan, and with t
 """
 
 import torch
-from hydra.errors import InstantiationException
 from hydra.utils import instantiate
-from omegaconf import DictConfig
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
+from globalmamba.config import GlobalMambaConfig, TokensAndNetworkConfig
 from globalmamba.kernels.selective_scan.op import FLOPS_PER_STATE
-from shared.errors import UserError
-
-CHANNELS = 3  # images are RGB, grey ones repeated
+from globalmamba.model_base import CHANNELS, ScanFlops, count_with, explained, require_task
 
 
 def build_network(
-    model: DictConfig, *, image_size: int, channels: int, classes: int, backend: str, **changes
+    model: TokensAndNetworkConfig, *, image_size: int, channels: int, classes: int, backend: str, **changes
 ):
     """Build ``model`` (the config group) for images (B, channels, image_size, image_size), untrained.
 
     ``changes`` go to the network's constructor. Raises UserError for arguments that do not fit each other.
     """
-    try:
+    with explained(model.name):
         if model.tokens is None:
             changes["in_channels"] = channels
         else:
@@ -38,25 +34,9 @@ def build_network(
                 embed_dim=changes.get("embed_dim", model.network.embed_dim),
             )
         return instantiate(model.network, num_classes=classes, backend=backend, **changes)
-    except InstantiationException as error:
-        if isinstance(error.__cause__, UserError):
-            raise error.__cause__ from None
-        reason = " ".join(str(error.__cause__ or error).split())
-        raise UserError(
-            f"model {model.name} is configured wrongly ({reason}): fix the key in globalmamba/configs"
-        ) from error
 
 
-def require_task(cfg: DictConfig) -> None:
-    """Raise UserError for a row whose task is not implemented yet."""
-    if cfg.data.task != "classification":
-        raise UserError(
-            f"row {cfg.row} is blocked: detection and segmentation are not implemented yet; "
-            "choose a row of classification"
-        )
-
-
-def build_model(cfg: DictConfig) -> nn.Module:
+def build_model(cfg: GlobalMambaConfig) -> nn.Module:
     """Build the network of a run, untrained: images (B, channels, size, size) float -> logits (B, classes)."""
     require_task(cfg)
     size = cfg.data.image_size
@@ -74,41 +54,25 @@ def build_model(cfg: DictConfig) -> nn.Module:
     return network
 
 
-def parameters_of(network: nn.Module) -> int:
-    """Return the number of trained parameters."""
-    return sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
-
-
 def count_network(network: nn.Module, image_size: int, channels: int) -> dict[str, int]:
     """Return parameters and FLOPs of one image, by the counting rule above; nothing is computed.
 
     Keys: parameters, flops, flops_without_scan, flops_scan_once.
     """
-    scans = {"all": 0, "once": 0}
 
-    def scan(u_shape, delta_shape, A_shape, B_shape, *arguments, **options) -> int:
-        flops = FLOPS_PER_STATE * u_shape[0] * u_shape[1] * u_shape[2] * A_shape[1]
-        # Each direction brings a group of B and C of its own.
-        directions = B_shape[1] if len(B_shape) == 4 else 1
-        scans["all"] += flops
-        scans["once"] += flops // directions
-        return flops
+    def formulas(scans: ScanFlops) -> dict:
+        def scan(u_shape, delta_shape, A_shape, B_shape, *arguments, **options) -> int:
+            # Each direction brings a group of B and C of its own.
+            directions = B_shape[1] if len(B_shape) == 4 else 1
+            flops = FLOPS_PER_STATE * u_shape[0] * u_shape[1] * u_shape[2] * A_shape[1]
+            return scans.add(flops // directions, directions)
 
-    network = network.to("meta").eval()
-    counter = FlopCounterMode(display=False, custom_mapping={torch.ops.globalmamba.selective_scan: scan})
-    with counter, torch.no_grad():
-        network(torch.empty(1, channels, image_size, image_size, device="meta"))
-    # The counter gives 2 for a multiply-add.
-    without = (counter.get_total_flops() - scans["all"]) // 2
-    return {
-        "parameters": parameters_of(network),
-        "flops": without + scans["all"],
-        "flops_without_scan": without,
-        "flops_scan_once": without + scans["once"],
-    }
+        return {torch.ops.globalmamba.selective_scan: scan}
+
+    return count_with(network, image_size, channels, formulas)
 
 
-def count(cfg: DictConfig) -> dict[str, int]:
+def count(cfg: GlobalMambaConfig) -> dict[str, int]:
     """Return parameters and FLOPs of a row's network; keys as ``count_network``."""
     with torch.device("meta"):  # nothing is drawn, nothing takes memory
         network = build_model(cfg)

@@ -18,6 +18,8 @@ from shared.data.streams import stream
 from shared.training.guard import GuardedModule
 from shared.training.ranks import world_size
 
+from .schema import ClassificationConfig
+
 MIXING = stream("classification.mixing")
 DROPPING = stream("classification.dropping")
 
@@ -43,7 +45,7 @@ def learning_rate(step: int, steps: int, warmup: int, lr: float, warmup_lr: floa
 class ClassificationModule(GuardedModule):
     """Trains a network on soft targets; keeps a moving average of its weights where ``ema_decay`` says so."""
 
-    def __init__(self, network: nn.Module, cfg, steps: int):
+    def __init__(self, network: nn.Module, cfg: ClassificationConfig, steps: int):
         super().__init__()
         self.model = network
         self.optim, self.augment, self.classes, self.seed = cfg.optim, cfg.augment, cfg.data.classes, cfg.seed

@@ -2,7 +2,7 @@
 
 arXiv 2410.10316: K nested low-passed images x^k, shrunk to H / 2^(K-k), tokenised, scanned from low to high
 frequency. How these levels pass a pyramid that halves its grid from stage to stage is in neither the paper nor
-its release (https://github.com/wangck20/GlobalMamba, plain networks only). The reading here:
+its release (https://github.com/wangck20/GlobalMamba, plain networks only). The interpretation here:
 
 - VMamba's own stem tokenises every level: 224 pixels and K = 4 give grids of 7, 14, 28 and 56.
 - In the first ``separate_stages`` stages the levels stand side by side. What acts on single tokens acts on all of
@@ -12,8 +12,8 @@ its release (https://github.com/wangck20/GlobalMamba, plain networks only). The 
 - Behind these stages, before the next down-sampling, ``merge`` leaves the top grid alone: ``add`` adds the others,
   enlarged bilinearly, ``add-nearest`` by repetition, ``drop`` leaves them out.
 
-No parameter is new: an official VMamba initialises every part. ``readings_table`` counts the readings: two separate
-stages are nearest to the printed FLOPs over the three sizes, hence the default.
+No parameter is new: an official VMamba initialises every part. ``interpretations_table`` counts the interpretations:
+two separate stages are nearest to the printed FLOPs over the three sizes, hence the default.
 """
 
 import functools
@@ -26,6 +26,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from globalmamba.layout import Layout
+from globalmamba.model_base import CHANNELS
 from globalmamba.serialization import CHOICES, LEVELS, token_grids, token_order
 from globalmamba.spectrum import band_masks, bilinear_matrix, dct_matrix
 from globalmamba.vmamba import SIZES, VMamba
@@ -177,20 +178,20 @@ def _permutation(sizes: tuple[tuple[int, int], ...], order: str, seed: int) -> t
     return order, np.argsort(order)
 
 
-def readings_table(image_size: int = 224) -> list[dict]:
+def interpretations_table(image_size: int = 224) -> list[dict]:
     """Return one row per size and number of separate stages, 0 for VMamba: parameters and FLOPs of one image.
 
     Keys: size, separate_stages, parameters, flops, flops_without_scan, flops_scan_once by the counting rule of
     ``globalmamba.model``; flops_transform, the part of them that low-pass and shrinking take as matrix products;
     claim_parameters and claim_flops of the paper. ``merge`` changes none of them. Nothing is computed.
     """
-    from globalmamba.model import CHANNELS, count_network  # the training stack, needed for counting alone
+    from globalmamba.model import count_network  # the training stack, needed for counting alone
 
     rows = []
     for size, (baseline, claim) in CLAIMS.items():
         for stages in range(5):
             with torch.device("meta"):
-                network = _reading(size, stages)
+                network = _interpretation(size, stages)
             row = {"size": size, "separate_stages": stages} | count_network(network, image_size, CHANNELS)
             row["flops_transform"] = _transform_flops(network, image_size, CHANNELS) if stages else 0
             parameters, flops = claim if stages else baseline
@@ -198,7 +199,7 @@ def readings_table(image_size: int = 224) -> list[dict]:
     return rows
 
 
-def _reading(size: str, separate_stages: int) -> VMamba:
+def _interpretation(size: str, separate_stages: int) -> VMamba:
     if separate_stages == 0:
         return VMamba(num_classes=1000, **SIZES[size])
     choices = {"bands": "nested", "order": "low-high", "content": "frequency"}

@@ -1,6 +1,6 @@
 """One run of the paper's network or of a baseline: images -> training -> scores and checkpoint.
 
-    python -m <paper>.train +experiment=digits-vim seed=0 paths.data_root=...
+    python -m <paper>.train +experiment=ROW seed=0 paths.data_root=...
 
 ``run`` trains and scores a row and seed, ``seconds_of_run`` estimates what that takes.
 """
@@ -19,11 +19,13 @@ from shared.training.fit import seconds_of_training
 from shared.training.training_data import TrainingData
 
 from .checks import check
-from .config import CONFIGS, ClassificationConfig
+from .config import CONFIGS
 from .data import evaluation_batches, training_data
 from .evaluate import score, speed
-from .model import build_model, parameters_of
+from .model import build_model
+from .model_base import parameters_of
 from .module import ClassificationModule
+from .schema import ClassificationConfig
 
 
 def prepare(cfg: ClassificationConfig) -> tuple[ClassificationModule, TrainingData]:

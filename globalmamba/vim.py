@@ -1,11 +1,9 @@
 """Vim: a plain, isotropic network of bidirectional Mamba blocks, the first of GlobalMamba's two bases.
 
-Vision Mamba, arXiv 2401.09417, section 3 and table 1 (https://github.com/hustvl/Vim): patches of 16 x 16, depth
-24, width 192 (tiny) or 384 (small), a class token in the middle of the sequence, learned absolute positions,
-and per block ``stream + Mixer(RMSNorm(stream))`` with the stream in float32. GlobalMamba, arXiv 2410.10316,
-changes the tokens alone: ``tokens`` is any module that turns images into a sequence. Its block diagram has an MLP
-behind the mixer (``mlp_ratio``), its release has none; its release also scans forward only
-(``mixer="causal"``).
+Vision Mamba, arXiv 2401.09417, section 3 and table 1 (vim_base.py): patches of 16 x 16 and a class token in the middle
+of the sequence. GlobalMamba, arXiv 2410.10316, changes the tokens alone: ``tokens`` is any module that turns images
+into a sequence. Its block diagram has an MLP behind the mixer (``mlp_ratio``), its release has none; its release also
+scans forward only (``mixer="causal"``).
 
 Names of parameters are those of the official checkpoints, except ``tokens.proj`` (theirs: ``patch_embed.proj``).
 """
@@ -13,19 +11,16 @@ Names of parameters are those of the official checkpoints, except ``tokens.proj`
 import math
 
 import torch
-from timm.layers import DropPath, Mlp, lecun_normal_, trunc_normal_
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from globalmamba.kernels.selective_scan import selective_scan
 from globalmamba.kernels.short_conv import short_conv
+from globalmamba.vim_base import VimBase, add_pass
 from shared.errors import UserError
 
 CLASS_TOKENS = ("last", "middle", "mean")
 MIXERS = ("bidirectional", "causal")
-DELTA_RANGE = (1e-3, 0.1)  # the time steps that a fresh network starts with, log-uniform
-EMBEDDING_STD = 0.02
-FREE_OF_DECAY = ("A_log", "A_b_log", "D", "D_b", "bias", "pos_embed", "cls_token")
 
 
 class PatchTokens(nn.Module):
@@ -74,34 +69,16 @@ class VimMixer(nn.Module):
         self.bidirectional, self.backend = bidirectional, backend
         self.state_dim, self.rank = state_dim, math.ceil(embed_dim / 16)
         self.in_proj = nn.Linear(embed_dim, 2 * width, bias=False)
+        sizes = {"width": width, "rank": self.rank, "state_dim": state_dim, "conv_kernel": conv_kernel}
         for suffix in ("", "_b") if bidirectional else ("",):
-            # Holds the parameters under their official names; ``_convolve`` uses them.
-            self.add_module(f"conv1d{suffix}", nn.Conv1d(width, width, conv_kernel, groups=width))
-            self.add_module(f"x_proj{suffix}", nn.Linear(width, self.rank + 2 * state_dim, bias=False))
-            self.add_module(f"dt_proj{suffix}", nn.Linear(self.rank, width))
-            A_log = torch.arange(1.0, state_dim + 1).log().repeat(width, 1)
-            self.register_parameter(f"A{suffix}_log", nn.Parameter(A_log))
-            self.register_parameter(f"D{suffix}", nn.Parameter(torch.ones(width)))
-            self._reset_delta(getattr(self, f"dt_proj{suffix}"))
+            add_pass(self, suffix, **sizes)
         self.out_proj = nn.Linear(width, embed_dim, bias=False)
-
-    @torch.no_grad()
-    def _reset_delta(self, layer: nn.Linear) -> None:
-        """Draw the bias so that softplus of it is log-uniform in DELTA_RANGE (Mamba, arXiv 2312.00752, 3.6).
-
-        The official Vim does so forward; backward its general initialisation sets this bias to 0 again, which
-        looks like an oversight: there the steps start at softplus(0) = 0.69 and forget within a token or two.
-        """
-        nn.init.uniform_(layer.weight, -(self.rank**-0.5), self.rank**-0.5)
-        low, high = (math.log(value) for value in DELTA_RANGE)
-        delta = torch.empty_like(layer.bias).uniform_(low, high).exp()
-        layer.bias.copy_(delta + torch.log(-torch.expm1(-delta)))
 
     def _pair(self, name: str) -> list:
         """Return ``name`` of the forward direction and, where there is one, of the backward direction."""
         # A_log's partner is A_b_log, every other name has its _b at the end.
         partner = "A_b_log" if name == "A_log" else f"{name}_b"
-        return [getattr(self, one) for one in ((name, partner) if self.bidirectional else (name,))]
+        return [getattr(self, n) for n in ((name, partner) if self.bidirectional else (name,))]
 
     def _both(self, tensors: list[Tensor], dim: int) -> Tensor:
         return torch.cat(tensors, dim) if self.bidirectional else tensors[0]
@@ -109,11 +86,12 @@ class VimMixer(nn.Module):
     def _convolve(self, x: Tensor) -> Tensor:
         """(B, L, D) -> (B, L, D or 2 D): what is before each token, and what is behind it for the way back."""
         layers = self._pair("conv1d")
-        weight, bias = (
-            torch.stack([one.weight[:, 0] for one in layers]),
-            torch.stack([o.bias for o in layers]),
-        )
-        return short_conv(x, weight, bias, "reference" if self.backend == "reference" else "auto")
+        weight = torch.stack([layer.weight[:, 0] for layer in layers])
+        bias = torch.stack([layer.bias for layer in layers])
+        row, directions = x[:, None, None], ("right", "left")[: len(layers)]  # a grid of one row
+        backend = "reference" if self.backend == "reference" else "auto"
+        convolved = short_conv(row, weight, bias, directions, backend, side_by_side=True)  # (B, K, 1, L, D)
+        return convolved.squeeze(2).transpose(1, 2).flatten(2)
 
     def forward(self, tokens: Tensor) -> Tensor:
         # Two products rather than one that is cut in two: what follows wants dense tensors.
@@ -122,8 +100,8 @@ class VimMixer(nn.Module):
         halves = u.chunk(2, -1) if self.bidirectional else (u,)
         selected = [layer(half) for layer, half in zip(self._pair("x_proj"), halves, strict=True)]
         deltas = [
-            F.linear(one[..., : self.rank], layer.weight)
-            for layer, one in zip(self._pair("dt_proj"), selected, strict=True)
+            F.linear(part[..., : self.rank], layer.weight)
+            for layer, part in zip(self._pair("dt_proj"), selected, strict=True)
         ]
         groups = torch.stack(selected, 1)[..., self.rank :].transpose(2, 3)  # (B, 1 or 2, 2 N, L)
         B, C = groups.chunk(2, 2)
@@ -149,34 +127,7 @@ class VimMixer(nn.Module):
         return F.linear((ahead + back) * F.silu(gate), self.out_proj.weight / 2)
 
 
-class RMSNorm(nn.RMSNorm):
-    """RMSNorm computed in the dtype of the stream and handed on in the dtype of the weights."""
-
-    def forward(self, stream: Tensor) -> Tensor:
-        weight = self.weight.to(stream.dtype)
-        return F.rms_norm(stream, self.normalized_shape, weight, self.eps).to(self.weight.dtype)
-
-
-class Block(nn.Module):
-    """(B, L, E) -> (B, L, E): ``t = z + Mixer(Norm(z))`` and, with an MLP, ``t + MLP(Norm(t))``."""
-
-    def __init__(self, mixer: VimMixer, embed_dim: int, norm_eps: float, drop_path: float, mlp_ratio: float):
-        super().__init__()
-        self.norm, self.mixer = RMSNorm(embed_dim, norm_eps), mixer
-        self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
-        self.mlp = None
-        if mlp_ratio:
-            self.norm_mlp = RMSNorm(embed_dim, norm_eps)
-            self.mlp = Mlp(embed_dim, int(mlp_ratio * embed_dim))
-
-    def forward(self, stream: Tensor) -> Tensor:
-        stream = stream + self.drop_path(self.mixer(self.norm(stream)))
-        if self.mlp is not None:
-            stream = stream + self.drop_path(self.mlp(self.norm_mlp(stream)))
-        return stream
-
-
-class Vim(nn.Module):
+class Vim(VimBase):
     """Images (B, C, H, W) -> logits (B, num_classes), or features where num_classes is 0.
 
     ``tokens``: a module images -> (B, T, E) with the attribute ``num_tokens`` = T. ``class_token``: appended
@@ -185,6 +136,8 @@ class Vim(nn.Module):
     the last one read alone, the way back of the last block is one step long, so its A_b_log has gradient zero.
     ``drop_path`` grows linearly from 0 at the first block. Raises UserError for an unknown choice.
     """
+
+    TOKENS = "tokens"
 
     def __init__(
         self,
@@ -204,56 +157,30 @@ class Vim(nn.Module):
         mlp_ratio: float = 0.0,
         backend: str = "auto",
     ):
-        super().__init__()
         for key, value, choices in (("class_token", class_token, CLASS_TOKENS), ("mixer", mixer, MIXERS)):
             if value not in choices:
                 raise UserError(f"{key} {value!r} is unknown: choose one of {', '.join(choices)}")
-        self.num_features, self.num_classes = embed_dim, num_classes
-        self.tokens, self.class_token = tokens, class_token
         length = tokens.num_tokens
-        self.position = {"last": length, "middle": length // 2, "mean": None}[class_token]
-        self.cls_token = None
-        if self.position is not None:
-            length += 1
-            self.cls_token = nn.Parameter(trunc_normal_(torch.empty(1, 1, embed_dim), std=EMBEDDING_STD))
-        self.pos_embed = nn.Parameter(trunc_normal_(torch.empty(1, length, embed_dim), std=EMBEDDING_STD))
-        self.pos_drop = nn.Dropout(drop_rate)
-        self.layers = nn.ModuleList(
-            Block(
-                VimMixer(embed_dim, state_dim, expand, conv_kernel, mixer == "bidirectional", backend),
-                embed_dim,
-                norm_eps,
-                drop_path * i / max(depth - 1, 1),
-                mlp_ratio,
-            )
-            for i in range(depth)
+        position = {"last": length, "middle": length // 2, "mean": None}[class_token]
+        class_tokens = 0 if position is None else 1
+
+        def mixer_of(layer: int) -> VimMixer:
+            return VimMixer(embed_dim, state_dim, expand, conv_kernel, mixer == "bidirectional", backend)
+
+        super().__init__(
+            tokens=tokens,
+            length=length + class_tokens,
+            class_tokens=class_tokens,
+            embed_dim=embed_dim,
+            depth=depth,
+            num_classes=num_classes,
+            mixer=mixer_of,
+            drop_path=drop_path,
+            drop_rate=drop_rate,
+            norm_eps=norm_eps,
+            mlp_ratio=mlp_ratio,
         )
-        self.norm_f = RMSNorm(embed_dim, norm_eps)
-        self.head = nn.Linear(embed_dim, num_classes) if num_classes else nn.Identity()
-        self._reset_parameters()
-
-    @torch.no_grad()
-    def _reset_parameters(self) -> None:
-        """As released: biases 0, the last map of every residual branch shrunk by the root of their number."""
-        # Here rather than in the tokens, so that every kind of token starts alike.
-        for layer in self.tokens.modules():
-            if isinstance(layer, nn.Conv2d):
-                lecun_normal_(layer.weight)
-                nn.init.zeros_(layer.bias)
-        if self.num_classes:
-            trunc_normal_(self.head.weight, std=EMBEDDING_STD)
-            nn.init.zeros_(self.head.bias)
-        branches = sum(1 if layer.mlp is None else 2 for layer in self.layers)
-        for layer in self.layers:
-            layer.mixer.out_proj.weight /= math.sqrt(branches)
-            if layer.mlp is not None:
-                layer.mlp.fc2.weight /= math.sqrt(branches)
-                nn.init.zeros_(layer.mlp.fc1.bias)
-                nn.init.zeros_(layer.mlp.fc2.bias)
-
-    def no_weight_decay(self) -> set[str]:
-        """Return the names of the parameters that weight decay leaves alone, as timm's optimisers ask for them."""
-        return {name for name, _ in self.named_parameters() if name.rpartition(".")[2] in FREE_OF_DECAY}
+        self.class_token, self.position = class_token, position
 
     def forward_features(self, images: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, T or T + 1, E), after the last normalisation, class token in its place."""
@@ -261,12 +188,7 @@ class Vim(nn.Module):
         if self.cls_token is not None:
             token = self.cls_token.expand(len(stream), -1, -1)
             stream = torch.cat([stream[:, : self.position], token, stream[:, self.position :]], 1)
-        stream = self.pos_drop(stream + self.pos_embed)
-        # Sums of many blocks: at least float32, whatever the blocks compute in.
-        stream = stream.to(torch.promote_types(stream.dtype, torch.float32))
-        for layer in self.layers:
-            stream = layer(stream)
-        return self.norm_f(stream)
+        return self.encode(stream + self.pos_embed)
 
     def forward(self, images: Tensor) -> Tensor:
         features = self.forward_features(images)

@@ -6,21 +6,22 @@ from shared.errors import UserError
 from shared.training.checks import device_of
 from v2m.kernels.scan2d import scan2d
 from v2m.kernels.scan2d.op import BACKENDS
-from v2m.model import require_task
+from v2m.model_base import require_task
+from v2m.schema import ClassificationConfig
 
 
-def require_backend(cfg) -> None:
+def require_backend(cfg: ClassificationConfig) -> None:
     """Raise UserError where ``trainer.backend`` is unknown or cannot run on this device."""
-    backend, one = cfg.trainer.backend, torch.zeros(1, 1, 1, 1, 1, device=device_of(cfg))
+    backend, number = cfg.trainer.backend, torch.zeros(1, 1, 1, 1, 1, device=device_of(cfg))
     if backend not in BACKENDS:
         raise UserError(f"trainer.backend={backend} is not known here: choose one of {', '.join(BACKENDS)}")
     try:
-        scan2d(one, one, one[0, :, :, :, 0], directions=("right",), backend=backend)
+        scan2d(number, number, number[0, :, :, :, 0], directions=("right",), backend=backend)
     except RuntimeError as error:
         raise UserError(f"{' '.join(str(error).split())}: set trainer.backend=auto") from error
 
 
-def check(cfg) -> None:
+def check(cfg: ClassificationConfig) -> None:
     """Raise UserError for a row of a task that is not implemented, and for a scan that cannot run here."""
     require_task(cfg)
     require_backend(cfg)

@@ -6,8 +6,10 @@ from shared.data.sampler import KeyedBatchSampler
 from shared.errors import UserError
 from shared.training.training_data import TrainingData
 
+from .schema import ClassificationConfig
 
-def training_data(cfg) -> TrainingData:
+
+def training_data(cfg: ClassificationConfig) -> TrainingData:
     """Return the training batches of a config; UserError for data that are missing or not the manifest's.
 
     ``data.train_images`` draws that many by the seed, of every class alike; ``augment.repeats`` views of an image
@@ -29,7 +31,7 @@ def training_data(cfg) -> TrainingData:
     return TrainingData(batches, sampler, mixes, cfg.trainer.workers)
 
 
-def evaluation_batches(cfg, at_most: int | None = None) -> OrderedBatches:
+def evaluation_batches(cfg: ClassificationConfig, at_most: int | None = None) -> OrderedBatches:
     """Return the test images in order, ``output.batch_size`` at a time."""
     images = load_image_set(cfg.data.manifest, "test", cfg.paths.data_root)
     batches = Batches(images, Augmentation(cfg.augment), cfg.seed, train=False)

@@ -1,6 +1,6 @@
 """Score a checkpoint, time it and draw what it looks at, without training.
 
-    python -m <paper>.evaluate +experiment=digits-vim seed=0 [ckpt=runs/.../last.ckpt]
+    python -m <paper>.evaluate +experiment=ROW seed=0 [ckpt=runs/.../last.ckpt]
 
 The images come from the config, as in training. The weights are read with ``weights_only=True``.
 """
@@ -22,10 +22,12 @@ from shared.training.checks import autocast_context, device_of, synchronise
 from shared.training.evaluation import run_evaluation
 
 from .checks import check
-from .config import CONFIGS, ClassificationConfig
+from .config import CONFIGS
 from .data import evaluation_batches
-from .model import CHANNELS, build_model, parameters_of
-from .tools import convert
+from .model import build_model
+from .model_base import CHANNELS, parameters_of
+from .schema import ClassificationConfig
+from .tools import release_weights
 from .tools.receptive_field import draw_receptive_field
 
 TIMED = 3  # batches, after one that warms up; the median counts
@@ -72,12 +74,12 @@ def speed(cfg: ClassificationConfig, network: nn.Module, device: torch.device) -
             network(images)
         synchronise(device)
         times.append(time.perf_counter() - begin)
-    found = {"images_per_second": len(images) / sorted(times[1:])[TIMED // 2]}
+    figures = {"images_per_second": len(images) / sorted(times[1:])[TIMED // 2]}
     if device.type == "cuda":
-        found["inference_memory"] = float(torch.cuda.max_memory_allocated(device))
+        figures["inference_memory"] = float(torch.cuda.max_memory_allocated(device))
     elif forgotten:
-        found["inference_memory"] = float(resident_bytes("VmHWM"))
-    return found
+        figures["inference_memory"] = float(resident_bytes("VmHWM"))
+    return figures
 
 
 def evaluate_checkpoint(cfg: ClassificationConfig, path: Path, folder: Path) -> dict:
@@ -89,7 +91,7 @@ def evaluate_checkpoint(cfg: ClassificationConfig, path: Path, folder: Path) -> 
     """
     network, steps = build_model(cfg), None
     if path.suffix == ".safetensors":
-        convert.load_weights(network, path)
+        release_weights.load_weights(network, path)
     else:
         state, steps = read_checkpoint(path)
         load_weights(network, state, cfg.row, path)

@@ -11,29 +11,30 @@ import torch
 
 from shared.claims.compose import row_config
 from shared.claims.tables import Table
-from v2m.model import CHANNELS, build_model, count, count_network
+from v2m.model import build_model, count, count_network
+from v2m.model_base import CHANNELS
 
 # Printed by the paper: millions of parameters, billions of FLOPs (arXiv 2410.10382, ImageNet table).
 PRINTED = {
-    "in1k-vim-t": ("Vim-T", 7, 1.5),
+    "v2m-in1k-vim-t": ("Vim-T", 7, 1.5),
     "v2m-in1k-t": ("V2M-T", 7, 1.9),
     "v2m-in1k-t-released": ("V2M-T, as released", 7, 1.9),
-    "in1k-localvim-t": ("LocalVim-T", 8, 1.5),
+    "v2m-in1k-localvim-t": ("LocalVim-T", 8, 1.5),
     "v2m-in1k-t-lw": ("V2M-T + local window", 8, 1.8),
-    "in1k-vim-s": ("Vim-S", 26, 5.1),
+    "v2m-in1k-vim-s": ("Vim-S", 26, 5.1),
     "v2m-in1k-s": ("V2M-S", 26, 5.9),
     "v2m-in1k-s-released": ("V2M-S, as released", 26, 5.9),
-    "in1k-localvim-s": ("LocalVim-S", 28, 4.8),
+    "v2m-in1k-localvim-s": ("LocalVim-S", 28, 4.8),
     "v2m-in1k-s-lw": ("V2M-S + local window", 28, 5.4),
-    "in1k-vmamba-t": ("VMamba-T", 30, 4.9),
+    "v2m-in1k-vmamba-t": ("VMamba-T", 30, 4.9),
     "v2m-in1k-sstar": ("V2M-S*", 30, 5.4),
-    "in1k-vmamba-s": ("VMamba-S", 50, 8.7),
+    "v2m-in1k-vmamba-s": ("VMamba-S", 50, 8.7),
     "v2m-in1k-bstar": ("V2M-B*", 50, 9.6),
 }
 RULES = ("flops", "flops_without_scan", "flops_scan_once")
 LOCAL = "model.network.mixer._target_"
-# By the rows that they belong to: the readings of each question, as changes of the rows' configurations. The first one
-# of each question is the default.
+# By the rows that they belong to: the interpretations of each question, as changes of the rows' configurations. The
+# first one of each question is the default.
 INTERPRETATIONS: dict[tuple[str, str], dict[str, dict]] = {
     ("v2m-in1k-t", "v2m-in1k-s"): {
         "no norm between, no MLP": {},
@@ -78,22 +79,22 @@ def counted(row: str, changes: tuple[tuple[str, object], ...]) -> dict[str, int]
     return count_network(network, cfg.data.image_size, CHANNELS)
 
 
-def distance(found: Sequence[dict], rows: Sequence[str], rule: str) -> float:
+def distance(counts: Sequence[dict], rows: Sequence[str], rule: str) -> float:
     """Return the mean relative distance from the paper's parameters and FLOPs, these by one of ``RULES``."""
     apart = []
-    for one, row in zip(found, rows, strict=True):
+    for count_of_row, row in zip(counts, rows, strict=True):
         _, parameters, flops = PRINTED[row]
-        apart.append(abs(one["parameters"] / (parameters * 1e6) - 1))
-        apart.append(abs(one[rule] / (flops * 1e9) - 1))
+        apart.append(abs(count_of_row["parameters"] / (parameters * 1e6) - 1))
+        apart.append(abs(count_of_row[rule] / (flops * 1e9) - 1))
     return sum(apart) / len(apart)
 
 
 # Scans a layer in the printed counts: Vim's two, LocalVim's four, and for V2M its own six, and one for each corner.
 SCANS = {
-    "in1k-vim-t": (2,),
-    "in1k-vim-s": (2,),
-    "in1k-localvim-t": (4,),
-    "in1k-localvim-s": (4,),
+    "v2m-in1k-vim-t": (2,),
+    "v2m-in1k-vim-s": (2,),
+    "v2m-in1k-localvim-t": (4,),
+    "v2m-in1k-localvim-s": (4,),
     "v2m-in1k-t": (6, 4),
     "v2m-in1k-s": (6, 4),
     "v2m-in1k-t-lw": (6, 4),
@@ -149,14 +150,14 @@ def _costs() -> Table:
     columns = ["row", "network", "M, paper", "M", "G, paper", "G", "G without scan", "G, each call once"]
     rows = []
     for row, (network, parameters, flops) in PRINTED.items():
-        one = count(row_config("v2m", row, 0))
-        ours = [f"{one[rule] / 1e9:.2f}" for rule in RULES]
-        rows.append([row, network, str(parameters), f"{one['parameters'] / 1e6:.2f}", str(flops), *ours])
+        counts = count(row_config("v2m", row, 0))
+        ours = [f"{counts[rule] / 1e9:.2f}" for rule in RULES]
+        rows.append([row, network, str(parameters), f"{counts['parameters'] / 1e6:.2f}", str(flops), *ours])
     return Table("", columns, rows)
 
 
-def _interpretations(rows: tuple[str, str], readings: dict[str, dict]) -> Table:
-    """Return a question's readings for its two sizes, and how far each is from the paper."""
+def _interpretations(rows: tuple[str, str], changes_of: dict[str, dict]) -> Table:
+    """Return a question's interpretations for its two sizes, and how far each is from the paper."""
     names = [PRINTED[row][0] for row in rows]
     columns = ["interpretation"]
     for row, name in zip(rows, names, strict=True):
@@ -164,13 +165,13 @@ def _interpretations(rows: tuple[str, str], readings: dict[str, dict]) -> Table:
         columns += [f"{name}, M (paper {parameters})", f"G (paper {flops})", "G, each call once"]
     columns += ["distance, each call once", "distance, in full"]
     cells = []
-    for reading, changes in readings.items():
-        found = [counted(row, tuple(changes.items())) for row in rows]
-        line = [reading]
-        for one in found:
-            line.append(f"{one['parameters'] / 1e6:.2f}")
-            line += [f"{one[rule] / 1e9:.2f}" for rule in ("flops", "flops_scan_once")]
-        apart = [f"{distance(found, rows, rule):.1%}" for rule in ("flops_scan_once", "flops")]
+    for name, changes in changes_of.items():
+        counts = [counted(row, tuple(changes.items())) for row in rows]
+        line = [name]
+        for each in counts:
+            line.append(f"{each['parameters'] / 1e6:.2f}")
+            line += [f"{each[rule] / 1e9:.2f}" for rule in ("flops", "flops_scan_once")]
+        apart = [f"{distance(counts, rows, rule):.1%}" for rule in ("flops_scan_once", "flops")]
         cells.append([*line, *apart])
     return Table("", columns, cells)
 

@@ -93,7 +93,7 @@ class LocalVimMixer(ScanMixer):
 
 
 class V2MLocalMixer(V2MMixer):
-    """(B, H, W, E) -> (B, H, W, E): V2M's mixer in LocalVim's place, our reading of "V2M + local window".
+    """(B, H, W, E) -> (B, H, W, E): V2M's mixer in LocalVim's place, our interpretation of "V2M + local window".
 
     Nothing of it is published but its cost. From LocalVim: a layer may scan windows instead of the grid, every corner
     has parameters of its own (in its column pass; the row pass is shared), and what a corner gives is weighted by the
@@ -136,12 +136,12 @@ def _paths(directions: Sequence[str]) -> dict[str, list[tuple[int, str]]]:
     """Return for each path over the grid, "h", "v" or "w<side>", its (index, "right" or "left") in ``directions``."""
     paths: dict[str, list[tuple[int, str]]] = {}
     for i, direction in enumerate(directions):
-        found = DIRECTION.fullmatch(direction)
-        if found is None:
+        parts = DIRECTION.fullmatch(direction)
+        if parts is None:
             raise UserError(
                 f"direction {direction!r} is unknown: give h, v or w<side>, with or without _flip"
             )
-        paths.setdefault(found[1], []).append((i, "left" if found[3] else "right"))
+        paths.setdefault(parts[1], []).append((i, "left" if parts[3] else "right"))
     return paths
 
 
@@ -215,9 +215,7 @@ class LocalVim(Vim):
         """Return the patch tokens (B, H, W, E) behind the last norm and, as class tokens, none of (B, 0, E)."""
         grid = self.patch_embed(images)
         size = tuple(grid.shape[1:3])
-        stream = self.pos_drop(grid + self._positions(size))
-        # Sums of many blocks: at least float32, whatever the blocks compute in.
-        stream = stream.to(torch.promote_types(stream.dtype, torch.float32))
+        stream = self.to_stream(grid + self._positions(size))
         angles = rotation(size, self.num_features, stream)
         for layer in self.layers:
             stream = layer(rotate(stream, *angles))

@@ -19,8 +19,8 @@ from shared.errors import UserError
 from v2m.kernels.scan2d import scan2d
 from v2m.kernels.scan2d.op import MAX_STATE
 from v2m.kernels.short_conv import short_conv
+from v2m.vim_base import add_pass
 
-DELTA_RANGE = (1e-3, 0.1)  # the time steps that a fresh network starts with, log-uniform
 MATRICES = ("B", "C")
 
 
@@ -43,24 +43,15 @@ class ScanMixer(nn.Module):
 
     def add_pass(self, suffix: str, chosen: Sequence[str] = MATRICES) -> None:
         """Make the parameters of a pass; ``chosen`` of B and C are the token's choice, the other is constantly 1."""
-        columns = self.rank + len(chosen) * self.state_dim
-        # ``_convolved`` uses the weights; the module gives them their official names.
-        conv = nn.Conv1d(self.width, self.width, self.conv_kernel, groups=self.width)
-        self.add_module(f"conv1d{suffix}", conv)
-        self.add_module(f"x_proj{suffix}", nn.Linear(self.width, columns, bias=False))
-        self.add_module(f"dt_proj{suffix}", nn.Linear(self.rank, self.width))
-        A_log = torch.arange(1.0, self.state_dim + 1).log().repeat(self.width, 1)
-        self.register_parameter(f"A{suffix}_log", nn.Parameter(A_log))
-        self.register_parameter(f"D{suffix}", nn.Parameter(torch.ones(self.width)))
-        self._reset_delta(getattr(self, f"dt_proj{suffix}"))
-
-    @torch.no_grad()
-    def _reset_delta(self, layer: nn.Linear) -> None:
-        """Draw the bias so that softplus of it is log-uniform in DELTA_RANGE, as Mamba's code (mamba_simple.py)."""
-        nn.init.uniform_(layer.weight, -(self.rank**-0.5), self.rank**-0.5)
-        low, high = (math.log(value) for value in DELTA_RANGE)
-        delta = torch.empty_like(layer.bias).uniform_(low, high).exp()
-        layer.bias.copy_(delta + torch.log(-torch.expm1(-delta)))
+        add_pass(
+            self,
+            suffix,
+            width=self.width,
+            rank=self.rank,
+            state_dim=self.state_dim,
+            conv_kernel=self.conv_kernel,
+            matrices=len(chosen),
+        )
 
     def project_in(self, grid: Tensor) -> tuple[Tensor, Tensor]:
         """(B, H, W, E) -> what is scanned and, after its SiLU, what gates it, each (B, 1, H, W, D)."""

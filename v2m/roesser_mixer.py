@@ -59,12 +59,12 @@ class RoesserMixer(ScanMixer):
         u = self._convolved(u, [self.conv1d_2], ("down",))[:, 0]
         selected = [self.x_proj(u), self.x_proj_2(u)]  # (B, H, W, R + N)
         deltas = [
-            F.softplus(layer(one[..., : self.rank]))
-            for layer, one in zip((self.dt_proj, self.dt_proj_2), selected, strict=True)
+            F.softplus(layer(part[..., : self.rank]))
+            for layer, part in zip((self.dt_proj, self.dt_proj_2), selected, strict=True)
         ]
-        B1, C2 = (one[..., self.rank :].permute(0, 3, 1, 2) for one in selected)
+        B1, C2 = (part[..., self.rank :].permute(0, 3, 1, 2) for part in selected)
         vectors = {name: getattr(self, name) for name in VECTORS}
-        images = (one.permute(0, 3, 1, 2) for one in (u, *deltas))
+        images = (tensor.permute(0, 3, 1, 2) for tensor in (u, *deltas))
         decays = (-torch.exp(log) for log in (self.A_log, self.A_2_log))
         backend = "reference" if self.backend == "reference" else "auto"
         y = roesser_scan(*images, *decays, B1=B1, C2=C2, **vectors, backend=backend)

@@ -1,10 +1,8 @@
 """Vim: a plain, isotropic network of Mamba blocks, and V2M's, which is the same network with another mixer.
 
-Vision Mamba, arXiv 2401.09417, section 3 and table 1 (https://github.com/hustvl/Vim): patches of 16 x 16, depth 24,
-width 192 (tiny) or 384 (small), a class token in the middle of the sequence, learned absolute positions, and per
-block ``stream + Mixer(RMSNorm(stream))`` with the stream in float32. V2M, arXiv 2410.10382, puts its mixer of the
-plane (mixer.py) in the place of Vim's and takes the mean over the tokens; its figure has an MLP behind the mixer
-(``mlp_ratio``), its release has none.
+Vision Mamba, arXiv 2401.09417, section 3 and table 1 (vim_base.py): patches of 16 x 16 and a class token in the middle
+of the sequence. V2M, arXiv 2410.10382, puts its mixer of the plane (mixer.py) in the place of Vim's and takes the mean
+over the tokens; its figure has an MLP behind the mixer (``mlp_ratio``), its release has none.
 
 Tokens travel as a grid (B, H, W, E). Names of parameters are those of the official checkpoints.
 """
@@ -13,7 +11,6 @@ import math
 from collections.abc import Callable
 
 import torch
-from timm.layers import DropPath, Mlp, lecun_normal_, trunc_normal_
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -21,15 +18,11 @@ from shared.errors import UserError
 from v2m.class_tokens import insert_cross, resize_cross, resize_grid, split_cross
 from v2m.mixer import require_choice
 from v2m.passes import ScanMixer
+from v2m.vim_base import VimBase
 
 # A row and a column of tokens in the grid; besides, none and the mean over the tokens, or one token in their sequence.
 CROSSES = ("middle_cross", "edge_cross")
 CLASS_TOKENS = ("mean", "middle", "edge", *CROSSES)
-EMBEDDING_STD = 0.02
-NO_DECAY = (
-    *("A_log", "A_b_log", "A_2_log", "D", "D_b", "D_2", "bias", "pos_embed", "cls_token"),
-    *("p2", "q2", "p3", "q3", "B2", "C1"),  # of the general recurrence
-)
 
 
 class VimMixer(ScanMixer):
@@ -88,34 +81,7 @@ class PatchEmbed(nn.Module):
         return self.proj(images).permute(0, 2, 3, 1)
 
 
-class RMSNorm(nn.RMSNorm):
-    """RMSNorm computed in the dtype of the stream and handed on in the dtype of the weights."""
-
-    def forward(self, stream: Tensor) -> Tensor:
-        weight = self.weight.to(stream.dtype)
-        return F.rms_norm(stream, self.normalized_shape, weight, self.eps).to(self.weight.dtype)
-
-
-class Block(nn.Module):
-    """(B, H, W, E) -> (B, H, W, E): ``t = z + Mixer(Norm(z))`` and, with an MLP, ``t + MLP(Norm(t))``."""
-
-    def __init__(self, mixer: nn.Module, embed_dim: int, norm_eps: float, drop_path: float, mlp_ratio: float):
-        super().__init__()
-        self.norm, self.mixer = RMSNorm(embed_dim, norm_eps), mixer
-        self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
-        self.mlp = None
-        if mlp_ratio:
-            self.norm_mlp = RMSNorm(embed_dim, norm_eps)
-            self.mlp = Mlp(embed_dim, int(mlp_ratio * embed_dim))
-
-    def forward(self, stream: Tensor) -> Tensor:
-        stream = stream + self.drop_path(self.mixer(self.norm(stream)))
-        if self.mlp is not None:
-            stream = stream + self.drop_path(self.mlp(self.norm_mlp(stream)))
-        return stream
-
-
-class Vim(nn.Module):
+class Vim(VimBase):
     """Images (B, C, height, width) -> logits (B, num_classes), or features where num_classes is 0.
 
     image_size: side, or (height, width), that the position embedding is made for; it is resized for other sizes.
@@ -126,6 +92,12 @@ class Vim(nn.Module):
     ``drop_path`` grows linearly from 0 at the first block. Raises UserError for an unknown choice, for numbers that
     cannot be used, for a mixer of the plane on a sequence and for patches that do not tile.
     """
+
+    FREE_OF_DECAY = (
+        *VimBase.FREE_OF_DECAY,
+        *("A_2_log", "D_2"),  # of the second pass
+        *("p2", "q2", "p3", "q3", "B2", "C1"),  # of the general recurrence
+    )
 
     def __init__(
         self,
@@ -144,62 +116,35 @@ class Vim(nn.Module):
         mlp_ratio: float = 0.0,
         backend: str = "auto",
     ):
-        super().__init__()
         require_choice("class_token", class_token, CLASS_TOKENS)
         if depth < 1 or not 0 <= drop_path < 1 or not 0 <= drop_rate < 1:
             raise UserError(
                 f"depth {depth}, drop_path {drop_path}, drop_rate {drop_rate}: give 1 block or more, and rates of 0 or "
                 "more, below 1"
             )
-        self.num_features, self.num_classes, self.class_token = embed_dim, num_classes, class_token
-        self.patch_embed = PatchEmbed(patch_size, embed_dim, in_channels)
+        patch_embed = PatchEmbed(patch_size, embed_dim, in_channels)
         size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
-        self.grid_size = self.patch_embed.grid(size)
-        self.cls_token = None
-        extra = {"mean": 0, "middle": 1, "edge": 1}.get(class_token, sum(self.grid_size) + 1)
-        if extra:
-            self.cls_token = nn.Parameter(trunc_normal_(torch.empty(1, extra, embed_dim), std=EMBEDDING_STD))
-        length = math.prod(self.grid_size) + extra
-        self.pos_embed = nn.Parameter(trunc_normal_(torch.empty(1, length, embed_dim), std=EMBEDDING_STD))
-        self.pos_drop = nn.Dropout(drop_rate)
-        self.layers = nn.ModuleList(
-            Block(
-                mixer(embed_dim, layer=i, backend=backend),
-                embed_dim,
-                norm_eps,
-                drop_path * i / max(depth - 1, 1),
-                mlp_ratio,
-            )
-            for i in range(depth)
+        grid_size = patch_embed.grid(size)
+        extra = {"mean": 0, "middle": 1, "edge": 1}.get(class_token, sum(grid_size) + 1)
+        super().__init__(
+            tokens=patch_embed,
+            length=math.prod(grid_size) + extra,
+            class_tokens=extra,
+            embed_dim=embed_dim,
+            depth=depth,
+            num_classes=num_classes,
+            mixer=lambda i: mixer(embed_dim, layer=i, backend=backend),
+            drop_path=drop_path,
+            drop_rate=drop_rate,
+            norm_eps=norm_eps,
+            mlp_ratio=mlp_ratio,
         )
+        self.class_token, self.grid_size = class_token, grid_size
         if class_token in ("middle", "edge") and getattr(self.layers[0].mixer, "plane", False):
             raise UserError(
                 f"class_token {class_token} makes the grid one row, in which no column has a past, and this mixer is "
                 f"one of the plane: choose {class_token}_cross or mean"
             )
-        self.norm_f = RMSNorm(embed_dim, norm_eps)
-        self.head = nn.Linear(embed_dim, num_classes) if num_classes else nn.Identity()
-        self._reset_parameters()
-
-    @torch.no_grad()
-    def _reset_parameters(self) -> None:
-        """As released: biases 0, the last map of every residual branch shrunk by the root of their number."""
-        lecun_normal_(self.patch_embed.proj.weight)
-        nn.init.zeros_(self.patch_embed.proj.bias)
-        if self.num_classes:
-            trunc_normal_(self.head.weight, std=EMBEDDING_STD)
-            nn.init.zeros_(self.head.bias)
-        branches = sum(1 if layer.mlp is None else 2 for layer in self.layers)
-        for layer in self.layers:
-            layer.mixer.out_proj.weight /= math.sqrt(branches)
-            if layer.mlp is not None:
-                layer.mlp.fc2.weight /= math.sqrt(branches)
-                nn.init.zeros_(layer.mlp.fc1.bias)
-                nn.init.zeros_(layer.mlp.fc2.bias)
-
-    def no_weight_decay(self) -> set[str]:
-        """Return the names of the parameters that weight decay leaves alone, as timm's optimisers ask for them."""
-        return {name for name, _ in self.named_parameters() if name.rpartition(".")[2] in NO_DECAY}
 
     def crossing(self, size: tuple[int, int]) -> tuple[int, int]:
         """Return the place, (row, column), in a grid of (H, W) where a row and a column of class tokens cross."""
@@ -254,12 +199,8 @@ class Vim(nn.Module):
         """Return the patch tokens (B, H, W, E) and the class tokens (B, 0 or more, E) behind the last norm."""
         grid = self.patch_embed(images)
         size = tuple(grid.shape[1:3])
-        stream = self.pos_drop(self.with_class_tokens(grid, self._cross(size)) + self._positions(size))
-        # Sums of many blocks: at least float32, whatever the blocks compute in.
-        stream = stream.to(torch.promote_types(stream.dtype, torch.float32))
-        for layer in self.layers:
-            stream = layer(stream)
-        return self.without_class_tokens(self.norm_f(stream), size)
+        stream = self.with_class_tokens(grid, self._cross(size)) + self._positions(size)
+        return self.without_class_tokens(self.encode(stream), size)
 
     def forward_features(self, images: Tensor) -> Tensor:
         """(B, C, height, width) -> the patch tokens (B, E, H, W) behind the last norm, at any size patches tile."""

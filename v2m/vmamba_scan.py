@@ -16,9 +16,8 @@ from shared.errors import UserError
 from v2m.kernels.scan2d import scan2d
 from v2m.kernels.short_conv import short_conv
 from v2m.passes import require_sizes
+from v2m.vmamba_base import DELTA_RANGE, DIRECTIONS
 
-DIRECTIONS = 4  # rows, columns, rows backwards, columns backwards: the order of the official parameters
-DELTA_MIN, DELTA_MAX = 1e-3, 1e-1  # Mamba's range of the first step sizes
 # The corners are top left, bottom left, top right, bottom right; a row pass serves two of them.
 COLUMNS = ("down", "up", "down", "up")
 ROWS = {
@@ -54,7 +53,7 @@ class GridMixer(nn.Module):
         columns = self.rank + matrices * self.state_dim
         x_proj = torch.empty(sets, columns, self.width).uniform_(-(self.width**-0.5), self.width**-0.5)
         dt_proj = torch.empty(sets, self.width, self.rank).uniform_(-(self.rank**-0.5), self.rank**-0.5)
-        delta = torch.empty(sets, self.width).uniform_(math.log(DELTA_MIN), math.log(DELTA_MAX)).exp()
+        delta = torch.empty(sets, self.width).uniform_(*map(math.log, DELTA_RANGE)).exp()
         states = torch.arange(1.0, self.state_dim + 1).log()
         drawn = {
             "x_proj_weight": x_proj,

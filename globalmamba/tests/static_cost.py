@@ -1,22 +1,15 @@
 """What a Triton kernel costs, read from its compiled code; no GPU is needed.
 
-Triton compiles for a `GPUTarget` on any machine, and its wheel brings NVIDIA's `ptxas` and `cuobjdump`. `ptxas -v`
-tells registers and spills; the disassembly (SASS) tells how many instructions the steady-state loop holds, which for
-a kernel bound by instructions is its speed. What comes before the loop (prologue) and after it (epilogue: the steps
-that do not fill a chunk, the last state) is counted apart: it is paid once a program, not once a step.
+`ptxas -v` tells registers and spills (compiled.py); the disassembly (SASS) tells how many instructions the steady-state
+loop holds, which for a kernel bound by instructions is its speed. What comes before the loop (prologue) and after it
+(epilogue: the steps that do not fill a chunk, the last state) is counted apart: it is paid once a program, not once a
+step.
 """
 
-import os
-import re
-import subprocess
-import tempfile
 from collections import Counter
 from dataclasses import dataclass
-from pathlib import Path
 
-# One line of SASS: an address between comment marks, then the instruction, perhaps under a predicate.
-INSTRUCTION = re.compile(r"^\s*/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)(.*?);")
-TARGET = re.compile(r"0x([0-9a-f]+)")
+from .compiled import backward_branches, compiled_for
 
 
 @dataclass(frozen=True)
@@ -37,71 +30,19 @@ class StaticCost:
 
 
 def static_cost(kernel, signature: dict, constants: dict, options: dict, capability: int) -> StaticCost:
-    """Compile a `triton.jit` function for sm_<capability> and read its cost.
-
-    signature: every parameter's Triton type, "constexpr" for those in `constants`; integers that a launch would find
-    divisible by 16 may be written "i32:16" or "i64:16", pointers aligned to 16 bytes "*fp32:16".
-    options: `num_warps` and the like.
-    """
-    import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
-    types = {name: kind.removesuffix(":16") for name, kind in signature.items()}
-    aligned = {
-        (kernel.arg_names.index(name),): [["tt.divisibility", 16]]
-        for name, kind in signature.items()
-        if kind.endswith(":16")
-    }
-    source = ASTSource(kernel, types, constexprs=constants, attrs=aligned)
-    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
-    registers, spills = _registers(compiled.asm["ptx"])
-    loop, prologue, epilogue, opcodes = _loop(_disassemble(compiled.asm["cubin"]))
-    return StaticCost(loop, prologue, epilogue, registers, spills, compiled.metadata.shared, opcodes)
-
-
-def _tool(name: str) -> str:
-    import triton
-
-    return str(Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name)
-
-
-def _registers(ptx: str) -> tuple[int, int]:
-    """Registers a thread and bytes spilled, from `ptxas -v`."""
-    architecture = re.search(r"^\.target\s+(\w+)", ptx, re.MULTILINE).group(1)
-    with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
-        file.write(ptx)
-        file.flush()
-        command = [_tool("ptxas"), "-v", f"--gpu-name={architecture}", file.name, "-o", os.devnull]
-        log = subprocess.run(command, check=True, capture_output=True, text=True).stderr
-    spills = sum(int(count) for count in re.findall(r"(\d+) bytes spill", log))
-    return int(re.search(r"Used (\d+) registers", log).group(1)), spills
-
-
-def _disassemble(cubin: bytes) -> list[tuple[int, str, str]]:
-    """(address, operation, operands) of every instruction."""
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        text = subprocess.run(
-            [_tool("cuobjdump"), "-sass", file.name], check=True, capture_output=True, text=True
-        )
-    found = (INSTRUCTION.match(line) for line in text.stdout.splitlines())
-    return [(int(match[1], 16), match[2], match[3]) for match in found if match]
+    """Compile a `triton.jit` function for sm_<capability> and read its cost; arguments as ``compiled_for``."""
+    compiled = compiled_for(kernel, signature, constants, options, capability)
+    loop, prologue, epilogue, opcodes = _loop(compiled.code)
+    return StaticCost(
+        loop, prologue, epilogue, compiled.registers, compiled.spill_bytes, compiled.shared_bytes, opcodes
+    )
 
 
 def _loop(code: list[tuple[int, str, str]]) -> tuple[int, int, int, dict[str, int]]:
     """Lengths of the longest loop, of what precedes and what follows it, and the loop's operations."""
     # After the last EXIT or RET stands a branch to itself and padding.
     final = max(place for place, (_, name, _) in enumerate(code) if name.split(".")[0] in ("EXIT", "RET"))
-    places = {address: place for place, (address, _, _) in enumerate(code)}
-    spans = [
-        (places[int(target[1], 16)], place)
-        for place, (address, name, operands) in enumerate(code[: final + 1])
-        if name.split(".")[0] == "BRA"
-        and (target := TARGET.search(operands))
-        and int(target[1], 16) < address
-    ]
+    spans = [span for span in backward_branches(code) if span[1] <= final]
     first, last = max(spans, key=lambda span: span[1] - span[0], default=(0, -1))
     body = Counter(name.split(".")[0] for _, name, _ in code[first : last + 1])
     return last + 1 - first, first, final - last, dict(body.most_common())

@@ -23,16 +23,16 @@ def two_threads():
 def test_chunked_is_faster_than_the_plain_loop_by_half_of_what_is_promised(length, two_threads):
     for _ in range(2):
         times = bench.scan_times(length, 16, 3, ("reference", "chunked"))
-        found = [times[what]["reference"] / times[what]["chunked"] for what in bench.CALLS]
-        if all(ratio >= bar / 2 for ratio, bar in zip(found, SPEED[length], strict=True)):
+        ratios = [times[what]["reference"] / times[what]["chunked"] for what in bench.CALLS]
+        if all(ratio >= bar / 2 for ratio, bar in zip(ratios, SPEED[length], strict=True)):
             return
-    raise AssertionError(f"{found} times as fast, wanted half of {SPEED[length]}")
+    raise AssertionError(f"{ratios} times as fast, wanted half of {SPEED[length]}")
 
 
 @pytest.mark.slow
 def test_chunked_takes_at_most_twenty_tensors_in_training():
-    found = bench.extra_tensors("chunked", 784, 16)
-    assert found == "–" or float(found) <= MEMORY
+    tensors = bench.extra_tensors("chunked", 784, 16)
+    assert tensors == "–" or float(tensors) <= MEMORY
 
 
 def test_the_table_names_every_backend_and_says_why_one_was_not_timed(monkeypatch):

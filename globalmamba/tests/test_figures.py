@@ -12,8 +12,8 @@ from globalmamba.tools import figures
 from shared.errors import UserError
 
 
-def build(**readings) -> FrequencySerialization:
-    return FrequencySerialization(image_size=32, patch_size=4, embed_dim=1, levels=3, **readings)
+def build(**choices) -> FrequencySerialization:
+    return FrequencySerialization(image_size=32, patch_size=4, embed_dim=1, levels=3, **choices)
 
 
 @pytest.fixture
@@ -30,11 +30,11 @@ def test_any_image_is_cut_to_the_wanted_size(photo):
 
 
 @pytest.mark.parametrize(
-    "readings",
+    "choices",
     [{}, {"variant": "as_released", "bands": "disjoint", "order": "random"}, {"content": "replicated"}],
 )
-def test_levels_are_drawn(photo, tmp_path, readings):
-    figures.draw_levels(tmp_path / "made" / "levels.png", figures.load_image(photo, 32), build(**readings))
+def test_levels_are_drawn(photo, tmp_path, choices):
+    figures.draw_levels(tmp_path / "made" / "levels.png", figures.load_image(photo, 32), build(**choices))
     with Image.open(tmp_path / "made" / "levels.png") as drawn:
         assert drawn.format == "PNG" and drawn.convert("L").getextrema()[0] < 255
 

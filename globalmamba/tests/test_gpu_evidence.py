@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from globalmamba.tools import gpu_evidence
+from shared.bench import gpu
 from shared.bench.gpu import train_rows
-from shared.run import gpu
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -91,10 +91,10 @@ def test_the_whole_script_runs_in_tritons_interpreter_and_holds_the_bars_against
         [sys.executable, "-c", code], env=environment, cwd=ROOT, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-    found = json.loads((tmp_path / "selective_scan.json").read_text())
-    assert set(found["milliseconds"]) == set(gpu_evidence.SHAPES) and len(found["checks"]) == 5
+    figures = json.loads((tmp_path / "selective_scan.json").read_text())
+    assert set(figures["milliseconds"]) == set(gpu_evidence.SHAPES) and len(figures["checks"]) == 5
     # The stand-in for a clock gave 1, 2 and 3 ms to the two layouts and the peer.
-    ratios = {row["bar"]: (row["found"], row["holds"]) for row in found["bars"]}
+    ratios = {row["bar"]: (row["found"], row["holds"]) for row in figures["bars"]}
     assert ratios["Vim-S, forward, triton, channels first: times mamba-ssm"] == (3.0, True)
     assert ratios["Vim-S, forward, triton, channels last: times mamba-ssm"] == (1.5, False)
     assert len(ratios) == 2 * 4 + 2

@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from globalmamba.layout import Layout
-from globalmamba.pyramid import GlobalVMamba, readings_table
+from globalmamba.pyramid import GlobalVMamba, interpretations_table
 from globalmamba.serialization import FrequencySerialization, token_order
 from globalmamba.tests.golden_files import relative_error
 from globalmamba.vmamba import SS2D, VMamba
@@ -238,7 +238,7 @@ def test_images_that_the_levels_do_not_divide_are_refused_with_the_remedy(size, 
 
 @pytest.mark.slow
 def test_the_default_is_the_reading_nearest_to_the_printed_flops():
-    rows = readings_table()
+    rows = interpretations_table()
     distance = dict.fromkeys(range(1, 5), 0.0)
     for row in rows:
         # Printed in whole millions.

@@ -354,12 +354,12 @@ def _ratios(length: int, state: int) -> tuple[float, float]:
 
     times = {function: [] for function in (loop, kernel, loop_both, kernel_both)}
     for _ in range(2):
-        for function, taken in times.items():
+        for function, seconds in times.items():
             for _ in range(1 if function in (loop, loop_both) else 5):
                 start = time.perf_counter()
                 function()
-                taken.append(time.perf_counter() - start)
-    middle = {function: statistics.median(taken) for function, taken in times.items()}
+                seconds.append(time.perf_counter() - start)
+    middle = {function: statistics.median(seconds) for function, seconds in times.items()}
     return middle[loop] / middle[kernel], middle[loop_both] / middle[kernel_both]
 
 

@@ -99,14 +99,14 @@ def interpreted_errors() -> dict[str, dict[str, float]]:
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)  # fresh memory holds NaN
     check_fakes()
-    found = {}
+    errors = {}
     for name, (shape, reverse) in CASES.items():
         arguments = made(**shape)
         first, again = (run(arguments, backend="triton", reverse=reverse) for _ in range(2))
         assert all(torch.equal(first[key], again[key]) for key in first), f"{name}: not the same twice"
         exact = judge(arguments, reverse=reverse)
-        found[name] = {key: relative_error(first[key], value) for key, value in exact.items()}
-    return found | {"rows and channels cut out of larger tensors": error_of_cut_out_rows()}
+        errors[name] = {key: relative_error(first[key], value) for key, value in exact.items()}
+    return errors | {"rows and channels cut out of larger tensors": error_of_cut_out_rows()}
 
 
 @pytest.fixture(scope="module")
@@ -178,12 +178,13 @@ def signature(kernel, constants: dict, inputs: str) -> dict[str, str]:
 def test_the_compiled_loop_is_short(direction, most, capability, record_property):
     from globalmamba.kernels.selective_scan.triton import STEPS
 
-    found = cost(direction, capability)
-    each = found.per(STEPS, 32)
+    counted = cost(direction, capability)
+    each = counted.per(STEPS, 32)
     record_property("instructions per step and channel", each)
     sys.stdout.write(
-        f"sm_{capability} {direction}: {each:.2f} a step and channel (loop {found.loop}, prologue {found.prologue}, "
-        f"epilogue {found.epilogue}), {found.registers} registers, {found.spill_bytes} bytes spilled\n"
+        f"sm_{capability} {direction}: {each:.2f} a step and channel (loop {counted.loop}, "
+        f"prologue {counted.prologue}, epilogue {counted.epilogue}), {counted.registers} registers, "
+        f"{counted.spill_bytes} bytes spilled\n"
     )
     assert each <= most
 

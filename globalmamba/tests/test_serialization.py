@@ -23,10 +23,10 @@ BANDS = ("nested", "disjoint")
 CONTENTS = ("frequency", "replicated", "resized", "averaged")
 
 
-def build(size=(16, 24), patch=2, levels=3, width=5, **readings) -> FrequencySerialization:
+def build(size=(16, 24), patch=2, levels=3, width=5, **choices) -> FrequencySerialization:
     torch.manual_seed(0)
     return FrequencySerialization(
-        image_size=size, patch_size=patch, embed_dim=width, levels=levels, in_channels=2, **readings
+        image_size=size, patch_size=patch, embed_dim=width, levels=levels, in_channels=2, **choices
     )
 
 
@@ -260,11 +260,9 @@ def test_half_precision_works_on_a_cpu(dtype, content):
 
 
 @pytest.mark.slow  # the first export of a process imports for seconds
-@pytest.mark.parametrize(
-    "readings", [{}, {"bands": "disjoint", "order": "random"}, {"content": "replicated"}]
-)
-def test_export_and_compile_give_the_same_tokens(readings):
-    images, module = picture().float(), build(**readings)
+@pytest.mark.parametrize("choices", [{}, {"bands": "disjoint", "order": "random"}, {"content": "replicated"}])
+def test_export_and_compile_give_the_same_tokens(choices):
+    images, module = picture().float(), build(**choices)
     exported = torch.export.export(
         module, (images,), dynamic_shapes=({0: torch.export.Dim("batch")},)
     ).module()

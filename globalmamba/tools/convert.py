@@ -9,22 +9,16 @@ is read without running any code of it. Nothing that exists is overwritten.
 """
 
 import argparse
-import importlib
 import logging
-import os
-import pickle
 import sys
-import tempfile
-from collections import OrderedDict
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from globalmamba.tools.release_weights import read_checkpoint, state_dict_mismatch, write_weights
 from globalmamba.vim import Vim
+from globalmamba.vmamba import from_official as vmamba_from_official
 from shared.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -40,44 +34,6 @@ class Slots(nn.Module):
         super().__init__()
         self.num_tokens = num_tokens
         self.proj = nn.Conv2d(projection[1], projection[0], projection[2:])
-
-
-def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
-    """Return the tensors of a checkpoint, those under "model" where it has such a key.
-
-    Raises UserError for a missing or unreadable file, and for one that holds more than data.
-    """
-    # Vim's files hold their training arguments, VMamba's their settings (a yacs node): both are only data, read
-    # as such without yacs and dropped.
-    harmless = [argparse.Namespace, (OrderedDict, "yacs.config.CfgNode")]
-    try:
-        with torch.serialization.safe_globals(harmless):
-            found = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}): give the path of a checkpoint") from None
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError) as error:
-        if "Unsupported global" in str(error) or "Unsupported class" in str(error):
-            raise UserError(
-                f"{path} holds objects that only running its code would restore: if you trust it, save its "
-                "tensors alone, as {'model': state_dict}, and convert that file"
-            ) from None
-        raise UserError(f"{path} is no PyTorch checkpoint or is cut short: fetch it again") from None
-    state = found.get("model", found) if isinstance(found, dict) else None
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise UserError(f"{path} holds no state dict, alone or under 'model': give a checkpoint of the model")
-    return dict(state)
-
-
-def state_dict_mismatch(expected: dict[str, Tensor], found: dict[str, Tensor]) -> str:
-    """Return the first difference of two state dicts in names or shapes, in words; "" where there is none."""
-    for name in sorted(expected.keys() | found.keys()):
-        if name not in found:
-            return f"{name} is missing"
-        if name not in expected:
-            return f"{name} is unknown"
-        if expected[name].shape != found[name].shape:
-            return f"{name} is {tuple(found[name].shape)} instead of {tuple(expected[name].shape)}"
-    return ""
 
 
 def vim_from_official(
@@ -129,52 +85,6 @@ def vim_from_official(
         log.info("the backward direction is left out: %d tensors", len(left_out))
         ours = {name: tensor for name, tensor in ours.items() if name not in left_out}
     return ours
-
-
-def vmamba_from_official(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return the state dict of ``VMamba`` from an official one, every tensor taken; UserError for another model's."""
-    return importlib.import_module("globalmamba.vmamba").from_official(state)
-
-
-def write_weights(state: dict[str, Tensor], path: str | Path) -> None:
-    """Write release weights, whole or not at all; raises UserError where the file exists or has no folder."""
-    path = Path(path)
-    if path.exists():
-        raise UserError(f"{path} is there already: give a new name or move it away")
-    if path.suffix != ".safetensors" or not path.parent.is_dir():
-        raise UserError(
-            f"{path} cannot be written: give a name ending in .safetensors in a folder that exists"
-        )
-    handle, draft = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=".part")
-    os.close(handle)
-    try:
-        save_file(
-            {
-                name: tensor.detach().clone(memory_format=torch.contiguous_format)
-                for name, tensor in state.items()
-            },
-            draft,
-        )
-        os.replace(draft, path)
-    finally:
-        Path(draft).unlink(missing_ok=True)
-
-
-def load_weights(network: nn.Module, path: str | Path) -> None:
-    """Load release weights into a network of the same names and shapes; raises UserError for any other."""
-    try:
-        state = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise UserError(
-            f"{path} cannot be read ({error}): give a .safetensors file of globalmamba.tools.convert"
-        ) from None
-    difference = state_dict_mismatch(network.state_dict(), state)
-    if difference:
-        raise UserError(
-            f"{path} belongs to another network: {difference}; choose the row, image size and classes that it was "
-            "made for"
-        )
-    network.load_state_dict(state)
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:

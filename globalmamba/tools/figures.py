@@ -94,10 +94,10 @@ def main() -> None:
         default = FrequencySerialization.__init__.__kwdefaults__[name]
         parser.add_argument(f"--{name}", choices=choices, default=default)
     args = parser.parse_args()
-    readings = {name: getattr(args, name) for name in CHOICES}
+    choices = {name: getattr(args, name) for name in CHOICES}
     try:
         serialization = FrequencySerialization(
-            image_size=args.size, patch_size=args.patch, embed_dim=1, levels=args.levels, **readings
+            image_size=args.size, patch_size=args.patch, embed_dim=1, levels=args.levels, **choices
         )
         draw_levels(args.figure, load_image(args.image, args.size), serialization)
     except (

@@ -114,20 +114,20 @@ def inputs(
     def draw(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator, device=DEVICE)
 
-    found = {name: draw(batch, length, width).transpose(1, 2) for name in ("u", "delta", "z")}
+    tensors = {name: draw(batch, length, width).transpose(1, 2) for name in ("u", "delta", "z")}
     if not transposed:
-        found = {name: tensor.contiguous() for name, tensor in found.items()}
-    found |= {name: draw(batch, groups, state, length) for name in ("B", "C")}
-    found = {name: tensor.to(dtype) for name, tensor in found.items()}
-    return found | {"A": -draw(width, state).abs(), "D": draw(width), "delta_bias": draw(width)}
+        tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    tensors |= {name: draw(batch, groups, state, length) for name in ("B", "C")}
+    tensors = {name: tensor.to(dtype) for name, tensor in tensors.items()}
+    return tensors | {"A": -draw(width, state).abs(), "D": draw(width), "delta_bias": draw(width)}
 
 
 def outcome(arguments: dict[str, Tensor], dy: Tensor, with_last: bool, **options) -> dict[str, Tensor]:
     """Return y, the last state and the gradient to every argument."""
     leaves = {name: tensor.detach().requires_grad_() for name, tensor in arguments.items()}
     y, last = selective_scan(**leaves, delta_softplus=True, return_last_state=True, **options)
-    given = [dy.to(y.dtype)] + ([torch.ones_like(last)] if with_last else [])
-    torch.autograd.backward([y, last][: len(given)], given)
+    slopes = [dy.to(y.dtype)] + ([torch.ones_like(last)] if with_last else [])
+    torch.autograd.backward([y, last][: len(slopes)], slopes)
     return {"y": y.detach(), "last": last.detach()} | {name: leaf.grad for name, leaf in leaves.items()}
 
 
@@ -146,9 +146,9 @@ def check(length, state, dtype, reverse, transposed, width, absent) -> dict:
     }
     worst = worst_of(errors)
     repeatable = all(torch.equal(first[name], again[name]) for name in first)
-    found = case(length, state, str(dtype), reverse, transposed, width, absent)
+    checked = case(length, state, str(dtype), reverse, transposed, width, absent)
     green = errors[worst] <= BOUND[dtype] and repeatable
-    return found | {"worst": worst, "error": errors[worst], "repeatable": repeatable, "green": green}
+    return checked | {"worst": worst, "error": errors[worst], "repeatable": repeatable, "green": green}
 
 
 def peer_calls(
@@ -160,14 +160,16 @@ def peer_calls(
              | {name: arguments[name].chunk(directions, 1)[d].contiguous() for name in ("B", "C")}
              for d in range(directions)]  # fmt: skip
     ordered = [[part.get(name) for name in NAMES] for part in parts]
-    given = [part.contiguous() for part in dy.chunk(directions, 1)]
-    states = [extension.fwd(*one, True) for one in ordered]
+    slopes = [part.contiguous() for part in dy.chunk(directions, 1)]
+    states = [extension.fwd(*arguments, True) for arguments in ordered]
 
     def backward():
-        for one, gradient, (out, kept, *_) in zip(ordered, given, states, strict=True):
-            extension.bwd(*one, gradient, kept, out if one[6] is not None else None, None, True, False)
+        for arguments, gradient, (out, kept, *_) in zip(ordered, slopes, states, strict=True):
+            extension.bwd(
+                *arguments, gradient, kept, out if arguments[6] is not None else None, None, True, False
+            )
 
-    return lambda: [extension.fwd(*one, True) for one in ordered], backward
+    return lambda: [extension.fwd(*arguments, True) for arguments in ordered], backward
 
 
 NAMES = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias")
@@ -190,8 +192,8 @@ def timed(shape: tuple[int, ...], extension) -> dict:
         ordered = [arguments.get(name) for name in NAMES]
         forwards[f"triton, {layout}"] = lambda o=ordered: scan.forward(*o, True, reverse, True)
         saved = forwards[f"triton, {layout}"]()[2]
-        given = dy if layout == "channels first" else dy.transpose(1, 2).contiguous().transpose(1, 2)
-        backwards[f"triton, {layout}"] = lambda o=ordered, s=saved, g=given: scan.backward(
+        slope = dy if layout == "channels first" else dy.transpose(1, 2).contiguous().transpose(1, 2)
+        backwards[f"triton, {layout}"] = lambda o=ordered, s=saved, g=slope: scan.backward(
             g, None, *o, s, True, reverse
         )
     if not isinstance(extension, str):
@@ -213,20 +215,20 @@ def share_of_copy(shape: tuple[int, ...], seconds: float, bandwidth: float) -> f
     return 4 * 2 * batch * width * length / seconds / bandwidth
 
 
-def bars(found: dict) -> list[dict]:
+def bars(figures: dict) -> list[dict]:
     """Return what was promised of each shape beside what was measured: layout by layout, none left out."""
     rows = []
     for shape, wanted in BARS.items():
-        times = found["milliseconds"].get(shape, {})
+        times = figures["milliseconds"].get(shape, {})
         for of, bar in zip(("forward", "backward"), wanted, strict=True):
-            medians = {name: one["median"] for name, one in times.get(of, {}).items()}
+            medians = {name: time["median"] for name, time in times.get(of, {}).items()}
             theirs = medians.pop("mamba-ssm", None)
             for name, ours in medians.items() if theirs else ():
                 rows.append(
                     {"bar": f"{shape}, {of}, {name}: times mamba-ssm", "wanted": bar, "found": theirs / ours}
                 )
-    for name, one in found["milliseconds"].get("N = 1", {}).get("forward", {}).items():
-        share = share_of_copy(SHAPES["N = 1"], one["median"] / 1e3, found["copy_bytes_per_second"])
+    for name, time in figures["milliseconds"].get("N = 1", {}).get("forward", {}).items():
+        share = share_of_copy(SHAPES["N = 1"], time["median"] / 1e3, figures["copy_bytes_per_second"])
         if name != "mamba-ssm":
             rows.append(
                 {"bar": f"N = 1, forward, {name}: share of a copy", "wanted": COPY_BAR, "found": share}
@@ -234,12 +236,14 @@ def bars(found: dict) -> list[dict]:
     return [row | {"holds": row["found"] >= row["wanted"]} for row in rows]
 
 
-def times_of(found: dict) -> Table:
+def times_of(figures: dict) -> Table:
     table = Table("shape", "pass", "form", "ms, median", "least", "largest")
-    for shape, passes in found.get("milliseconds", {}).items():
+    for shape, passes in figures.get("milliseconds", {}).items():
         for of, forms in passes.items():
-            for name, one in forms.items():
-                table.add_row(shape, of, name, *(f"{one[key]:.3f}" for key in ("median", "least", "largest")))
+            for name, time in forms.items():
+                table.add_row(
+                    shape, of, name, *(f"{time[key]:.3f}" for key in ("median", "least", "largest"))
+                )
     return table
 
 
@@ -263,9 +267,9 @@ def measure(options: argparse.Namespace) -> bool:
         for name, shape in SHAPES.items():
             times[name] = timed(shape, extension)
             figures.add(milliseconds=times)
-            figures.add(bars=bars(figures.found))
-    peer = [f"mamba-ssm: {figures.found['mamba_ssm']}"] if figures.green else []
-    figures.show(times_of(figures.found), [verdict_on(bar) for bar in figures.found.get("bars", [])] + peer)
+            figures.add(bars=bars(figures.parts))
+    peer = [f"mamba-ssm: {figures.parts['mamba_ssm']}"] if figures.green else []
+    figures.show(times_of(figures.parts), [verdict_on(bar) for bar in figures.parts.get("bars", [])] + peer)
     return figures.green
 
 

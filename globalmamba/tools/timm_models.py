@@ -5,11 +5,11 @@ and ``drop_path_rate`` change it as in timm, ``features_only=True`` gives the st
 no pretrained weights; ``globalmamba.tools.convert`` reads the official ones of the bases.
 """
 
-import timm
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import generate_default_cfgs
 
-from globalmamba.model import CHANNELS, build_network
+from globalmamba.model import build_network
+from globalmamba.model_base import CHANNELS
+from globalmamba.tools.timm_registration import register, settings
 from shared.claims.compose import row_config
 from shared.errors import UserError
 
@@ -27,20 +27,14 @@ ROWS = {
 }
 
 
+def is_plain(name: str) -> bool:
+    """Say whether a network is of one resolution."""
+    return "vim" in name
+
+
 def _settings(name: str) -> dict:
-    plain = "vim" in name
-    return {
-        "url": "",
-        "num_classes": 1000,
-        "input_size": (CHANNELS, 224, 224),
-        "fixed_input_size": plain,
-        "crop_pct": 0.875,
-        "interpolation": "bicubic",
-        "mean": IMAGENET_DEFAULT_MEAN,
-        "std": IMAGENET_DEFAULT_STD,
-        "first_conv": "tokens.proj" if plain else "patch_embed.0",
-        "classifier": "head" if plain else "classifier.head",
-    }
+    plain = is_plain(name)
+    return settings(plain=plain, fixed_input_size=plain, first_conv="tokens.proj")
 
 
 default_cfgs = generate_default_cfgs({name: _settings(name) for name in ROWS})
@@ -67,30 +61,5 @@ def network_of(
     )
 
 
-def _create(name: str, pretrained: bool, **options):
-    if options.get("features_only") and default_cfgs[name].default.fixed_input_size:
-        raise UserError(f"{name} has one resolution and so no stages: features_only is for the pyramids")
-    return build_model_with_cfg(
-        network_of,
-        name,
-        pretrained,
-        feature_cfg={"feature_cls": "getter", "out_indices": (0, 1, 2, 3)},
-        row=ROWS[name],
-        **options,
-    )
-
-
-def _register(name: str) -> None:
-    """Make the function that timm calls, under the name and the module that timm reads from it."""
-
-    def create(pretrained: bool = False, **options):
-        return _create(name, pretrained, **options)
-
-    create.__name__ = create.__qualname__ = name
-    create.__doc__ = f"Return the network of the experiment {ROWS[name]}."
-    register_model(create)
-
-
-for _name in ROWS:
-    if not timm.is_model(_name):  # a name that timm has taken stays timm's
-        _register(_name)
+for _name, _row in ROWS.items():
+    register(_name, _row, network_of, plain=is_plain(_name), module=__name__)

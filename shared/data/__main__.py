@@ -3,7 +3,6 @@
 Exit code 0 when nothing that is there is wrong (missing is only said), 2 for a wrong file or a bad root.
 """
 
-import argparse
 import hashlib
 import os
 import sys
@@ -16,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from shared.commands import Parser, report
 from shared.data.folders import list_images, require_checksum
 from shared.data.manifest import (
     DataFile,
@@ -99,14 +99,13 @@ def check_all(data_root: str | Path | None) -> list[Row]:
 
 def main(arguments: list[str] | None = None) -> int:
     """Print the table of all data files and return the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m shared.data", description=__doc__.splitlines()[0])
+    parser = Parser(prog="python -m shared.data", description=__doc__.splitlines()[0])
     parser.add_argument("--root", default=os.environ.get("DATA_ROOT"), help="the data root, else DATA_ROOT")
     try:
         rows = check_all(parser.parse_args(arguments).root)
     except UserError as error:
-        print(error, file=sys.stderr)
-        return 2
-    table = Table("data set", "file", "status", "found")
+        return report(error)
+    table = Table("data set", "file", "status", "detail")
     for name, file, status, detail in rows:
         colour = {"wrong": "red", "missing": "yellow"}.get(status, "green")
         table.add_row(name, Text(file, overflow="fold"), Text(status, colour), Text(detail, overflow="fold"))

@@ -22,7 +22,6 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.io import ImageReadMode, decode_image
 
-from shared.data.atomic import atomic_file
 from shared.data.augment import Augmentation
 from shared.data.digits import load_digits, split_by_index
 from shared.data.folders import Listing, list_images, require_checksum
@@ -30,6 +29,7 @@ from shared.data.keyed import keyed_bits, keyed_places
 from shared.data.manifest import ImageFolder, Manifest, load_manifest, manifest_names
 from shared.data.streams import stream
 from shared.errors import UserError
+from shared.files import whole_file
 
 LOGGER = logging.getLogger(__name__)
 SUBSET = stream("subset")
@@ -137,8 +137,8 @@ def _decode_once(manifest: Manifest, folder: ImageFolder, listing: Listing) -> n
     LOGGER.info("decoding %d images of %s once, into %s", len(listing.labels), manifest.name, path)
     pixels = _decode(manifest, folder, listing)
     try:
-        with atomic_file(path) as stream:
-            np.save(stream, pixels)
+        with whole_file(path) as file:
+            np.save(file, pixels)
         return np.load(path, mmap_mode="r")
     except OSError as error:
         LOGGER.warning("the decoded images could not be kept in %s: %s", path, error)

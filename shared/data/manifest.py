@@ -14,9 +14,9 @@ from typing import Literal
 import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
-from shared.data.atomic import atomic_file
 from shared.data.matlab import require_readable
 from shared.errors import UserError
+from shared.files import write_text
 
 LOGGER = logging.getLogger(__name__)
 FOLDER = Path(__file__).parent / "manifests"
@@ -151,10 +151,9 @@ def recorded(manifest: Manifest, data_root: Path) -> dict[str, str]:
 def _record(manifest: Manifest, data_root: Path, file: str, digest: str) -> None:
     """Add a checksum atomically; a data root that cannot be written is no reason to stop."""
     record = _record_path(manifest, data_root)
-    content = json.dumps({**recorded(manifest, data_root), file: digest}, indent=1, sort_keys=True) + "\n"
+    content = {**recorded(manifest, data_root), file: digest}
     try:
-        with atomic_file(record) as stream:
-            stream.write(content.encode())
+        write_text(record, json.dumps(content, indent=1, sort_keys=True) + "\n")
     except OSError as error:
         LOGGER.warning("the sha256 of %s (%s) could not be recorded in %s: %s", file, digest, record, error)
 

@@ -19,7 +19,7 @@ class KeyedBatchSampler(Sampler[tuple[int, list[int]]]):
 
     Every epoch is a permutation of its own; its last, incomplete batch is dropped. Give the sampler to a
     DataLoader with ``batch_size=None``. To Lightning the whole training is one epoch of ``steps`` batches: it
-    goes on correctly inside an epoch, but counts one twice or cuts one short where a checkpoint fell on a border.
+    continues correctly inside an epoch, but counts one twice or cuts one short where a checkpoint fell on a border.
     The global batch is the same for every number of ranks; rank r takes its elements r, r + world_size, ...
     With ``repeats`` R above 1 (repeated augmentation: Hoffer et al., arXiv 1901.09335, as in DeiT) an epoch is as
     long as before and holds R views of each of ceil(1 / R) of the elements, side by side; view v of element i is

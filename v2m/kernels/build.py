@@ -56,7 +56,7 @@ def level() -> str:
 
 
 def load(source: Path) -> ctypes.CDLL:
-    """Return the library of a C++ file and the headers beside it, named after their folder.
+    """Return the library of a C++ file and the headers beside it and in this folder, named after its folder.
 
     Compiled in a few seconds on first use; BuildError where that is not possible.
     """
@@ -116,7 +116,8 @@ def _compiler(cxx: str) -> list[str]:
 
 def _fingerprint(source: Path, compiler: list[str], flags: list[str]) -> str:
     parts = [*flags, *compiler, platform.machine(), _run([*compiler, "--version"])]
-    parts += [file.read_text() for file in (source, *sorted(source.parent.glob("*.h")))]
+    headers = [*sorted(source.parent.glob("*.h")), *sorted(Path(__file__).parent.glob("*.h"))]
+    parts += [file.read_text() for file in (source, *headers)]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:20]
 
 

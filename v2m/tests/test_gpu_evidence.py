@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from shared.bench import gpu
 from shared.bench.gpu import train_rows
-from shared.run import gpu
 from v2m.kernels.scan2d import scan2d
 from v2m.mixer import ReleasedMixer
 from v2m.tools import gpu_evidence
@@ -67,8 +67,8 @@ class Peer:
         assert dout.shape == u.shape and dout.is_contiguous() and out is None and dz is None
         with torch.enable_grad():
             leaves = [t.detach().requires_grad_() for t in (u, delta, A, B, C, bias)]
-            found = torch.autograd.grad(Peer.scan(*leaves), leaves, dout)
-        return *found[:5], None, found[5]
+            gradients = torch.autograd.grad(Peer.scan(*leaves), leaves, dout)
+        return *gradients[:5], None, gradients[5]
 
 
 def test_the_release_on_the_peers_scan_computes_what_it_computes_on_ours():
@@ -139,10 +139,10 @@ def test_the_whole_script_runs_in_tritons_interpreter_and_holds_the_bars_against
         [sys.executable, "-c", code], env=environment, cwd=ROOT, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-    found = json.loads((tmp_path / "scan2d.json").read_text())
-    assert set(found["milliseconds"]) == set(gpu_evidence.SHAPES) and len(found["checks"]) == 3
+    figures = json.loads((tmp_path / "scan2d.json").read_text())
+    assert set(figures["milliseconds"]) == set(gpu_evidence.SHAPES) and len(figures["checks"]) == 3
     # The stand-in for a clock gave 1, 4 and 16 ms to ours and the others.
-    ratios = {row["bar"]: (row["found"], row["holds"]) for row in found["bars"]}
+    ratios = {row["bar"]: (row["found"], row["holds"]) for row in figures["bars"]}
     assert ratios["V2M-S, rows, forward: times mamba-ssm"] == (4.0, False)
     assert ratios["mixer: times release's composition, mamba-ssm"] == (16.0, True)
     assert len(ratios) == 2 * 2 + 1
@@ -158,5 +158,10 @@ def test_trainings_are_the_lite_rows_for_a_gpu_and_a_failed_one_shows(monkeypatc
 
     monkeypatch.setattr(subprocess, "run", run)
     assert train_rows("v2m", gpu_evidence.GPU_ROWS, tmp_path, 2) == 1
-    assert {"cifar10-all-vim", "cifar10-all-v2m", "tiny32-v2m-released", "imagenette-v2m-corners1"} <= rows
-    assert not {"cifar10-vim", "cifar10-v2m"} & rows
+    assert {
+        "v2m-cifar10-all-vim",
+        "cifar10-all-v2m",
+        "tiny32-v2m-released",
+        "imagenette-v2m-corners1",
+    } <= rows
+    assert not {"v2m-cifar10-vim", "cifar10-v2m"} & rows

@@ -218,8 +218,8 @@ def test_equal_corners_and_an_attention_of_one_half_give_the_mixer_of_v2m():
     state = dict(plain.state_dict())
     for name, tensor in plain.state_dict().items():
         for suffix in ("_2_1", "_2_2", "_2_3"):
-            head, found, tail = name.partition("_2")
-            if found:
+            head, suffix, tail = name.partition("_2")
+            if suffix:
                 state[head + suffix + tail] = tensor
     missing, unexpected = local.load_state_dict(state, strict=False)
     assert not unexpected and all(name.startswith("attn") for name in missing)

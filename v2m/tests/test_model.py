@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from shared.claims.compose import compose, repository_root
+from shared.claims.compose import compose, row_config
 from shared.claims.ledger import load_ledger
+from shared.environment import repository_root
 from shared.errors import UserError
 from v2m.model import build_model, count, count_network
 from v2m.passes import ScanMixer
@@ -12,12 +13,12 @@ from v2m.vmamba_scan import GridMixer
 
 # As printed: parameters in millions, FLOPs in billions where the rule of model.py gives them.
 PRINTED = {
-    "in1k-vim-t": (7, None),
-    "in1k-vim-s": (26, None),
-    "in1k-localvim-t": (8, None),
-    "in1k-localvim-s": (28, None),
-    "in1k-vmamba-t": (30, 4.9),
-    "in1k-vmamba-s": (50, 8.7),
+    "v2m-in1k-vim-t": (7, None),
+    "v2m-in1k-vim-s": (26, None),
+    "v2m-in1k-localvim-t": (8, None),
+    "v2m-in1k-localvim-s": (28, None),
+    "v2m-in1k-vmamba-t": (30, 4.9),
+    "v2m-in1k-vmamba-s": (50, 8.7),
     "v2m-in1k-t": (7, None),
     "v2m-in1k-s": (26, None),
     "v2m-in1k-t-lw": (8, None),
@@ -31,27 +32,27 @@ SAME = {"rtol": 0, "atol": 0}  # moving and reloading changes no bit
 
 
 def counted(row: str) -> dict[str, int]:
-    return count(f"v2m/configs/experiment/{row}.yaml")
+    return count(row_config("v2m", row, 0))
 
 
 @pytest.mark.parametrize("row", PRINTED)
 def test_network_has_the_printed_parameters_and_flops(row):
     parameters, flops = PRINTED[row]
-    found = counted(row)
-    assert abs(found["parameters"] - parameters * 1e6) <= ROUND["parameters"]
+    counts = counted(row)
+    assert abs(counts["parameters"] - parameters * 1e6) <= ROUND["parameters"]
     if flops is not None:
-        assert abs(found["flops"] - flops * 1e9) <= ROUND["flops"]
+        assert abs(counts["flops"] - flops * 1e9) <= ROUND["flops"]
 
 
 def test_each_call_counted_once_gives_vim_t_its_printed_flops():
-    assert counted("in1k-vim-t")["flops_scan_once"] == pytest.approx(1.5e9, abs=ROUND["flops"])
+    assert counted("v2m-in1k-vim-t")["flops_scan_once"] == pytest.approx(1.5e9, abs=ROUND["flops"])
 
 
-@pytest.mark.parametrize("row, printed", [("in1k-vim-s", 5.1), ("v2m-in1k-t", 1.9), ("v2m-in1k-s", 5.9)])
+@pytest.mark.parametrize("row, printed", [("v2m-in1k-vim-s", 5.1), ("v2m-in1k-t", 1.9), ("v2m-in1k-s", 5.9)])
 def test_printed_flops_lie_between_no_scan_and_each_call_once_where_no_rule_gives_them(row, printed):
-    found = counted(row)
-    assert all(abs(found[key] - printed * 1e9) > ROUND["flops"] for key in found if key != "parameters")
-    assert found["flops_without_scan"] < printed * 1e9 < found["flops_scan_once"] < found["flops"]
+    counts = counted(row)
+    assert all(abs(counts[key] - printed * 1e9) > ROUND["flops"] for key in counts if key != "parameters")
+    assert counts["flops_without_scan"] < printed * 1e9 < counts["flops_scan_once"] < counts["flops"]
 
 
 # One block of 16 channels on 4 x 4 tokens: what the counts below are worked out for.
@@ -78,11 +79,11 @@ def projections(tokens: int) -> int:
 
 def test_counts_of_v2m_by_hand():
     # Two row passes and four column passes, one projection in and one out.
-    found = small("v2m-digits")
+    counts = small("v2m-lite")
     without = AROUND + projections(TOKENS) + linear_and_convolution(2 + 4, TOKENS, 1)
-    assert found["flops_without_scan"] == without
-    assert found["flops"] == without + (2 + 4) * SCAN
-    assert found["flops_scan_once"] == without + 2 * SCAN
+    assert counts["flops_without_scan"] == without
+    assert counts["flops"] == without + (2 + 4) * SCAN
+    assert counts["flops_scan_once"] == without + 2 * SCAN
 
 
 @pytest.mark.parametrize(
@@ -94,36 +95,36 @@ def test_counts_of_v2m_by_hand():
     ],
 )
 def test_fewer_corners_and_parallel_scans_count_the_passes_that_they_run(overrides, directions):
-    found = small("v2m-digits", *overrides)
+    counts = small("v2m-lite", *overrides)
     without = AROUND + projections(TOKENS) + linear_and_convolution(directions, TOKENS, 1)
-    assert (found["flops_without_scan"], found["flops"]) == (without, without + directions * SCAN)
+    assert (counts["flops_without_scan"], counts["flops"]) == (without, without + directions * SCAN)
 
 
 def test_counts_of_vim_by_hand():
     # Both directions over the sequence, which the class token makes longer by one.
-    found, tokens = small("vim-digits"), TOKENS + 1
+    counts, tokens = small("vim-digits"), TOKENS + 1
     without = AROUND + projections(tokens) + linear_and_convolution(2, tokens, 2)
     scan = 9 * tokens * INNER * STATE
-    assert found["flops_without_scan"] == without
-    assert (found["flops"], found["flops_scan_once"]) == (without + 2 * scan, without + scan)
+    assert counts["flops_without_scan"] == without
+    assert (counts["flops"], counts["flops_scan_once"]) == (without + 2 * scan, without + scan)
 
 
 def test_counts_of_the_general_recurrence_by_hand():
     # Four corners, each with both convolutions and selections and one recurrence: two scans, and two couplings of an
     # inner product and an update.
-    found = small("v2m-roesser-lite")
+    counts = small("v2m-roesser-lite")
     without = AROUND + projections(TOKENS) + linear_and_convolution(4 + 4, TOKENS, 1)
     recurrence = 4 * (2 * 9 + 2 * 2) * TOKENS * INNER * STATE
-    assert found["flops_without_scan"] == without
-    assert found["flops"] == found["flops_scan_once"] == without + recurrence
+    assert counts["flops_without_scan"] == without
+    assert counts["flops"] == counts["flops_scan_once"] == without + recurrence
 
 
 def test_counts_of_the_release_by_hand():
     # Four copies of the tokens, each projected in and scanned once along rows and once along columns.
-    found = small("v2m-released-lite")
+    counts = small("v2m-released-lite")
     into = 4 * TOKENS * WIDTH * 2 * INNER
     without = AROUND + into + TOKENS * INNER * WIDTH + linear_and_convolution(4 + 4, TOKENS, 1)
-    assert (found["flops_without_scan"], found["flops"]) == (without, without + 8 * SCAN)
+    assert (counts["flops_without_scan"], counts["flops"]) == (without, without + 8 * SCAN)
 
 
 OWN = load_ledger(repository_root(), "v2m")
@@ -139,7 +140,7 @@ def test_row_of_the_demo_has_the_parameters_of_its_baseline_within_two_percent(r
 NARROW = ["model.network.dims=8", "model.network.depths=[1,1,1,1]"]
 SIZES = {
     "vim-digits": (8, []),
-    "v2m-digits": (8, []),
+    "v2m-lite": (8, []),
     "v2m-released-lite": (8, []),
     "v2m-roesser-lite": (8, ["model.network.depth=2"]),
     "v2m-t-lw": (32, ["model.network.depth=2", "model.network.embed_dim=16"]),
@@ -194,8 +195,9 @@ def test_the_backend_of_the_config_reaches_every_mixer(model):
 )
 def test_sizes_and_choices_that_cannot_be_built_are_one_sentence(overrides, words):
     # The size first: a network of 16-pixel patches needs images that they tile.
-    size = 32 if any(one.startswith("model=local-vim") for one in overrides) else 8
-    cfg = compose("v2m", ["model=v2m-digits", f"data.image_size={size}", *overrides])
+    size = 32 if any(override.startswith("model=local-vim") for override in overrides) else 8
+    model = ["model=v2m-lite", "model.network.depth=3", "model.network.patch_size=1"]
+    cfg = compose("v2m", [*model, f"data.image_size={size}", *overrides])
     with pytest.raises(UserError, match=words) as error:
         build_model(cfg)
     assert "\n" not in str(error.value)

@@ -38,12 +38,12 @@ def make(height, columns, kinds=("variable",) * 8, batch=2, width=3, state=4, dt
         return torch.randn(*size, generator=draws, dtype=torch.float64)
 
     grid, fixed = (batch, width, height, columns), (width, state)
-    found = {"x": draw(*grid), "delta1": 0.2 * draw(*grid).exp(), "delta2": 0.2 * draw(*grid).exp()}
-    found |= {"A1": -draw(*fixed).exp(), "A4": -draw(*fixed).exp()}
+    arguments = {"x": draw(*grid), "delta1": 0.2 * draw(*grid).exp(), "delta2": 0.2 * draw(*grid).exp()}
+    arguments |= {"A1": -draw(*fixed).exp(), "A4": -draw(*fixed).exp()}
     for name, kind in zip(MATRICES, kinds, strict=True):
         sizes = {"variable": (batch, state, height, columns), "fixed": fixed, None: ()}
-        found[name] = draw(*sizes[kind]) / 2 if kind else None
-    return {name: None if t is None else t.to(dtype) for name, t in found.items()}
+        arguments[name] = draw(*sizes[kind]) / 2 if kind else None
+    return {name: None if t is None else t.to(dtype) for name, t in arguments.items()}
 
 
 def run(arguments: dict, backend: str) -> dict[str, torch.Tensor]:

@@ -123,7 +123,7 @@ def _ratios(side: int) -> tuple[float, float]:
                     work(scan)
                     if turn:
                         times.setdefault((work, scan), []).append(time.perf_counter() - start)
-    middle = {key: statistics.median(taken) for key, taken in times.items()}
+    middle = {key: statistics.median(seconds) for key, seconds in times.items()}
     return tuple(middle[work, composition.scan] / middle[work, kernel] for work in (forward, both))
 
 
@@ -134,11 +134,11 @@ def test_the_kernel_is_faster_than_the_composition_by_half_of_what_is_promised(s
         pytest.skip("without AVX2 the ratio is printed by the benchmark only")
     threads(2)
     for _ in range(2):
-        found = _ratios(side)
+        ratios = _ratios(side)
         bars = [bar * SHARE[LEVELS[0]] for bar in SPEED[side]]
-        if all(ratio >= bar for ratio, bar in zip(found, bars, strict=True)):
+        if all(ratio >= bar for ratio, bar in zip(ratios, bars, strict=True)):
             return
-    raise AssertionError(f"{found[0]:.0f} and {found[1]:.0f} times as fast, wanted {bars}")
+    raise AssertionError(f"{ratios[0]:.0f} and {ratios[1]:.0f} times as fast, wanted {bars}")
 
 
 def test_types_that_the_kernel_does_not_take_are_refused():

@@ -101,11 +101,14 @@ def error_of_a_shared_input() -> dict[str, float]:
     arguments = made(height=2, width=3, channels=2, kinds=ROWS)
     arguments["u"] = arguments["u"][:, :1].expand(-1, 4, -1, -1, -1)
     expected = judge(arguments)
-    found = run(arguments, backend="triton")
+    first = run(arguments, backend="triton")
     other = {k: t if t is None or t.dim() != 5 else t.permute(4, 3, 2, 1, 0).contiguous().permute(4, 3, 2, 1, 0)
              for k, t in arguments.items()}  # fmt: skip
     again = run(other, backend="triton")
-    return {k: max(relative_error(one[k], value) for one in (found, again)) for k, value in expected.items()}
+    return {
+        k: max(relative_error(outputs[k], value) for outputs in (first, again))
+        for k, value in expected.items()
+    }
 
 
 def interpreted_errors() -> dict[str, dict[str, float]]:
@@ -113,17 +116,17 @@ def interpreted_errors() -> dict[str, dict[str, float]]:
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)  # fresh memory holds NaN
     check_fakes()
-    found = {}
+    errors = {}
     for name, (shape, directions) in CASES.items():
         arguments = made(**shape | {"dtype": type_of(name)})
         got = run(arguments, directions, "triton", given_in=type_of(name))
         if name == "fixed B and C":  # whose sums are over tokens, lines and programs
             again = run(arguments, directions, "triton", given_in=type_of(name))
             assert all(torch.equal(got[key], again[key]) for key in got), "not the same twice"
-        found[name] = {
+        errors[name] = {
             key: relative_error(got[key], value) for key, value in judge(arguments, directions).items()
         }
-    return found | {"one input for all groups, in another order": error_of_a_shared_input()}
+    return errors | {"one input for all groups, in another order": error_of_a_shared_input()}
 
 
 @pytest.fixture(scope="module")
@@ -201,16 +204,16 @@ def test_the_compiled_loop_is_short_and_nothing_is_spilled(
 ):
     from v2m.kernels.scan2d.triton import STEPS
 
-    found = cost(direction, capability, form)
-    each = found.per(STEPS, 32)
+    counted = cost(direction, capability, form)
+    each = counted.per(STEPS, 32)
     record_property("instructions per step and channel", each)
     sys.stdout.write(
-        f"sm_{capability} {direction}, {form}: {each:.2f} a step and channel, {found.per_line(STEPS, 32, 14):.2f} in "
-        f"lines of 14 (loop {found.loop}, line {found.line}, program {found.program}), {found.registers} registers, "
-        f"{found.spill_bytes} bytes spilled\n"
+        f"sm_{capability} {direction}, {form}: {each:.2f} a step and channel, {counted.per_line(STEPS, 32, 14):.2f} in "
+        f"lines of 14 (loop {counted.loop}, line {counted.line}, program {counted.program}), "
+        f"{counted.registers} registers, {counted.spill_bytes} bytes spilled\n"
     )
     assert each <= most
-    assert found.spill_bytes == 0
+    assert counted.spill_bytes == 0
 
 
 # What a launch may find otherwise than in the forms above.

@@ -5,8 +5,9 @@ import torch
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from v2m.kernels.short_conv import cpu, short_conv
-from v2m.tests.golden_files import relative_error
+from ..kernels.short_conv import cpu, short_conv
+from ..kernels.short_conv.op import PAPER
+from .golden_files import relative_error
 
 # float64 sums of a handful of terms, in gradients of a few dozen, in another order
 EXACT = 1e-12
@@ -57,9 +58,9 @@ def with_gradients(function, leaves):
     return [y.detach(), *torch.autograd.grad(y, leaves, dy)]
 
 
-def assert_same(found, expected, bound) -> None:
-    for name, one, other in zip(("y", "x", "weight", "bias"), found, expected, strict=True):
-        assert relative_error(one.double(), other) < bound, name
+def assert_same(values, expected, bound) -> None:
+    for name, value, other in zip(("y", "x", "weight", "bias"), values, expected, strict=True):
+        assert relative_error(value.double(), other) < bound, name
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -69,8 +70,8 @@ def test_output_and_gradients_are_those_of_the_definition(backend, shape, direct
         leaves = arguments(shape, len(directions), taps, dtype)
         exact = [leaf.detach().double().requires_grad_() for leaf in leaves]
         expected = with_gradients(lambda *a: by_definition(*a, directions), exact)
-        found = with_gradients(lambda *a: short_conv(*a, directions, backend), leaves)
-        assert_same(found, expected, bound)
+        values = with_gradients(lambda *a: short_conv(*a, directions, backend), leaves)
+        assert_same(values, expected, bound)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -86,7 +87,26 @@ def test_taps_weigh_the_token_itself_and_those_before_it_by_hand(backend):
 def test_compiled_form_passes_gradcheck_and_torchs_own_checks_of_an_operator():
     leaves = arguments((2, 2, 2, 3, 3), 4, 4)
     assert torch.autograd.gradcheck(lambda *a: short_conv(*a, ALL, "cpu"), leaves)
-    torch.library.opcheck(torch.ops.v2m.short_conv.default, (*leaves, [0, 3, 2, 1]))
+    operator = getattr(torch.ops, PAPER).short_conv.default
+    for side_by_side in (False, True):
+        torch.library.opcheck(operator, (*leaves, [0, 3, 2, 1], side_by_side))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_groups_side_by_side_are_the_same_numbers_and_one_axis_of_channels(backend):
+    leaves = arguments((2, 1, 3, 4, 5), 4, 4)
+    apart = with_gradients(lambda *a: short_conv(*a, ALL, backend), leaves)
+    beside = with_gradients(lambda *a: short_conv(*a, ALL, backend, side_by_side=True), leaves)
+    assert_same(beside, apart, EXACT)
+    y = short_conv(*leaves, ALL, backend, side_by_side=True)
+    assert y.movedim(1, 3).is_contiguous() and y.movedim(1, 3).flatten(3).data_ptr() == y.data_ptr()
+
+
+@needs_compiler
+def test_compiled_form_takes_large_numbers():
+    x, weight, bias = (leaf.detach() for leaf in arguments((2, 1, 3, 4, 20), 4, 4))
+    huge = short_conv(x.float() * 1e30, weight.float(), bias.float(), ALL, "cpu")
+    assert relative_error(huge.double(), by_definition(x * 1e30, weight, bias, ALL)) < SINGLE
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -103,11 +123,12 @@ def test_input_and_output_gradient_of_any_strides_give_the_same(backend):
     expected = strided_run(x, weight, bias, dy, backend)
     for other in others:
         gradient = dy.transpose(2, 3).contiguous().transpose(2, 3)
-        for found, value in zip(strided_run(other, weight, bias, gradient, backend), expected, strict=True):
-            assert relative_error(found, value) < EXACT
+        values = strided_run(other, weight, bias, gradient, backend)
+        for value, exact in zip(values, expected, strict=True):
+            assert relative_error(value, exact) < EXACT
     constant = torch.ones(1, dtype=torch.float64).expand(dy.shape)
-    found, value = (strided_run(x, weight, bias, d, backend) for d in (constant, constant.contiguous()))
-    assert all(relative_error(a, b) < EXACT for a, b in zip(found, value, strict=True))
+    expanded, dense = (strided_run(x, weight, bias, d, backend) for d in (constant, constant.contiguous()))
+    assert all(relative_error(a, b) < EXACT for a, b in zip(expanded, dense, strict=True))
 
 
 def strided_run(x, weight, bias, dy, backend):
@@ -136,15 +157,15 @@ def test_one_weight_and_one_source_expanded_for_all_groups_gather_every_groups_g
 @needs_compiler
 def test_two_threads_give_the_bits_of_one():
     leaves, threads = arguments((5, 2, 3, 4, 150), 4, 4, torch.float32), torch.get_num_threads()
-    found = []
+    runs = []
     try:
         for number in (1, 2, 2):
             torch.set_num_threads(number)
-            found.append(with_gradients(lambda *a: short_conv(*a, ALL, "cpu"), leaves))
+            runs.append(with_gradients(lambda *a: short_conv(*a, ALL, "cpu"), leaves))
     finally:
         torch.set_num_threads(threads)
-    for again in found[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(found[0], again, strict=True))
+    for again in runs[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(runs[0], again, strict=True))
 
 
 def test_flops_are_two_for_a_tap_of_a_token():
@@ -158,14 +179,11 @@ def test_flops_are_two_for_a_tap_of_a_token():
 def test_compiled_by_torch_it_gives_the_same():
     leaves = arguments((2, 1, 3, 4, 5), 4, 4, torch.float32)
 
-    def function(*given):
-        return short_conv(*given, ALL)
+    def function(*leaves):
+        return short_conv(*leaves, ALL)
 
     compiled = torch.compile(function, backend="aot_eager", fullgraph=True)
-    for found, expected in zip(
-        with_gradients(compiled, leaves), with_gradients(function, leaves), strict=True
-    ):
-        torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(with_gradients(compiled, leaves), with_gradients(function, leaves))
 
 
 @pytest.mark.parametrize(
@@ -183,21 +201,21 @@ def test_compiled_by_torch_it_gives_the_same():
     ],
 )
 def test_arguments_that_do_not_fit_are_named(change, words):
-    given = dict(zip(("x", "weight", "bias"), arguments((2, 1, 4, 5, 3), 4, 4), strict=True))
+    fitting = dict(zip(("x", "weight", "bias"), arguments((2, 1, 4, 5, 3), 4, 4), strict=True))
     with pytest.raises(ValueError, match=words):
-        short_conv(**{**given, "directions": ALL, **change})
+        short_conv(**{**fitting, "directions": ALL, **change})
 
 
 @needs_compiler
 def test_what_the_compiled_form_does_not_take_is_refused_and_auto_computes_it_all_the_same():
     x, weight, bias = (t.detach() for t in arguments((2, 1, 3, 4, 8), 4, 4, torch.float32))
     five = torch.randn(4, 8, 5, generator=torch.Generator().manual_seed(3))
-    for given in ((x.half(), weight, bias), (x.bfloat16(), weight, bias), (x, five, bias)):
+    for inputs in ((x.half(), weight, bias), (x.bfloat16(), weight, bias), (x, five, bias)):
         with pytest.raises(ValueError, match="the compiled form takes"):
-            short_conv(*given, ALL, "cpu")
-        y, expected = short_conv(*given, ALL), by_definition(*(t.double() for t in given), ALL)
+            short_conv(*inputs, ALL, "cpu")
+        y, expected = short_conv(*inputs, ALL), by_definition(*(t.double() for t in inputs), ALL)
         # the weights too are rounded to the type of x
-        assert y.dtype == given[0].dtype and relative_error(y.double(), expected) < 1e-2
+        assert y.dtype == inputs[0].dtype and relative_error(y.double(), expected) < 1e-2
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

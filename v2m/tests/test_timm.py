@@ -4,9 +4,11 @@ import pytest
 import timm
 import torch
 
-from shared.claims.compose import config_folder, row_config
+from shared.claims.compose import row_config, row_names
+from shared.claims.protocol import load_paper
+from shared.environment import repository_root
 from shared.errors import UserError
-from v2m import timm_models
+from v2m.tools import timm_models
 from v2m.vim import Vim
 from v2m.vmamba import VMamba
 
@@ -18,8 +20,7 @@ def test_every_network_of_the_imagenet_table_has_a_name_of_this_package():
     names = timm.list_models("v2m_*")
     assert set(names) == set(timm_models.ROWS)
     assert all(timm.models.model_entrypoint(name).__module__ == "v2m.tools.timm_models" for name in names)
-    rows = {path.stem for path in (config_folder("v2m") / "experiment").glob("*in1k-*.yaml")}
-    assert set(timm_models.ROWS.values()) <= rows
+    assert set(timm_models.ROWS.values()) <= set(row_names(load_paper(repository_root(), "v2m")))
 
 
 @pytest.mark.parametrize("name", timm_models.ROWS)

@@ -10,11 +10,14 @@ from torch.nn import functional as F
 
 from shared.data.images import load_image_set
 from shared.errors import UserError
-from v2m import evaluate, train
-from v2m.data import evaluation_batches, training_data
-from v2m.module import learning_rate, parameter_groups
-from v2m.tests.small import BATCHES_AN_EPOCH, small_config
-from v2m.tools.receptive_field import draw_receptive_field, receptive_field
+from shared.training.checks import check_machine
+
+from .. import evaluate, train
+from ..checks import check
+from ..data import evaluation_batches, training_data
+from ..module import learning_rate, parameter_groups
+from ..tools.receptive_field import draw_receptive_field, receptive_field
+from .small import BATCHES_AN_EPOCH, small_config
 
 EXACT = {"rtol": 0, "atol": 1e-7}  # one rounding of float32 numbers of order one
 
@@ -36,6 +39,7 @@ def test_vectors_and_what_the_network_excepts_are_not_decayed(tmp_path):
     assert len(decayed["params"]) + len(free["params"]) == len(names)
     free_names = {names[parameter] for parameter in free["params"]}
     assert {"pos_embed", "layers.0.mixer.A_log", "layers.0.mixer.D", "head.bias"} <= free_names
+    assert {"cls_token"} & set(names.values()) <= free_names
     assert "norm_f.weight" in free_names and "head.weight" not in free_names
     assert module.model.no_weight_decay() <= free_names
 
@@ -153,11 +157,11 @@ def test_scores_are_those_of_all_test_images_whatever_the_batches(tmp_path):
     labels = torch.from_numpy(load_image_set("digits", "test", None).labels)
     logits = torch.randn(len(labels), 10, generator=torch.Generator().manual_seed(0))
     order = logits.argsort(1, descending=True)
-    found = evaluate.score(cfg, Fixed(logits), torch.device("cpu"))
-    assert found["n_test"] == len(labels) == evaluation_batches(cfg).samples
-    assert found["top1"] == pytest.approx(float((order[:, 0] == labels).double().mean()))
-    assert found["top5"] == pytest.approx(float((order[:, :5] == labels[:, None]).any(1).double().mean()))
-    assert found["loss"] == pytest.approx(float(F.cross_entropy(logits, labels)))
+    scores = evaluate.score(cfg, Fixed(logits), torch.device("cpu"))
+    assert scores["n_test"] == len(labels) == evaluation_batches(cfg).samples
+    assert scores["top1"] == pytest.approx(float((order[:, 0] == labels).double().mean()))
+    assert scores["top5"] == pytest.approx(float((order[:, :5] == labels[:, None]).any(1).double().mean()))
+    assert scores["loss"] == pytest.approx(float(F.cross_entropy(logits, labels)))
 
 
 def test_a_run_gives_its_metrics_and_the_cost_was_estimated(tmp_path):
@@ -174,39 +178,54 @@ def test_a_run_gives_its_metrics_and_the_cost_was_estimated(tmp_path):
     assert [path.name for path in (tmp_path / "pictures").iterdir()] == ["receptive_field.png"]
 
 
-def test_receptive_field_of_a_patch_is_that_patch(tmp_path):
-    class Patches(nn.Module):
-        def forward_features(self, images):
-            return F.avg_pool2d(images.square(), 2)  # (B, 3, 3, 3): the middle token is (1, 1)
+class Patches(nn.Module):
+    """Gives a grid whose middle token (1, 1) is the mean of a patch."""
 
-    field = receptive_field(Patches(), torch.ones(2, 3, 6, 6))
+    def forward_features(self, images):
+        return F.avg_pool2d(images.square(), 2)  # (B, 3, 3, 3)
+
+
+class Sequence(Patches):
+    """Gives the same tokens as a sequence that is read at a place, or in the mean over some."""
+
+    def __init__(self, position, kept=slice(None)):
+        super().__init__()
+        self.position, self.kept = position, kept
+
+    def forward_features(self, images):
+        return super().forward_features(images).flatten(2).mT[:, self.kept]  # (B, L, 3)
+
+
+@pytest.mark.parametrize("network", [Patches(), Sequence(4), Sequence(None, slice(4, 5))])
+def test_receptive_field_of_a_patch_is_that_patch(network, tmp_path):
+    field = receptive_field(network, torch.ones(2, 3, 6, 6))
     expected = torch.zeros(6, 6)
     expected[2:4, 2:4] = 1
     torch.testing.assert_close(field, expected)
-    draw_receptive_field(tmp_path / "deep" / "field.png", Patches(), torch.ones(1, 3, 6, 6))
+    draw_receptive_field(tmp_path / "deep" / "field.png", network, torch.ones(1, 3, 6, 6))
     assert (tmp_path / "deep" / "field.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize("precision, words", [("16-mixed", "gradient scaler"), ("8", "choose one of")])
 def test_precision_that_is_not_known_is_refused(precision, words, tmp_path):
     with pytest.raises(UserError, match=words):
-        train.prepare(small_config(tmp_path, f"optim.precision={precision}"))
+        check_machine(small_config(tmp_path, f"optim.precision={precision}"))
 
 
 def test_half_precision_on_a_cpu_without_it_is_refused(tmp_path, monkeypatch):
     cfg = small_config(tmp_path, "optim.precision=bf16-mixed")
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
     with pytest.raises(UserError, match="no bfloat16 arithmetic: set optim.precision=32-true"):
-        train.prepare(cfg)
+        check_machine(cfg)
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)
-    train.prepare(cfg)
+    check_machine(cfg)
 
 
 def test_unknown_or_missing_backend_is_refused(tmp_path):
     with pytest.raises(UserError, match="trainer.backend=fast is not known here: choose one of auto"):
-        train.prepare(small_config(tmp_path, "trainer.backend=fast"))
+        check(small_config(tmp_path, "trainer.backend=fast"))
     with pytest.raises(UserError, match="set trainer.backend=auto"):
-        train.prepare(small_config(tmp_path, "trainer.backend=mamba_ssm"))
+        check(small_config(tmp_path, "trainer.backend=mamba_ssm"))
 
 
 def test_converted_weights_are_scored_like_the_run_they_came_from(tmp_path):

@@ -42,7 +42,7 @@ def passes(height: int, width: int) -> list[tuple[dict, tuple[str, ...]]]:
     def grid(channels: int) -> torch.Tensor:
         return torch.randn(BATCH, GROUPS, height, width, channels, generator=draw).permute(0, 1, 4, 2, 3)
 
-    found = []
+    cases = []
     for chosen, directions in (("B", ROWS), ("C", COLUMNS)):
         arguments = {
             "u": grid(WIDTH),
@@ -51,8 +51,8 @@ def passes(height: int, width: int) -> list[tuple[dict, tuple[str, ...]]]:
             chosen: grid(STATE),
             "delta_bias": torch.randn(GROUPS, WIDTH, generator=draw),
         }
-        found.append(({name: tensor.requires_grad_() for name, tensor in arguments.items()}, directions))
-    return found
+        cases.append(({name: tensor.requires_grad_() for name, tensor in arguments.items()}, directions))
+    return cases
 
 
 def run(backend: str, arguments: dict, directions: tuple[str, ...]) -> torch.Tensor:
@@ -69,7 +69,7 @@ def forward_call(backend: str, height: int, width: int):
 
     def call():
         with torch.no_grad():
-            return [run(backend, *one) for one in both]
+            return [run(backend, *arguments) for arguments in both]
 
     return call
 
@@ -80,7 +80,10 @@ def training_call(backend: str, height: int, width: int):
     dy = torch.ones_like(both[0][0]["u"])
 
     def call():
-        return [torch.autograd.grad(run(backend, *one), list(one[0].values()), dy) for one in both]
+        return [
+            torch.autograd.grad(run(backend, *arguments), list(arguments[0].values()), dy)
+            for arguments in both
+        ]
 
     return call
 

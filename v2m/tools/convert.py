@@ -14,72 +14,23 @@ import argparse
 import functools
 import itertools
 import logging
-import os
-import pickle
 import re
 import sys
-import tempfile
-from collections import OrderedDict
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from shared.errors import UserError
 from v2m.local_vim import LocalVim, LocalVimMixer, rotation
+from v2m.tools.release_weights import read_checkpoint, state_dict_mismatch, write_weights
 from v2m.vim import Vim, VimMixer
 from v2m.vmamba import from_official as vmamba_from_official
 
 log = logging.getLogger(__name__)
 
 IMAGE_SIZE = 224  # of the official checkpoints
-WRAPPERS = ("model", "state_dict")  # keys under which official files keep their tensors
 ROTATION_ERROR = 1e-4  # of a rotation's tables: float32 at angles of up to 13
-
-
-def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
-    """Return the tensors of a checkpoint, those under "model" or "state_dict" where it has such a key.
-
-    Raises UserError for a missing or unreadable file, and for one that holds more than data.
-    """
-    # Vim's files hold their training arguments, VMamba's their settings (a yacs node): both are only data, read
-    # as such without yacs and dropped.
-    harmless = [argparse.Namespace, (OrderedDict, "yacs.config.CfgNode")]
-    try:
-        with torch.serialization.safe_globals(harmless):
-            found = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}): give the path of a checkpoint") from None
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError) as error:
-        if "Unsupported global" in str(error) or "Unsupported class" in str(error):
-            raise UserError(
-                f"{path} holds objects that only running its code would restore: if you trust it, save its "
-                "tensors alone, as {'model': state_dict}, and convert that file"
-            ) from None
-        raise UserError(f"{path} is no PyTorch checkpoint or is cut short: fetch it again") from None
-    state = found
-    if isinstance(found, dict):
-        state = next((found[key] for key in WRAPPERS if key in found), found)
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise UserError(
-            f"{path} holds no state dict, alone or under 'model' or 'state_dict': give a checkpoint of the model"
-        )
-    return dict(state)
-
-
-def state_dict_mismatch(expected: dict[str, Tensor], found: dict[str, Tensor]) -> str:
-    """Return the first difference of two state dicts in names or shapes, in words; "" where there is none."""
-    for name in sorted(expected.keys() | found.keys()):
-        if name not in found:
-            return f"{name} is missing"
-        if name not in expected:
-            return f"{name} is unknown"
-        if expected[name].shape != found[name].shape:
-            return f"{name} is {tuple(found[name].shape)} instead of {tuple(expected[name].shape)}"
-    return ""
 
 
 def plain_from_official(
@@ -170,9 +121,9 @@ def local_vim_from_official(state: dict[str, Tensor], image_size: int = IMAGE_SI
 
     ours = plain_from_official(ours, LocalVim, mixer, image_size, **words)
     side, width = image_size // ours["patch_embed.proj.weight"].shape[-1], len(ours["norm_f.weight"])
-    for found, table in zip(tables, rotation((side, side), width, torch.empty(0)), strict=True):
+    for own, table in zip(tables, rotation((side, side), width, torch.empty(0)), strict=True):
         expected = table.flatten(0, 1).repeat_interleave(2, 1)  # both channels of a pair
-        if found is None or found.shape != expected.shape or (found - expected).abs().max() > ROTATION_ERROR:
+        if own is None or own.shape != expected.shape or (own - expected).abs().max() > ROTATION_ERROR:
             raise UserError(
                 f"the checkpoint is no {words['name']}: its rotation is another; {words['remedy']}"
             )
@@ -184,47 +135,6 @@ CONVERTERS: dict[str, Callable[..., dict[str, Tensor]]] = {
     "local_vim": local_vim_from_official,
     "vmamba": vmamba_from_official,
 }
-
-
-def write_weights(state: dict[str, Tensor], path: str | Path) -> None:
-    """Write release weights, whole or not at all; raises UserError where the file exists or has no folder."""
-    path = Path(path)
-    if path.exists():
-        raise UserError(f"{path} is there already: give a new name or move it away")
-    if path.suffix != ".safetensors" or not path.parent.is_dir():
-        raise UserError(
-            f"{path} cannot be written: give a name ending in .safetensors in a folder that exists"
-        )
-    handle, draft = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=".part")
-    os.close(handle)
-    try:
-        save_file(
-            {
-                name: tensor.detach().clone(memory_format=torch.contiguous_format)
-                for name, tensor in state.items()
-            },
-            draft,
-        )
-        os.replace(draft, path)
-    finally:
-        Path(draft).unlink(missing_ok=True)
-
-
-def load_weights(network: nn.Module, path: str | Path) -> None:
-    """Load release weights into a network of the same names and shapes; raises UserError for any other."""
-    try:
-        state = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise UserError(
-            f"{path} cannot be read ({error}): give a .safetensors file of v2m.tools.convert"
-        ) from None
-    difference = state_dict_mismatch(network.state_dict(), state)
-    if difference:
-        raise UserError(
-            f"{path} belongs to another network: {difference}; choose the row, image size and classes that it was "
-            "made for"
-        )
-    network.load_state_dict(state)
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:

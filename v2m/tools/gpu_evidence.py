@@ -53,7 +53,7 @@ BARS = {
 }  # times mamba-ssm's speed, forward and backward
 MIXER = (64, 384, 14)  # images on a GPU, embed_dim and side of V2M-S
 MIXER_BAR = 3.0  # times the speed of the release's composition, forward and backward together
-GPU_ROWS = ("cifar10-all", "tiny32", "imagenette")
+GPU_ROWS = tuple(prefix + data for data in ("cifar10-all", "tiny32", "imagenette") for prefix in ("", "v2m-"))
 DEVICE = "cuda"
 
 
@@ -118,8 +118,8 @@ def check(height, width, state, dtype, directions, kinds, channels, shared) -> d
     worst = worst_of(errors)
     repeatable = all(torch.equal(first[name], again[name]) for name in first)
     green = errors[worst] <= BOUND[dtype] and repeatable
-    found = case(height, width, state, str(dtype), directions, kinds, channels, shared)
-    return found | {"worst": worst, "error": errors[worst], "repeatable": repeatable, "green": green}
+    checked = case(height, width, state, str(dtype), directions, kinds, channels, shared)
+    return checked | {"worst": worst, "error": errors[worst], "repeatable": repeatable, "green": green}
 
 
 def sequences(grid: Tensor, columns: bool) -> Tensor:
@@ -130,12 +130,12 @@ def sequences(grid: Tensor, columns: bool) -> Tensor:
 
 def peer_arguments(arguments: dict[str, Tensor], columns: bool) -> list:
     """Return what mamba-ssm's forward takes: all groups' lines in one batch, which share A and bias of the first."""
-    found = {
+    tensors = {
         name: sequences(arguments[name], columns) for name in ("u", "delta", "B", "C") if name in arguments
     }
     A, bias = arguments["A"][0].contiguous(), arguments["delta_bias"][0].contiguous()
-    B, C = (found[name][:, None] if name in found else torch.ones_like(A) for name in "BC")
-    return [found["u"], found["delta"], A, B, C, None, None, bias]
+    B, C = (tensors[name][:, None] if name in tensors else torch.ones_like(A) for name in "BC")
+    return [tensors["u"], tensors["delta"], A, B, C, None, None, bias]
 
 
 def timed(shape: tuple, extension) -> dict:
@@ -150,10 +150,10 @@ def timed(shape: tuple, extension) -> dict:
     backwards = {"triton": lambda: scan.backward(dy, *ordered, saved, True, directions)}
     if not isinstance(extension, str):
         columns = directions[0] in ("down", "up")
-        given, gradient = peer_arguments(arguments, columns), sequences(dy, columns)
-        out, states, *_ = extension.fwd(*given, True)
-        forwards["mamba-ssm"] = lambda: extension.fwd(*given, True)
-        backwards["mamba-ssm"] = lambda: extension.bwd(*given, gradient, states, None, None, True, False)
+        peers, gradient = peer_arguments(arguments, columns), sequences(dy, columns)
+        out, states, *_ = extension.fwd(*peers, True)
+        forwards["mamba-ssm"] = lambda: extension.fwd(*peers, True)
+        backwards["mamba-ssm"] = lambda: extension.bwd(*peers, gradient, states, None, None, True, False)
     return {"forward": milliseconds(forwards), "backward": milliseconds(backwards)}
 
 
@@ -161,18 +161,18 @@ class PeerScan(torch.autograd.Function):
     """mamba-ssm's scan of sequences with its own backward."""
 
     @staticmethod
-    def forward(ctx, extension, *given):
-        out, states, *_ = extension.fwd(*given[:5], None, None, given[5], True)
+    def forward(ctx, extension, *tensors):
+        out, states, *_ = extension.fwd(*tensors[:5], None, None, tensors[5], True)
         ctx.extension = extension
-        ctx.save_for_backward(*given, states)
+        ctx.save_for_backward(*tensors, states)
         return out
 
     @staticmethod
     def backward(ctx, dout):
-        *given, bias, states = ctx.saved_tensors
+        *tensors, bias, states = ctx.saved_tensors
         options = (dout.contiguous(), states, None, None, True, False)
-        found = ctx.extension.bwd(*given, None, None, bias, *options)
-        return None, *found[:5], found[6]
+        gradients = ctx.extension.bwd(*tensors, None, None, bias, *options)
+        return None, *gradients[:5], gradients[6]
 
 
 def peer_pass(extension):
@@ -215,18 +215,18 @@ def timed_mixers(extension) -> dict:
     return milliseconds({name: lambda f=form: both(*f) for name, form in forms.items()})
 
 
-def bars(found: dict) -> list[dict]:
+def bars(figures: dict) -> list[dict]:
     """Return what was promised of each shape beside what was measured."""
     rows = []
     for shape, wanted in BARS.items():
         for of, bar in zip(("forward", "backward"), wanted, strict=True):
             medians = {
-                n: one["median"] for n, one in found["milliseconds"].get(shape, {}).get(of, {}).items()
+                n: time["median"] for n, time in figures["milliseconds"].get(shape, {}).get(of, {}).items()
             }
             if "mamba-ssm" in medians:
                 ratio = medians["mamba-ssm"] / medians["triton"]
                 rows.append({"bar": f"{shape}, {of}: times mamba-ssm", "wanted": bar, "found": ratio})
-    medians = {name: one["median"] for name, one in found.get("mixers", {}).items()}
+    medians = {name: time["median"] for name, time in figures.get("mixers", {}).items()}
     for name in medians:
         if name.startswith("release's") and name.endswith("mamba-ssm"):
             ratio = medians[name] / medians["V2M, four true corners"]
@@ -234,17 +234,17 @@ def bars(found: dict) -> list[dict]:
     return [row | {"holds": row["found"] >= row["wanted"]} for row in rows]
 
 
-def times_of(found: dict) -> Table:
+def times_of(figures: dict) -> Table:
     table = Table("shape", "pass", "form", "ms, median", "least", "largest")
     passes = {
         (shape, of): forms
-        for shape, both in found.get("milliseconds", {}).items()
+        for shape, both in figures.get("milliseconds", {}).items()
         for of, forms in both.items()
     }
-    passes |= {("mixer of V2M-S", "forward + backward"): found["mixers"]} if "mixers" in found else {}
+    passes |= {("mixer of V2M-S", "forward + backward"): figures["mixers"]} if "mixers" in figures else {}
     for (shape, of), forms in passes.items():
-        for name, one in forms.items():
-            table.add_row(shape, of, name, *(f"{one[key]:.3f}" for key in ("median", "least", "largest")))
+        for name, time in forms.items():
+            table.add_row(shape, of, name, *(f"{time[key]:.3f}" for key in ("median", "least", "largest")))
     return table
 
 
@@ -268,11 +268,11 @@ def measure(options: argparse.Namespace) -> bool:
         for name, shape in SHAPES.items():
             times[name] = timed(shape, extension)
             figures.add(milliseconds=times)
-            figures.add(bars=bars(figures.found))
+            figures.add(bars=bars(figures.parts))
         figures.add(mixers=timed_mixers(extension))
-        figures.add(bars=bars(figures.found))
-    peer = [f"mamba-ssm: {figures.found['mamba_ssm']}"] if figures.green else []
-    figures.show(times_of(figures.found), [verdict_on(bar) for bar in figures.found.get("bars", [])] + peer)
+        figures.add(bars=bars(figures.parts))
+    peer = [f"mamba-ssm: {figures.parts['mamba_ssm']}"] if figures.green else []
+    figures.show(times_of(figures.parts), [verdict_on(bar) for bar in figures.parts.get("bars", [])] + peer)
     return figures.green
 
 

@@ -2,8 +2,8 @@
 
 W. Luo et al., "Understanding the effective receptive field in deep convolutional neural networks", NeurIPS 2016,
 arXiv 1701.04128: the gradient of a central feature to the input, here its absolute value summed over channels and
-averaged over images. The central feature is the middle of the last grid of patch tokens, for every network: so what
-reaches a token along rows and columns can be compared with what reaches it along a sequence.
+averaged over images. The central feature is the middle of the last grid of tokens where ``forward_features`` gives a
+grid; where it gives a sequence, the class token, or the mean over the tokens where there is none.
 """
 
 from pathlib import Path
@@ -17,9 +17,12 @@ FLOOR = 1e-3  # of the largest value: what is darker is drawn black
 
 
 def central_feature(network: nn.Module, images: Tensor) -> Tensor:
-    """Return the feature (B, E) that the receptive field is asked of."""
-    features = network.forward_features(images)  # (B, E, H, W)
-    return features[:, :, features.shape[2] // 2, features.shape[3] // 2]
+    """Return the feature (B, C) that the receptive field is asked of; ``network.position``: of the class token."""
+    features = network.forward_features(images)
+    if features.dim() == 4:
+        return features[:, :, features.shape[2] // 2, features.shape[3] // 2]
+    position = getattr(network, "position", features.shape[1] - 1)
+    return features.mean(1) if position is None else features[:, position]
 
 
 def receptive_field(network: nn.Module, images: Tensor) -> Tensor:

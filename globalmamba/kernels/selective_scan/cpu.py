@@ -7,17 +7,17 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from globalmamba.kernels import build
+from .. import build
 
 SOURCE = Path(__file__).with_name("cpu.cpp")
-STEPS = 32  # between saved states, as in tiles.h
+STEPS = 32  # between saved states, as in ../tiles.h
 TYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 MAX_VECTORS = 8  # of a block of channels: more share the lane sums of dB and dC, fewer make more tasks
 ENOUGH_TASKS = 16
 
 
 class _Tensor(ctypes.Structure):
-    _fields_ = [("data", ctypes.c_void_p), ("type", ctypes.c_int64), ("stride", ctypes.c_int64 * 4)]
+    _fields_ = [("data", ctypes.c_void_p), ("type", ctypes.c_int64), ("stride", ctypes.c_int64 * 5)]
 
 
 NUMBERS = ("batch", "width", "length", "state", "segments", "blocks", "groups_B", "groups_C", "softplus")
@@ -118,12 +118,12 @@ class _Call:
     def run(self, direction: str, **results: Tensor | None) -> None:
         """Run forward or backward on the memory given."""
         scan = self.scan
-        taken = {torch.float64} if self.double else {torch.float32, torch.bfloat16, torch.float16}
+        types = {torch.float64} if self.double else {torch.float32, torch.bfloat16, torch.float16}
         for name, tensor in (*self.inputs.items(), *results.items()):
             if tensor is not None:
-                if tensor.device.type != "cpu" or tensor.dtype not in taken:
+                if tensor.device.type != "cpu" or tensor.dtype not in types:
                     raise ValueError(f"{name} is {tensor.dtype} on {tensor.device}, which does not go with A")
-                strides = (ctypes.c_int64 * 4)(*tensor.stride())
+                strides = (ctypes.c_int64 * 5)(*tensor.stride())
                 setattr(scan, name, _Tensor(tensor.data_ptr(), TYPES[tensor.dtype], strides))
         threads = max(1, min(torch.get_num_threads(), scan.batch * self.tasks))
         scan.scratch_bytes = self.library.visrep_scan_scratch_bytes(

@@ -3,7 +3,7 @@
 
 #include <initializer_list>
 
-#include "tiles.h"
+#include "../tasks.h"
 
 // Mirrored, field by field, by cpu.py. Axes: u, delta, z, y, dy and their gradients (batch, channel, step); A, and B or
 // C where fixed, (channel, state); B and C else (batch, group, state, step); last, dlast (batch, channel, state);
@@ -23,23 +23,6 @@ struct Scan {
 };
 
 namespace {
-
-constexpr int STATES = 4;  // that pass over a tile together
-constexpr double LOG2_E = 1.4426950408889634, LN_2 = 0.6931471805599453;
-
-// Hands out scratch; without memory it only counts. No two buffers begin at the same place of a page: a load waits
-// for a store that is still under way to an address with the same last twelve bits.
-struct Arena {
-    static constexpr int64_t APART_BY = 5 * 64;
-    char* base;
-    int64_t used = 0;
-    template <class T>
-    T* take(int64_t count) {
-        T* at = reinterpret_cast<T*>(base + used);
-        used += (count * int64_t(sizeof(T)) + VECTOR_BYTES - 1) / VECTOR_BYTES * VECTOR_BYTES + APART_BY;
-        return at;
-    }
-};
 
 // A tile's place: logical steps [tile * STEPS, ...) stand at positions from `position` on; first and next walk them.
 struct Walk {
@@ -140,11 +123,6 @@ struct Block {
 
 int64_t tiles_of(const Scan& scan) { return (scan.length + STEPS - 1) / STEPS; }
 
-template <class T>
-inline void add(T* to, Vec<T> value) {
-    put(to, get(to) + value);
-}
-
 // B or C of the states in hand: vectors of channels where fixed, else one number a step for all channels. `sum`
 // takes the gradient: [state] where fixed, else [step][state] over the block's vectors, its lanes still apart.
 template <class T, bool FIXED>
@@ -179,16 +157,6 @@ struct Matrix {
             for (int s = 0; s < S; ++s) add<T>(sum + s * W, gradient[s]);
     }
 };
-
-// Calls with STATES states at a time, then one by one, and the number of the call. The kernels are compiled for how
-// many they get, so these stay in registers.
-template <class F>
-void each_state_block(int states, F&& function) {
-    int n = 0, number = 0;
-    for (; n + STATES <= states; n += STATES) function(n, number++, std::integral_constant<int, STATES>{});
-    for (; n < states; ++n) function(n, number++, std::integral_constant<int, 1>{});
-}
-int state_blocks(const Scan& scan) { return int(scan.state / STATES + scan.state % STATES); }
 
 template <class F>
 void with_fixed(const Scan& scan, F&& function) {

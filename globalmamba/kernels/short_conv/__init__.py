@@ -1,5 +1,5 @@
-"""Mamba's short convolution with its SiLU, in one direction or both: one function, ``short_conv``."""
+"""The short causal convolution and its SiLU on a grid, in four directions; see ``short_conv``."""
 
-from globalmamba.kernels.short_conv.op import short_conv
+from .op import short_conv
 
 __all__ = ["short_conv"]

@@ -1,38 +1,46 @@
-"""The public short convolution: arguments checked, a backend chosen, one opaque operator for torch's own tools.
+"""The public short convolution of a grid: arguments checked, a backend chosen, one opaque operator for torch's tools.
 
-``globalmamba::short_conv`` is what torch.compile and FlopCounterMode see of the compiled form; everywhere else it
-is plain PyTorch (reference.py).
+``<paper>::short_conv`` is what torch.compile and FlopCounterMode see of the compiled form; everywhere else it is plain
+PyTorch (reference.py).
 """
 
 import functools
 import logging
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from globalmamba.kernels.short_conv import cpu, reference
+from . import cpu, reference
 
 log = logging.getLogger(__name__)
 
+PAPER = __name__.partition(".")[0]  # the namespace of the operators
 
-def short_conv(x: Tensor, weight: Tensor, bias: Tensor, backend: str = "auto") -> Tensor:
-    """Convolve every channel with its own few taps along the sequence, then SiLU; causal, and in both directions.
+NAMES = cpu.CODES
 
-    x: (B, L, D). weight: (R, D, K), bias: (R, D) with R directions: 1 is forward only, the second sees what is
-    behind a token, mirrored, tap for tap. Returns (B, L, R D), the forward direction first. ``backend``: auto,
-    reference or cpu; auto is the compiled one where it can run. Raises ValueError for shapes that do not fit.
+
+def short_conv(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    directions: Sequence[str],
+    backend: str = "auto",
+    side_by_side: bool = False,
+) -> Tensor:
+    """Convolve every channel with its own few taps along rows or columns, then SiLU; K groups at once.
+
+    x: (B, S, H, W, D), S sources; weight: (K, D, T), bias: (K, D). Group k reads source k // (K / S) in the direction
+    ``directions[k]``, "right" or "left" along W, "down" or "up" along H: the last tap is the token itself, the one
+    before it the token passed just before, zero outside the line. Returns (B, K, H, W, D), dense;
+    ``side_by_side``: dense as (B, H, W, K, D), so that the groups' channels can be seen as one axis. ``backend``: auto,
+    reference or cpu; auto is the compiled one where it can run. Raises ValueError for arguments that do not fit.
     """
-    fits = x.dim() == weight.dim() == 3 and bias.shape == weight.shape[:2] and weight.shape[0] in (1, 2)
-    if not fits or x.shape[2] != weight.shape[1]:
-        shapes = ", ".join(str(tuple(t.shape)) for t in (x, weight, bias))
-        raise ValueError(
-            f"x, weight and bias are (B, L, D), (R, D, K) and (R, D) with R 1 or 2, got {shapes}"
-        )
+    directions = tuple(directions)
+    _check(x, weight, bias, directions)
     if backend not in ("auto", "reference", "cpu"):
         raise ValueError(f"backend {backend!r} is unknown: choose auto, reference or cpu")
-    if not x.numel():
-        raise ValueError(f"nothing may be empty, got x {tuple(x.shape)}")
     weight, bias = weight.to(x.dtype), bias.to(x.dtype)  # under autocast x alone is in half precision
     traced = x.device.type == "meta"  # never computed; the operator counts its own FLOPs exactly
     if backend == "cpu" and not traced and not cpu.takes(x, weight, bias):
@@ -41,7 +49,26 @@ def short_conv(x: Tensor, weight: Tensor, bias: Tensor, backend: str = "auto") -
         )
     if backend == "auto":
         backend = "cpu" if traced or (cpu.takes(x, weight, bias) and _available()) else "reference"
-    return (_conv if backend == "cpu" else reference.forward)(x, weight, bias)
+    if backend == "reference":
+        return reference.forward(x, weight, bias, directions, side_by_side)
+    return _conv(x, weight, bias, [NAMES.index(name) for name in directions], side_by_side)
+
+
+def _check(x: Tensor, weight: Tensor, bias: Tensor, directions: tuple[str, ...]) -> None:
+    """Raise ValueError, naming the arguments, unless they fit each other."""
+    fits = x.dim() == 5 and weight.dim() == 3 and bias.shape == weight.shape[:2]
+    if not fits or x.shape[4] != weight.shape[1]:
+        shapes = ", ".join(str(tuple(t.shape)) for t in (x, weight, bias))
+        raise ValueError(f"x, weight and bias are (B, S, H, W, D), (K, D, T) and (K, D), got {shapes}")
+    groups = weight.shape[0]
+    if len(directions) != groups or any(name not in NAMES for name in directions):
+        raise ValueError(
+            f"directions are {groups} of {', '.join(NAMES)}, one for each group, got {directions}"
+        )
+    if not x.numel():
+        raise ValueError(f"nothing may be empty, got x {tuple(x.shape)}")
+    if groups % x.shape[1]:
+        raise ValueError(f"the {groups} groups cannot share {x.shape[1]} sources evenly")
 
 
 @torch.compiler.assume_constant_result  # asks once what this machine has; nothing of it is traced
@@ -58,43 +85,53 @@ def _reason() -> str:
     return reason
 
 
-@torch.library.custom_op("globalmamba::short_conv", mutates_args=())
-def _conv(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    return cpu.forward(x, weight, bias)
+def _names(codes: list[int]) -> tuple[str, ...]:
+    return tuple(NAMES[code] for code in codes)
 
 
-@torch.library.custom_op("globalmamba::short_conv_backward", mutates_args=())
-def _conv_backward(dout: Tensor, x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    return cpu.backward(dout, x, weight, bias)
+@torch.library.custom_op(f"{PAPER}::short_conv", mutates_args=())
+def _conv(
+    x: Tensor, weight: Tensor, bias: Tensor, directions: list[int], side_by_side: bool = False
+) -> Tensor:
+    return cpu.forward(x, weight, bias, _names(directions), side_by_side)
+
+
+@torch.library.custom_op(f"{PAPER}::short_conv_backward", mutates_args=())
+def _conv_backward(
+    dout: Tensor, x: Tensor, weight: Tensor, bias: Tensor, directions: list[int]
+) -> tuple[Tensor, Tensor, Tensor]:
+    return cpu.backward(dout, x, weight, bias, _names(directions))
 
 
 @_conv.register_fake
-def _(x, weight, bias):
-    return x.new_empty(*x.shape[:2], bias.numel())
+def _(x, weight, bias, directions, side_by_side=False):
+    return cpu.empty_groups(x, len(directions), side_by_side)
 
 
 @_conv_backward.register_fake
-def _(dout, x, weight, bias):
+def _(dout, x, weight, bias, directions):
     return x.new_empty(x.shape), weight.new_empty(weight.shape), bias.new_empty(bias.shape)
 
 
 def _setup_context(ctx, inputs, output) -> None:
-    ctx.save_for_backward(*inputs)
+    *tensors, ctx.directions, _ = inputs
+    ctx.save_for_backward(*tensors)
 
 
 def _backward(ctx, dout):
-    return _conv_backward(dout, *ctx.saved_tensors)
+    return *_conv_backward(dout, *ctx.saved_tensors, ctx.directions), None, None
 
 
 _conv.register_autograd(_backward, setup_context=_setup_context)
 
 
-@register_flop_formula(torch.ops.globalmamba.short_conv)
+@register_flop_formula(getattr(torch.ops, PAPER).short_conv)
 def _flops(x_shape, weight_shape, *args, **kwargs) -> int:
-    directions, width, kernel = weight_shape
-    return 2 * x_shape[0] * x_shape[1] * directions * width * kernel
+    batch, _, height, width, channels = x_shape
+    groups, _, kernel = weight_shape
+    return 2 * batch * groups * height * width * channels * kernel
 
 
-@register_flop_formula(torch.ops.globalmamba.short_conv_backward)
+@register_flop_formula(getattr(torch.ops, PAPER).short_conv_backward)
 def _flops_backward(dout_shape, x_shape, weight_shape, *args, **kwargs) -> int:
     return 2 * _flops(x_shape, weight_shape)

@@ -186,8 +186,8 @@ def test_an_unknown_checksum_is_recorded_on_first_use_and_compared_ever_after(tm
     locate(toy(), tmp_path, FILE)
     assert record_of(tmp_path) == {FILE: digest}
     locate(toy(), tmp_path, FILE)
-    found = store(tmp_path, LABELS + 1)
-    with pytest.raises(UserError, match=rf"expected sha256 {digest}, found {found}.*delete its line in"):
+    stored = store(tmp_path, LABELS + 1)
+    with pytest.raises(UserError, match=rf"expected sha256 {digest}, found {stored}.*delete its line in"):
         locate(toy(), tmp_path, FILE)
     assert record_of(tmp_path) == {FILE: digest}
     assert os.listdir(tmp_path / ".sha256") == ["toy.json"]  # no temporary file is left

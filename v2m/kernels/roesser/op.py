@@ -53,17 +53,17 @@ def roesser_scan(
     differentiable any number of times; "wavefront", by anti-diagonals, differentiable once; "auto" is the latter.
     Raises ValueError for shapes, types and names that do not fit.
     """
-    given = (x, delta1, delta2, A1, A4, p2, q2, p3, q3, B1, B2, C1, C2)
-    inputs = dict(zip(NAMES, given, strict=True))
+    arguments = (x, delta1, delta2, A1, A4, p2, q2, p3, q3, B1, B2, C1, C2)
+    inputs = dict(zip(NAMES, arguments, strict=True))
     _check(inputs)
     if backend not in BACKENDS:
         raise ValueError(f"backend {backend!r} is unknown: choose one of {', '.join(BACKENDS)}")
-    types = (t.dtype for t in given if t is not None)
+    types = (t.dtype for t in arguments if t is not None)
     dtype = functools.reduce(torch.promote_types, types, torch.float32)
     inputs = {name: None if t is None else t.to(dtype) for name, t in inputs.items()}
     if backend == "reference":
         return reference.scan(inputs).to(x.dtype)
-    keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in given)
+    keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in arguments)
     y, _ = _roesser(*inputs.values(), keep)
     return y.to(x.dtype)
 
@@ -116,10 +116,10 @@ def _roesser(
     keep: bool,
 ) -> tuple[Tensor, Tensor]:
     """y and what the backward needs beside the inputs."""
-    given = (x, delta1, delta2, A1, A4, p2, q2, p3, q3, B1, B2, C1, C2)
+    arguments = (x, delta1, delta2, A1, A4, p2, q2, p3, q3, B1, B2, C1, C2)
     # Autocast would reach the products inside; the types here are the caller's choice.
     with torch.autocast(x.device.type, enabled=False):
-        return wavefront.forward(dict(zip(NAMES, given, strict=True)), keep)
+        return wavefront.forward(dict(zip(NAMES, arguments, strict=True)), keep)
 
 
 @_roesser.register_fake
@@ -146,17 +146,17 @@ def _roesser_backward(
     saved: Tensor,
 ) -> list[Tensor]:
     """Gradients to all inputs in their order; empty where the argument is None."""
-    given = (x, delta1, delta2, A1, A4, p2, q2, p3, q3, B1, B2, C1, C2)
+    arguments = (x, delta1, delta2, A1, A4, p2, q2, p3, q3, B1, B2, C1, C2)
     with torch.autocast(x.device.type, enabled=False):
-        found = wavefront.backward(dy, dict(zip(NAMES, given, strict=True)), saved)
-    return [x.new_empty(0) if gradient is None else gradient for gradient in found]
+        gradients = wavefront.backward(dy, dict(zip(NAMES, arguments, strict=True)), saved)
+    return [x.new_empty(0) if gradient is None else gradient for gradient in gradients]
 
 
 @_roesser_backward.register_fake
 def _(dy, x, *rest):
-    *given, _ = (x, *rest)
+    *arguments, _ = (x, *rest)
     return [
-        x.new_empty(0) if t is None else t.new_empty(t.shape) if t.dim() == 2 else _grid(t) for t in given
+        x.new_empty(0) if t is None else t.new_empty(t.shape) if t.dim() == 2 else _grid(t) for t in arguments
     ]
 
 

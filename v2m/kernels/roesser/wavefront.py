@@ -76,7 +76,7 @@ def _reduce(states: Tensor, x: Tensor, like: Tensor | None) -> Tensor | None:
 class Wave:
     """One diagonal: its inputs by name, and what the recurrence makes of them."""
 
-    given: dict[str, Tensor | None]
+    inputs: dict[str, Tensor | None]
     left: Tensor  # h1[i,j-1]
     above: Tensor  # h2[i-1,j]
     decay1: Tensor
@@ -89,19 +89,19 @@ class Wave:
 
 def _wave(inputs: dict[str, Tensor | None], d: int, left: Tensor, above: Tensor) -> Wave:
     """Compute a diagonal from the states that wait in its places."""
-    given = {k: t if t is None or t.dim() == 2 else diagonal(t, d) for k, t in inputs.items()}
-    x, delta1, delta2 = (given[name] for name in ("x", "delta1", "delta2"))
-    decay1 = (delta1[..., None] * given["A1"]).exp_()
-    decay4 = (delta2[..., None] * given["A4"]).exp_()
-    s2 = _contract(above, given["q2"])
+    on_wave = {k: t if t is None or t.dim() == 2 else diagonal(t, d) for k, t in inputs.items()}
+    x, delta1, delta2 = (on_wave[name] for name in ("x", "delta1", "delta2"))
+    decay1 = (delta1[..., None] * on_wave["A1"]).exp_()
+    decay4 = (delta2[..., None] * on_wave["A4"]).exp_()
+    s2 = _contract(above, on_wave["q2"])
     h1 = decay1 * left
-    h1 += _outer(delta1 * s2, given["p2"])
-    h1 += _outer(delta1 * x, given["B1"])
-    s3 = _contract(h1, given["q3"])
+    h1 += _outer(delta1 * s2, on_wave["p2"])
+    h1 += _outer(delta1 * x, on_wave["B1"])
+    s3 = _contract(h1, on_wave["q3"])
     h2 = decay4 * above
-    h2 += _outer(delta2 * s3, given["p3"])
-    h2 += _outer(delta2 * x, given["B2"])
-    return Wave(given, left, above, decay1, decay4, s2, s3, h1, h2)
+    h2 += _outer(delta2 * s3, on_wave["p3"])
+    h2 += _outer(delta2 * x, on_wave["B2"])
+    return Wave(on_wave, left, above, decay1, decay4, s2, s3, h1, h2)
 
 
 def forward(inputs: dict[str, Tensor | None], keep: bool) -> tuple[Tensor, Tensor]:
@@ -117,7 +117,7 @@ def forward(inputs: dict[str, Tensor | None], keep: bool) -> tuple[Tensor, Tenso
         rows, columns = _span(*shape[2:], d)
         wave = _wave(inputs, d, h1[rows], h2[columns])
         h1[rows], h2[columns] = wave.h1, wave.h2
-        outputs = (_contract(h, wave.given[C]) for h, C in ((wave.h1, "C1"), (wave.h2, "C2")))
+        outputs = (_contract(h, wave.inputs[C]) for h, C in ((wave.h1, "C1"), (wave.h2, "C2")))
         torch.add(*outputs, out=diagonal(y, d))
     return y.permute(0, 3, 1, 2), saved
 
@@ -157,43 +157,43 @@ def backward(dy: Tensor, inputs: dict[str, Tensor | None], saved: Tensor) -> lis
 def _chunk(inputs, start: int, h1: Tensor, h2: Tensor) -> list[tuple[int, Wave]]:
     """Compute the diagonals of a chunk again from the states before it, which are overwritten."""
     height, columns = len(h1), len(h2)
-    found = []
+    waves = []
     for d in range(start, min(start + DIAGONALS, height + columns - 1)):
         rows, places = _span(height, columns, d)
         wave = _wave(inputs, d, h1[rows].clone(), h2[places].clone())
         h1[rows], h2[places] = wave.h1, wave.h2
-        found.append((d, wave))
-    return found
+        waves.append((d, wave))
+    return waves
 
 
 def _gradients(wave: Wave, dy, carry1, carry2, rows: slice, columns: slice) -> dict[str, Tensor | None]:
     """Return a diagonal's gradients by name, and put into the carries what it hands to the diagonal before."""
-    given = wave.given
-    x, delta1, delta2 = (given[name] for name in ("x", "delta1", "delta2"))
-    g2 = carry2[columns] + _outer(dy, given["C2"])
-    along3 = _contract(g2, given["p3"])
+    on_wave = wave.inputs
+    x, delta1, delta2 = (on_wave[name] for name in ("x", "delta1", "delta2"))
+    g2 = carry2[columns] + _outer(dy, on_wave["C2"])
+    along3 = _contract(g2, on_wave["p3"])
     t3 = delta2 * along3  # the gradient to s3
-    g1 = carry1[rows] + _outer(dy, given["C1"])
-    g1 += _outer(t3, given["q3"])
-    along2 = _contract(g1, given["p2"])
+    g1 = carry1[rows] + _outer(dy, on_wave["C1"])
+    g1 += _outer(t3, on_wave["q3"])
+    along2 = _contract(g1, on_wave["p2"])
     t2 = delta1 * along2
     hand1, hand2 = wave.decay1 * g1, wave.decay4 * g2
     e1, e4 = hand1 * wave.left, hand2 * wave.above  # the gradients to the exponents
     carry1[rows] = hand1
-    carry2[columns] = hand2.add_(_outer(t2, given["q2"]))
-    driven1, driven2 = _contract(g1, given["B1"]), _contract(g2, given["B2"])
+    carry2[columns] = hand2.add_(_outer(t2, on_wave["q2"]))
+    driven1, driven2 = _contract(g1, on_wave["B1"]), _contract(g2, on_wave["B2"])
     return {
         "x": delta1 * driven1 + delta2 * driven2,
-        "delta1": _contract(e1, given["A1"]) + along2 * wave.s2 + driven1 * x,
-        "delta2": _contract(e4, given["A4"]) + along3 * wave.s3 + driven2 * x,
-        "A1": _reduce(e1, delta1, given["A1"]),
-        "A4": _reduce(e4, delta2, given["A4"]),
-        "p2": _reduce(g1, delta1 * wave.s2, given["p2"]),
-        "q2": _reduce(wave.above, t2, given["q2"]),
-        "p3": _reduce(g2, delta2 * wave.s3, given["p3"]),
-        "q3": _reduce(wave.h1, t3, given["q3"]),
-        "B1": _reduce(g1, delta1 * x, given["B1"]),
-        "B2": _reduce(g2, delta2 * x, given["B2"]),
-        "C1": _reduce(wave.h1, dy, given["C1"]),
-        "C2": _reduce(wave.h2, dy, given["C2"]),
+        "delta1": _contract(e1, on_wave["A1"]) + along2 * wave.s2 + driven1 * x,
+        "delta2": _contract(e4, on_wave["A4"]) + along3 * wave.s3 + driven2 * x,
+        "A1": _reduce(e1, delta1, on_wave["A1"]),
+        "A4": _reduce(e4, delta2, on_wave["A4"]),
+        "p2": _reduce(g1, delta1 * wave.s2, on_wave["p2"]),
+        "q2": _reduce(wave.above, t2, on_wave["q2"]),
+        "p3": _reduce(g2, delta2 * wave.s3, on_wave["p3"]),
+        "q3": _reduce(wave.h1, t3, on_wave["q3"]),
+        "B1": _reduce(g1, delta1 * x, on_wave["B1"]),
+        "B2": _reduce(g2, delta2 * x, on_wave["B2"]),
+        "C1": _reduce(wave.h1, dy, on_wave["C1"]),
+        "C2": _reduce(wave.h2, dy, on_wave["C2"]),
     }

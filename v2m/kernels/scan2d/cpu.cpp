@@ -9,74 +9,19 @@
 // first, computes their states again and runs the adjoint. Whatever tasks share (dA, dB, dC, dD, the bias) each
 // writes into a part of its own, which cpu.py adds in a fixed order: the schedule cannot change a bit.
 
-#include <atomic>
-#include <system_error>
-#include <thread>
-#include <vector>
-
 #include "cpu_backward.h"
 #include "cpu_forward.h"
 
 namespace {
 
-// Denormals are zero inside a task: one slow operation costs a hundred fast ones.
-struct FlushDenormals {
-#if defined(__SSE2__)
-    unsigned before = _mm_getcsr();
-    FlushDenormals() { _mm_setcsr(before | 0x8040); }
-    ~FlushDenormals() { _mm_setcsr(before); }
-#endif
-};
+bool is_double(const Scan& scan) { return scan.A.type == Type::FLOAT64; }
 
-template <class Work>
-struct Job {
-    const Scan& scan;
-    const int64_t tasks;
-    std::atomic<int64_t> next_task{0}, next_thread{0};
-
-    void work() {
-        const FlushDenormals flush;
-        char* scratch = scan.scratch + next_thread++ * scan.scratch_bytes;
-        for (int64_t task; (task = next_task++) < tasks;) {
-            Arena arena{scratch};
-            Work(scan, task, arena).run();
-        }
-    }
-};
-
-using Parallel = void (*)(void (*)(void*), void*, unsigned, unsigned);  // GOMP_parallel
-
-template <class Work>
-void run(const Scan& scan, int threads, Parallel parallel) {
-    Job<Work> job{scan, scan.batch * scan.groups * scan.blocks};
-    const auto work = [](void* job) { static_cast<Job<Work>*>(job)->work(); };
-    if (threads < 2) {
-        work(&job);
-    } else if (parallel) {
-        parallel(work, &job, unsigned(threads), 0);
-    } else {
-        std::vector<std::thread> others;
-        try {
-            for (int i = 1; i < threads; ++i) others.emplace_back(work, &job);
-        } catch (const std::system_error&) {
-            // Fewer threads do the same tasks.
-        }
-        work(&job);
-        for (auto& thread : others) thread.join();
-    }
-}
+int64_t tasks_of(const Scan& scan) { return scan.batch * scan.groups * scan.blocks; }
 
 template <class T>
-int64_t scratch_bytes(const Scan& scan, bool backward) {
-    Arena arena{nullptr};
-    if (backward)
-        Backward<T>(scan, 0, arena);
-    else
-        Forward<T>(scan, 0, arena);
-    return (arena.used + 4095) / 4096 * 4096;
+int64_t scratch_of(const Scan& scan, bool backward) {
+    return backward ? scratch_bytes<Backward<T>>(scan) : scratch_bytes<Forward<T>>(scan);
 }
-
-bool is_double(const Scan& scan) { return scan.A.type == Type::FLOAT64; }
 
 }  // namespace
 
@@ -86,16 +31,16 @@ int visrep_scan2d_vector_bytes() { return VECTOR_BYTES; }
 int visrep_scan2d_steps() { return STEPS; }
 
 int64_t visrep_scan2d_scratch_bytes(const Scan* scan, int backward) {
-    return is_double(*scan) ? scratch_bytes<double>(*scan, backward) : scratch_bytes<float>(*scan, backward);
+    return is_double(*scan) ? scratch_of<double>(*scan, backward) : scratch_of<float>(*scan, backward);
 }
 
 void visrep_scan2d_forward(const Scan* scan, int threads, Parallel parallel) {
-    is_double(*scan) ? run<Forward<double>>(*scan, threads, parallel)
-                     : run<Forward<float>>(*scan, threads, parallel);
+    is_double(*scan) ? run<Forward<double>>(*scan, tasks_of(*scan), threads, parallel)
+                     : run<Forward<float>>(*scan, tasks_of(*scan), threads, parallel);
 }
 
 void visrep_scan2d_backward(const Scan* scan, int threads, Parallel parallel) {
-    is_double(*scan) ? run<Backward<double>>(*scan, threads, parallel)
-                     : run<Backward<float>>(*scan, threads, parallel);
+    is_double(*scan) ? run<Backward<double>>(*scan, tasks_of(*scan), threads, parallel)
+                     : run<Backward<float>>(*scan, tasks_of(*scan), threads, parallel);
 }
 }

@@ -15,7 +15,7 @@ from v2m.kernels.scan2d.op import empty_grid
 from v2m.kernels.scan2d.reference import by_axis
 
 SOURCE = Path(__file__).with_name("cpu.cpp")
-STEPS = 32  # between saved states, as in tiles.h
+STEPS = 32  # between saved states, as in ../tiles.h
 TYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 MAX_VECTORS = 8  # of a block of channels: more share the lane sums of dB and dC, fewer make more tasks
 ENOUGH_TASKS = 16
@@ -56,14 +56,14 @@ def saved_shape(u: Tensor, A: Tensor, B, C, directions: tuple[str, ...]) -> tupl
 
 def _calls(directions: tuple[str, ...]) -> list[tuple[int, list[int], list[bool]]]:
     """Return ``by_axis``, its groups at even distances, as strides reach them; one by one where they are not."""
-    found = []
+    calls = []
     for axis, groups, back in by_axis(directions):
         gaps = {after - before for before, after in zip(groups, groups[1:], strict=False)}
         if len(gaps) > 1:
-            found += [(axis, [group], [one]) for group, one in zip(groups, back, strict=True)]
+            calls += [(axis, [group], [is_back]) for group, is_back in zip(groups, back, strict=True)]
         else:
-            found.append((axis, groups, back))
-    return found
+            calls.append((axis, groups, back))
+    return calls
 
 
 def _saved_numbers(u: Tensor, A: Tensor, axis: int, groups: list[int]) -> int:
@@ -146,10 +146,10 @@ class _Call:
     def run(self, direction: str, **results: Tensor | None) -> None:
         """Run forward or backward on the memory given."""
         scan = self.scan
-        taken = {torch.float64} if self.double else {torch.float32, torch.bfloat16, torch.float16}
+        types = {torch.float64} if self.double else {torch.float32, torch.bfloat16, torch.float16}
         for name, tensor in (*self.inputs.items(), *results.items()):
             if tensor is not None:
-                if tensor.device.type != "cpu" or tensor.dtype not in taken:
+                if tensor.device.type != "cpu" or tensor.dtype not in types:
                     raise ValueError(f"{name} is {tensor.dtype} on {tensor.device}, which does not go with A")
                 strides = (ctypes.c_int64 * 5)(*tensor.stride())
                 setattr(scan, name, _Tensor(tensor.data_ptr(), TYPES[tensor.dtype], strides))

@@ -3,7 +3,7 @@
 
 #include <initializer_list>
 
-#include "tiles.h"
+#include "../tasks.h"
 
 // Mirrored, field by field, by cpu.py: the groups of one axis, whose lines (rows or columns) are sequences. Axes: u,
 // delta, y, dy and their gradients (batch, group, channel, line, step); A, and B or C where fixed, (group, channel,
@@ -26,23 +26,6 @@ struct Scan {
 namespace {
 
 enum Kind : int { ONE, FIXED, VARIABLE };  // constant 1, one a channel and state, one a state and step
-
-constexpr int STATES = 4;  // that pass over a tile together
-constexpr double LOG2_E = 1.4426950408889634, LN_2 = 0.6931471805599453;
-
-// Hands out scratch; without memory it only counts. No two buffers begin at the same place of a page: a load waits
-// for a store that is still under way to an address with the same last twelve bits.
-struct Arena {
-    static constexpr int64_t APART_BY = 5 * 64;
-    char* base;
-    int64_t used = 0;
-    template <class T>
-    T* take(int64_t count) {
-        T* at = reinterpret_cast<T*>(base + used);
-        used += (count * int64_t(sizeof(T)) + VECTOR_BYTES - 1) / VECTOR_BYTES * VECTOR_BYTES + APART_BY;
-        return at;
-    }
-};
 
 int64_t tiles_of(const Scan& scan) { return (scan.length + STEPS - 1) / STEPS; }
 
@@ -141,11 +124,6 @@ struct Block {
     T* state_of(int v) const { return state + v * padded * W; }
 };
 
-template <class T>
-inline void add(T* to, Vec<T> value) {
-    put(to, get(to) + value);
-}
-
 // B or C of the states in hand: 1, vectors of channels where fixed, else one number a step for all channels. `sum`
 // takes the gradient: [state] where fixed, [step][state] over the block's vectors, its lanes still apart, else.
 template <class T, Kind KIND>
@@ -183,16 +161,6 @@ struct Matrix {
             for (int s = 0; s < S; ++s) add<T>(sum + s * W, gradient[s]);
     }
 };
-
-// Calls with STATES states at a time, then one by one, and the number of the call. The kernels are compiled for how
-// many they get, so these stay in registers.
-template <class F>
-void each_state_block(int states, F&& function) {
-    int n = 0, number = 0;
-    for (; n + STATES <= states; n += STATES) function(n, number++, std::integral_constant<int, STATES>{});
-    for (; n < states; ++n) function(n, number++, std::integral_constant<int, 1>{});
-}
-int state_blocks(const Scan& scan) { return int(scan.state / STATES + scan.state % STATES); }
 
 template <class F>
 void with_kind(int64_t kind, F&& function) {

@@ -77,7 +77,7 @@ struct Forward {
         const Vec<T> bias = get(block.bias + v * W);
         const bool softplus_too = scan.softplus;
         for (int i = 0; i < walk.steps * W; i += W) {
-            for (int k = state_blocks(scan); k < 3; ++k) ahead[k].fetch(i / W);
+            for (int k = state_blocks(scan.state); k < 3; ++k) ahead[k].fetch(i / W);
             Vec<T> x = get(delta + i) + bias;
             if (softplus_too) x = softplus(x, exp_minus_size(x));
             put(delta + i, x);

@@ -65,7 +65,7 @@ def scan2d(
     x, delta, B, C = (None if t is None else t.to(dtype) for t in (u, delta, B, C))
     inputs = (x, delta, A, B, C, delta_bias)
     keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs)
-    codes = [NAMES.index(one) for one in directions]
+    codes = [NAMES.index(name) for name in directions]
     y, _ = _scan(*inputs, delta_softplus, codes, name, keep)
     return y.to(u.dtype)
 
@@ -185,8 +185,8 @@ def _scan_backward(
     """Gradients to u, delta, A, B, C, delta_bias; empty where the argument is None."""
     names = tuple(NAMES[code] for code in directions)
     with torch.autocast(u.device.type, enabled=False):
-        found = _module(backend).backward(dy, u, delta, A, B, C, delta_bias, saved, delta_softplus, names)
-    return tuple(A.new_empty(0) if g is None else g for g in found)
+        gradients = _module(backend).backward(dy, u, delta, A, B, C, delta_bias, saved, delta_softplus, names)
+    return tuple(A.new_empty(0) if g is None else g for g in gradients)
 
 
 @_scan_backward.register_fake

@@ -21,12 +21,12 @@ def unavailable() -> str:
 
 def by_axis(directions: tuple[str, ...]) -> list[tuple[int, list[int], list[bool]]]:
     """Return, for each axis in use, which groups walk along it and which of them backwards."""
-    found = []
+    passes = []
     for axis in (-1, -2):
         groups = [k for k, name in enumerate(directions) if DIRECTIONS[name][0] == axis]
         if groups:
-            found.append((axis, groups, [DIRECTIONS[directions[k]][1] for k in groups]))
-    return found
+            passes.append((axis, groups, [DIRECTIONS[directions[k]][1] for k in groups]))
+    return passes
 
 
 def _flipped(tensor: Tensor, axis: int, back: list[bool]) -> Tensor:

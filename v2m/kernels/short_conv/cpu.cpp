@@ -24,11 +24,11 @@ constexpr int VECTOR_BYTES = 16;
 
 // Mirrored, field by field, by cpu.py. x, dx (batch, source, height, width, channel); out, dout (batch, group, height,
 // width, channel); weight (group, kernel, channel); bias (group, channel); rows (batch, group, kernel + 1, channel).
-// All dense but x and dout, whose channels are.
+// All dense but x, out and dout, whose channels are.
 struct Conv {
     int64_t batch, sources, groups, height, width, channels, kernel, is_double;
-    int64_t x_stride[4], dout_stride[4];  // of all axes but the channels
-    const uint8_t* directions;            // of the groups: right, left, down, up
+    int64_t x_stride[4], out_stride[4], dout_stride[4];  // of all axes but the channels
+    const uint8_t* directions;                           // of the groups: right, left, down, up
     const void *x, *weight, *bias;
     void* out;
     const void* dout;
@@ -138,11 +138,12 @@ struct Task {
         const Walk walk(conv, conv.directions[group]);
         Vec<T> w[K], offset;
         parameters(group, w, offset);
-        T* out = static_cast<T*>(conv.out) + (batch * conv.groups + group) * plane + channel;
-        const int64_t from_step = walk.step(conv.x_stride[2], conv.x_stride[3]), to_step = walk.step(row, conv.channels);
+        T* out = static_cast<T*>(conv.out) + batch * conv.out_stride[0] + group * conv.out_stride[1] + channel;
+        const int64_t from_step = walk.step(conv.x_stride[2], conv.x_stride[3]);
+        const int64_t to_step = walk.step(conv.out_stride[2], conv.out_stride[3]);
         for (int64_t line = 0; line < walk.lines; ++line) {
             const T* from = x() + walk.begin(line, conv.x_stride[2], conv.x_stride[3]);
-            T* to = out + walk.begin(line, row, conv.channels);
+            T* to = out + walk.begin(line, conv.out_stride[2], conv.out_stride[3]);
             Vec<T> window[K] = {};
             for (int64_t t = 0; t < walk.length; ++t, from += from_step, to += to_step) {
                 const Vec<T> sum = convolved(window, load(from, count), w, offset);
@@ -230,8 +231,8 @@ void entry(void* job) {
 
 }  // namespace
 
-extern "C" void visrep_short_conv_2d(const Conv* conv, int back, int threads,
-                                     void (*parallel)(void (*)(void*), void*, unsigned, unsigned)) {
+extern "C" void visrep_short_conv(const Conv* conv, int back, int threads,
+                                  void (*parallel)(void (*)(void*), void*, unsigned, unsigned)) {
     Job job{*conv, back != 0};
     parallel && threads > 1 ? parallel(entry, &job, unsigned(threads), 0) : entry(&job);
 }

@@ -6,8 +6,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from v2m.kernels import build
-from v2m.kernels.short_conv.reference import DIRECTIONS
+from .. import build
+from .reference import DIRECTIONS
 
 KERNELS = (2, 3, 4)  # taps
 TAKEN = "float32 or float64 on the CPU, 2 to 4 taps"
@@ -21,6 +21,7 @@ class _Conv(ctypes.Structure):
     _fields_ = [
         *((name, ctypes.c_int64) for name in NUMBERS),
         ("x_stride", ctypes.c_int64 * 4),
+        ("out_stride", ctypes.c_int64 * 4),
         ("dout_stride", ctypes.c_int64 * 4),
         ("directions", ctypes.c_char_p),
         *((name, ctypes.c_void_p) for name in POINTERS),
@@ -42,9 +43,19 @@ def takes(x: Tensor, weight: Tensor, bias: Tensor) -> bool:
     return x.device.type == "cpu" and same and weight.shape[2] in KERNELS
 
 
-def forward(x: Tensor, weight: Tensor, bias: Tensor, directions: tuple[str, ...]) -> Tensor:
+def empty_groups(x: Tensor, groups: int, side_by_side: bool) -> Tensor:
+    """(B, S, H, W, D) -> (B, K, H, W, D), dense in that order or, side by side, as (B, H, W, K, D)."""
+    batch, _, height, width, channels = x.shape
+    if side_by_side:
+        return x.new_empty(batch, height, width, groups, channels).movedim(3, 1)
+    return x.new_empty(batch, groups, height, width, channels)
+
+
+def forward(
+    x: Tensor, weight: Tensor, bias: Tensor, directions: tuple[str, ...], side_by_side: bool = False
+) -> Tensor:
     """(B, S, H, W, D), (K, D, T), (K, D) -> (B, K, H, W, D)."""
-    out = x.new_empty(len(x), len(directions), *x.shape[2:])
+    out = empty_groups(x, len(directions), side_by_side)
     _run(x, weight, bias, directions, out=out)
     return out
 
@@ -74,16 +85,17 @@ def _run(x, weight, bias, directions, dout: Tensor | None = None, **results: Ten
     conv = _Conv(
         **dict(zip(NUMBERS, numbers, strict=True)),
         x_stride=x.stride()[:4],
+        out_stride=results["out"].stride()[:4] if "out" in results else (0,) * 4,
         dout_stride=(0,) * 4 if dout is None else dout.stride()[:4],
         directions=bytes(CODES.index(name) for name in directions),
         **pointers,
     )
     threads = max(1, torch.get_num_threads())
-    _library().visrep_short_conv_2d(ctypes.byref(conv), int("dx" in results), threads, build.parallel())
+    _library().visrep_short_conv(ctypes.byref(conv), int("dx" in results), threads, build.parallel())
 
 
 def _library() -> ctypes.CDLL:
     library = build.load(SOURCE)
-    library.visrep_short_conv_2d.argtypes = (ctypes.c_void_p, ctypes.c_int, ctypes.c_int, ctypes.c_void_p)
-    library.visrep_short_conv_2d.restype = None
+    library.visrep_short_conv.argtypes = (ctypes.c_void_p, ctypes.c_int, ctypes.c_int, ctypes.c_void_p)
+    library.visrep_short_conv.restype = None
     return library

@@ -1,6 +1,6 @@
 """The public short convolution of a grid: arguments checked, a backend chosen, one opaque operator for torch's tools.
 
-``v2m::short_conv`` is what torch.compile and FlopCounterMode see of the compiled form; everywhere else it is plain
+``<paper>::short_conv`` is what torch.compile and FlopCounterMode see of the compiled form; everywhere else it is plain
 PyTorch (reference.py).
 """
 
@@ -12,21 +12,29 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from v2m.kernels.short_conv import cpu, reference
+from . import cpu, reference
 
 log = logging.getLogger(__name__)
+
+PAPER = __name__.partition(".")[0]  # the namespace of the operators
 
 NAMES = cpu.CODES
 
 
 def short_conv(
-    x: Tensor, weight: Tensor, bias: Tensor, directions: Sequence[str], backend: str = "auto"
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    directions: Sequence[str],
+    backend: str = "auto",
+    side_by_side: bool = False,
 ) -> Tensor:
     """Convolve every channel with its own few taps along rows or columns, then SiLU; K groups at once.
 
     x: (B, S, H, W, D), S sources; weight: (K, D, T), bias: (K, D). Group k reads source k // (K / S) in the direction
     ``directions[k]``, "right" or "left" along W, "down" or "up" along H: the last tap is the token itself, the one
-    before it the token passed just before, zero outside the line. Returns (B, K, H, W, D), dense. ``backend``: auto,
+    before it the token passed just before, zero outside the line. Returns (B, K, H, W, D), dense;
+    ``side_by_side``: dense as (B, H, W, K, D), so that the groups' channels can be seen as one axis. ``backend``: auto,
     reference or cpu; auto is the compiled one where it can run. Raises ValueError for arguments that do not fit.
     """
     directions = tuple(directions)
@@ -42,8 +50,8 @@ def short_conv(
     if backend == "auto":
         backend = "cpu" if traced or (cpu.takes(x, weight, bias) and _available()) else "reference"
     if backend == "reference":
-        return reference.forward(x, weight, bias, directions)
-    return _conv(x, weight, bias, [NAMES.index(name) for name in directions])
+        return reference.forward(x, weight, bias, directions, side_by_side)
+    return _conv(x, weight, bias, [NAMES.index(name) for name in directions], side_by_side)
 
 
 def _check(x: Tensor, weight: Tensor, bias: Tensor, directions: tuple[str, ...]) -> None:
@@ -81,12 +89,14 @@ def _names(codes: list[int]) -> tuple[str, ...]:
     return tuple(NAMES[code] for code in codes)
 
 
-@torch.library.custom_op("v2m::short_conv", mutates_args=())
-def _conv(x: Tensor, weight: Tensor, bias: Tensor, directions: list[int]) -> Tensor:
-    return cpu.forward(x, weight, bias, _names(directions))
+@torch.library.custom_op(f"{PAPER}::short_conv", mutates_args=())
+def _conv(
+    x: Tensor, weight: Tensor, bias: Tensor, directions: list[int], side_by_side: bool = False
+) -> Tensor:
+    return cpu.forward(x, weight, bias, _names(directions), side_by_side)
 
 
-@torch.library.custom_op("v2m::short_conv_backward", mutates_args=())
+@torch.library.custom_op(f"{PAPER}::short_conv_backward", mutates_args=())
 def _conv_backward(
     dout: Tensor, x: Tensor, weight: Tensor, bias: Tensor, directions: list[int]
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -94,8 +104,8 @@ def _conv_backward(
 
 
 @_conv.register_fake
-def _(x, weight, bias, directions):
-    return x.new_empty(x.shape[0], len(directions), *x.shape[2:])
+def _(x, weight, bias, directions, side_by_side=False):
+    return cpu.empty_groups(x, len(directions), side_by_side)
 
 
 @_conv_backward.register_fake
@@ -104,24 +114,24 @@ def _(dout, x, weight, bias, directions):
 
 
 def _setup_context(ctx, inputs, output) -> None:
-    *tensors, ctx.directions = inputs
+    *tensors, ctx.directions, _ = inputs
     ctx.save_for_backward(*tensors)
 
 
 def _backward(ctx, dout):
-    return *_conv_backward(dout, *ctx.saved_tensors, ctx.directions), None
+    return *_conv_backward(dout, *ctx.saved_tensors, ctx.directions), None, None
 
 
 _conv.register_autograd(_backward, setup_context=_setup_context)
 
 
-@register_flop_formula(torch.ops.v2m.short_conv)
+@register_flop_formula(getattr(torch.ops, PAPER).short_conv)
 def _flops(x_shape, weight_shape, *args, **kwargs) -> int:
     batch, _, height, width, channels = x_shape
     groups, _, kernel = weight_shape
     return 2 * batch * groups * height * width * channels * kernel
 
 
-@register_flop_formula(torch.ops.v2m.short_conv_backward)
+@register_flop_formula(getattr(torch.ops, PAPER).short_conv_backward)
 def _flops_backward(dout_shape, x_shape, weight_shape, *args, **kwargs) -> int:
     return 2 * _flops(x_shape, weight_shape)

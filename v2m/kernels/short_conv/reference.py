@@ -14,7 +14,9 @@ from torch.nn import functional as F
 DIRECTIONS = {"right": (False, False), "left": (False, True), "down": (True, False), "up": (True, True)}
 
 
-def forward(x: Tensor, weight: Tensor, bias: Tensor, directions: tuple[str, ...]) -> Tensor:
+def forward(
+    x: Tensor, weight: Tensor, bias: Tensor, directions: tuple[str, ...], side_by_side: bool = False
+) -> Tensor:
     """(B, S, H, W, D), (K, D, T), (K, D) -> (B, K, H, W, D), differentiable; see ``short_conv``."""
     with torch.autocast(x.device.type, enabled=False) if x.device.type != "meta" else nullcontext():
         readers = len(directions) // x.shape[1]
@@ -23,7 +25,9 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor, directions: tuple[str, ...]
             _convolved(images[:, group // readers], weight[group], bias[group], *DIRECTIONS[name])
             for group, name in enumerate(directions)
         ]
-        return F.silu(torch.stack(results, 1).permute(0, 1, 3, 4, 2).contiguous())
+        dense = torch.stack([result.permute(0, 2, 3, 1) for result in results], 3 if side_by_side else 1)
+        out = F.silu(dense)
+        return out.movedim(3, 1) if side_by_side else out
 
 
 def _convolved(image: Tensor, taps: Tensor, offset: Tensor, column: bool, back: bool) -> Tensor:

@@ -10,7 +10,7 @@ enum class Type : int64_t { FLOAT32, FLOAT64, BFLOAT16, FLOAT16 };
 struct Tensor {
     char* data;  // null where the argument is None
     Type type;
-    int64_t stride[4];  // in elements
+    int64_t stride[5];  // in elements
 };
 
 struct Bfloat16 {
