@@ -20,7 +20,7 @@ from shared.data.augment import (
     Augmentation,
     AugmentationConfig,
     crop_boxes,
-    erased_box,
+    erased_boxes,
     mix,
 )
 from shared.data.keyed import keyed_bits, keyed_uniform
@@ -243,11 +243,19 @@ def test_erasing_fills_a_rectangle_with_normal_noise_as_often_as_asked():
 
 def test_erased_boxes_have_the_areas_of_the_recipe_and_may_not_fit():
     draws = keyed_uniform(0, np.arange(500)[:, None, None], np.arange(10)[:, None], np.arange(4))
-    boxes = np.array([erased_box(224, draw) for draw in draws])
+    boxes = erased_boxes(224, draws)
+    for attempts, box in zip(draws[:50].tolist(), boxes.tolist(), strict=False):  # by the definition, each
+        for area, shape, down, right in attempts:
+            pixels = 224 * 224 * (0.02 + (1 / 3 - 0.02) * area)
+            shape = math.exp(math.log(0.3) + (math.log(1 / 0.3) - math.log(0.3)) * shape)
+            high, wide = round(math.sqrt(pixels * shape)), round(math.sqrt(pixels / shape))
+            if high < 224 and wide < 224:
+                assert box == [int(down * (224 - high + 1)), int(right * (224 - wide + 1)), high, wide]
+                break
     assert (boxes[:, :2] >= 0).all() and (boxes[:, :2] + boxes[:, 2:] <= 224).all()
     areas = boxes[:, 2] * boxes[:, 3] / 224**2
     assert areas.min() > 0.019 and areas.max() < 0.337 and areas.mean() == pytest.approx(0.17, abs=0.02)
-    assert erased_box(1, draws[0]) is None
+    assert not erased_boxes(1, draws).any()
 
 
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])

@@ -13,12 +13,11 @@ import pytest
 import scipy.io
 
 from shared.data import manifest as module
-from shared.data.__main__ import main
+from shared.data.__main__ import check_all, main
 from shared.data.manifest import (
     DataFile,
     Manifest,
     Variable,
-    check_all,
     load_manifest,
     locate,
     manifest_names,
@@ -326,7 +325,7 @@ def test_data_check_says_present_for_a_known_checksum(only_toy, tmp_path):
 def test_data_check_refuses_wrong_content_before_it_records_its_checksum(only_toy, tmp_path, labels, words):
     store(tmp_path, labels)
     (row,) = check_all(tmp_path)
-    assert row.status == "wrong content"
+    assert row.status == "wrong"
     assert re.search(words, row.detail)
     assert not (tmp_path / ".sha256").exists()
     assert main(["--root", str(tmp_path)]) == 2
