@@ -54,7 +54,7 @@ def prepare(cfg, folder) -> Training:
 def checkpoints(cfg) -> list[Path]:
     return [
         train.pretraining_folder(cfg) / "last.ckpt",
-        *(train.task_folder(cfg, run_folder(cfg), name) / "last.ckpt" for name in cfg.task.sets),
+        *(train.task_folder(run_folder(cfg), name, cfg.task.weights) / "last.ckpt" for name in cfg.task.sets),
     ]
 
 
@@ -102,7 +102,7 @@ CONTRACT = Contract(
     unfit=["objective=moco-v3"],
     bad={
         "no labels": Bad(
-            ["data.labelled=0"], "needs labels and data.labelled=0.0 leaves none", "raise it, or take"
+            ["data.labelled=0"], "needs labels and data.labelled=0.0 leaves none", "raise it, or choose"
         ),
         "a part above the whole": Bad(["data.labelled=2"], "data.labelled=2.0 is no part", "set 0 to 1"),
         "batch larger than the data": Bad(
