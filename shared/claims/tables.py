@@ -202,6 +202,8 @@ def lite_table(
 
 def _notes(rows: list[OwnRow], evidence: dict[str, Evidence], p_values: dict, holding: set) -> list[str]:
     """Return what concerns all tables of a list: how to read them, the corrections, machines and commits."""
+    if all(len(row.fresh) < 2 for row in evidence.values()) and any(row.fresh for row in evidence.values()):
+        return ["One seed a row: no interval, and no claim is tested.", *_where_from(list(evidence.values()))]
     planned, made = sum(len(row.Baseline) * len(row.compared) for row in rows), len(p_values)
     comparisons = f"{made} paired comparisons"
     if made != planned:
