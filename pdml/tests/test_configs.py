@@ -10,7 +10,7 @@ from scipy.io import savemat
 
 from pdml.scenes import load_scene
 from pdml.tests.contract import CONTRACT
-from shared.claims.compose import compose, repository_root, row_config, row_overrides
+from shared.claims.compose import repository_root, row_config
 from shared.claims.ledger import load_ledger
 from shared.data.keyed import keyed_bits
 from shared.data.matlab import read_mat
@@ -53,7 +53,7 @@ def bring(cfg, root: Path) -> bool:
 
 def with_files(row: str, root: Path, overrides: list[str]):
     """Return the config of a row, its files being under ``root``; made-up label maps need no manifest."""
-    cfg = compose("pdml", row_overrides("pdml", row, 0, [f"paths.data_root={root}", *overrides]))
+    cfg = row_config("pdml", row, 0, [f"paths.data_root={root}", *overrides])
     if not bring(cfg.data, root):
         cfg.data.manifest = None
     return cfg

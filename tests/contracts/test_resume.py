@@ -45,7 +45,7 @@ def stops(contract) -> list[tuple[int, list[int]]]:
         (5, [7]),  # inside the first epoch
         (epoch, [epoch + 1]),  # saved on an epoch's last batch
         (epoch // 2 + 2, [epoch + 6]),  # past an epoch's border
-        (4, [6, epoch + 5]),  # two stops in one training
+        (3, [5, epoch + 6]),  # two stops in one training
     ]
 
 
