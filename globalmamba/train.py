@@ -80,4 +80,7 @@ def main(cfg: ClassificationConfig) -> float | None:
 
 
 if __name__ == "__main__":
+    # Under its own name: a launcher that sends jobs to processes would otherwise copy all of this module to them.
+    from .train import main
+
     main()

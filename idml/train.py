@@ -151,4 +151,7 @@ def main(cfg: IDMLConfig) -> float | None:
 
 
 if __name__ == "__main__":
+    # Under its own name: a launcher that sends jobs to processes would otherwise copy all of this module to them.
+    from idml.train import main
+
     main()

@@ -255,4 +255,7 @@ def main(cfg: OPERAConfig) -> float | None:
 
 
 if __name__ == "__main__":
+    # Under its own name: a launcher that sends jobs to processes would otherwise copy all of this module to them.
+    from opera.train import main
+
     main()

@@ -164,4 +164,7 @@ def main(cfg: PDMLConfig) -> float | None:
 
 
 if __name__ == "__main__":
+    # Under its own name: a launcher that sends jobs to processes would otherwise copy all of this module to them.
+    from pdml.train import main
+
     main()
