@@ -12,11 +12,11 @@ import hydra
 from idml import classification
 from idml.config import CONFIGS, IDMLConfig
 from idml.data import evaluation_batches
+from idml.figures import draw_uncertainty
 from idml.model import build_classification_network, build_embedding_network
 from idml.module import parameters_of
 from idml.scoring import embed, scores
 from idml.sets import load_retrieval_set
-from idml.tools.figures import draw_uncertainty
 from idml.train import check
 from idml.uncertainty import ambiguous_uncertainties, uncertainty_scores
 from shared.data.published import load_classification_set

@@ -16,13 +16,13 @@ from omegaconf import OmegaConf
 from idml import classification
 from idml.config import CONFIGS, IDMLConfig
 from idml.data import evaluation_batches, training_data, training_images
+from idml.figures import draw_uncertainty
 from idml.losses import build_loss
 from idml.model import build_embedding_network
 from idml.module import RetrievalModule, parameters_of
 from idml.scoring import chance_level, embed, recall_at_1, scores
 from idml.selection import CHOICES, EpochSelection, require_selection
 from idml.sets import load_retrieval_set
-from idml.tools.figures import draw_uncertainty
 from idml.uncertainty import ambiguous_uncertainties, uncertainty_scores
 from shared.data.images import ImageSet
 from shared.training.application import command, run_job

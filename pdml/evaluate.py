@@ -11,9 +11,9 @@ import hydra
 import numpy as np
 
 from pdml.config import CONFIGS, PDMLConfig
+from pdml.maps import draw_maps
 from pdml.model import PatchModel, build_model
 from pdml.scenes import Scene, Split, load_scene
-from pdml.tools.maps import draw_maps
 from pdml.train import evaluate
 from shared.errors import UserError
 from shared.training.application import command

@@ -20,11 +20,11 @@ from tqdm import tqdm
 
 from pdml.config import CONFIGS, OutputConfig, PDMLConfig
 from pdml.inference import Readout, ScenePrediction, predict_scene
+from pdml.maps import draw_maps
 from pdml.model import PatchModel, build_model
 from pdml.module import PatchBatches, PDMLModule
 from pdml.scenes import Scene, Split, load_scene
 from pdml.svm import predict_svm
-from pdml.tools.maps import draw_maps
 from shared.data.sampler import KeyedBatchSampler
 from shared.metrics.scores import classification_scores
 from shared.training.application import command, run_job

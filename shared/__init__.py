@@ -1,1 +1,1 @@
-"""What all five papers use: data sets, scores, the claims ledger and the machinery of a run."""
+"""A library that the papers call: data sets, scores, training, the claims ledger, benchmarks."""

@@ -5,10 +5,15 @@ import logging
 import signal
 import subprocess
 import sys
+import traceback
 import warnings
 
-from shared.errors import UserError
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
 
+from shared.errors import RunInterrupted, UserError
+
+CONFIG_ERRORS = (HydraException, OmegaConfBaseException)
 GRACE = 10  # seconds after Ctrl-C for a command to end by itself, since the terminal interrupts it as well
 # What Lightning warns of and is meant so: short epochs, one worker, its own use of a deprecated function, and a resumed
 # run that begins inside an epoch, which the sampler knows and Lightning does not.
@@ -28,6 +33,32 @@ class Parser(argparse.ArgumentParser):
 def print_error(error: object) -> None:
     """Print one line on standard error."""
     sys.stderr.write(" ".join(str(error).split()) + "\n")
+
+
+def config_reason(error: Exception) -> str:
+    """Return in one line what is wrong with a configuration or an override, without Hydra's and OmegaConf's frames."""
+    cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
+    return " ".join(str(cause).split("\n    full_key")[0].split()) + "; fix the key or the value"
+
+
+def report(error: BaseException) -> int:
+    """Print an error as its reader needs it, unless a job's log has it, and return the exit code that it means.
+
+    A user's error is one line and 2, a signal one line and 128 + its number, anything else the traceback and 1.
+    """
+    if isinstance(error, KeyboardInterrupt):
+        error = RunInterrupted(128 + signal.SIGINT)
+    if isinstance(error, RunInterrupted):
+        print_error(error)
+        return error.code
+    is_config = isinstance(error, CONFIG_ERRORS)
+    is_users = is_config or isinstance(error, UserError)
+    if not hasattr(error, "was_logged"):
+        if is_users:
+            print_error(config_reason(error) if is_config else error)
+        else:
+            traceback.print_exception(error)
+    return 2 if is_users else 1
 
 
 def silence_library_logs() -> None:

@@ -7,6 +7,9 @@ import platform
 import resource
 import subprocess
 import sys
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 
 LIBRARIES = ("torch", "lightning", "numpy", "scikit-learn")
@@ -32,12 +35,7 @@ def environment() -> dict:
     memory = _first_match("/proc/meminfo", "MemTotal")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
-    versions = {"python": platform.python_version()}
-    for library in LIBRARIES:
-        try:
-            versions[library] = importlib.metadata.version(library)
-        except importlib.metadata.PackageNotFoundError:
-            continue
+    versions = {library: importlib.metadata.version(library) for library in LIBRARIES}
     return {
         "hardware": {
             "cpu": _first_match("/proc/cpuinfo", "model name") or platform.processor() or platform.machine(),
@@ -47,7 +45,7 @@ def environment() -> dict:
             "gpus": gpus,
         },
         "driver": _first_match("/proc/driver/nvidia/version", "NVRM version"),
-        "versions": versions,
+        "versions": {"python": platform.python_version(), **versions},
     }
 
 
@@ -113,3 +111,22 @@ def energy_joules() -> float | None:
         return sum(pynvml.nvmlDeviceGetTotalEnergyConsumption(handle) for handle in handles) / 1000 or None
     except Exception:  # no package, no driver, or a GPU without a counter: there is nothing to report
         return None
+
+
+def begin_measurement(root) -> Callable[[], dict]:
+    """Note commit, time and energy now; returns what gives, at the end of a run, all that its record says of them."""
+    started, begin, energy = datetime.now(UTC), time.perf_counter(), energy_joules()
+    commit, dirty = git_state(root)
+
+    def finish() -> dict:
+        return environment() | {
+            "commit": commit,
+            "dirty": dirty,
+            "lock_sha256": lock_sha256(root),
+            "wall_seconds": time.perf_counter() - begin,
+            "peak_memory_bytes": peak_memory_bytes(),
+            "energy_joules": None if energy is None else energy_joules() - energy,
+            "started_at": started.isoformat(timespec="seconds"),
+        }
+
+    return finish

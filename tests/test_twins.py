@@ -80,7 +80,7 @@ def test_a_twin_is_the_same_file_in_both_papers(path):
     difference = first_difference(ours.read_bytes(), theirs.read_bytes())
     later, earlier = sorted((ours, theirs), key=lambda file: file.stat().st_mtime, reverse=True)
     command = f"cp {later.relative_to(ROOT)} {earlier.relative_to(ROOT)}"
-    assert difference is None, f"{path} differs in {difference}; the copy of the later one: {command}"
+    assert difference is None, f"{path} differs, {difference}; copy the later one: {command}"
 
 
 @pytest.mark.parametrize("path", [path for path in TWINS if path.endswith(".py")])

@@ -21,14 +21,14 @@ from shared.training.checkpoints import load_weights, read_checkpoint
 from shared.training.checks import autocast_context, device_of, synchronise
 from shared.training.evaluation import run_evaluation
 
+from . import release_weights
 from .checks import check
 from .config import CONFIGS
 from .data import evaluation_batches
 from .model import build_model
 from .model_base import CHANNELS, parameters_of
+from .receptive_field import draw_receptive_field
 from .schema import ClassificationConfig
-from .tools import release_weights
-from .tools.receptive_field import draw_receptive_field
 
 TIMED = 3  # batches, after one that warms up; the median counts
 PICTURED = 64  # images that the receptive field is averaged over

@@ -8,12 +8,13 @@ import types
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from torch.nn import functional as F
 
+from globalmamba import release_weights
 from globalmamba.kernels.selective_scan import selective_scan
 from globalmamba.tools import convert
 from globalmamba.vim import PatchTokens, Vim
+from globalmamba.vmamba import VMamba
 from shared.errors import UserError
 
 # float64 through a few blocks, sums in another order
@@ -146,7 +147,7 @@ def test_command_converts_a_file_with_its_training_arguments_and_it_loads_again(
     assert convert.main(["vim", source, str(out), "--tokens", "4"]) == 0
     assert [path.name for path in tmp_path.glob("*.safetensors*")] == ["vim.safetensors"]
     network = small_vim()
-    convert.load_weights(network, out)
+    release_weights.load_weights(network, out)
     assert torch.equal(network.layers[1].mixer.A_b_log, state["layers.1.mixer.A_b_log"])
     assert torch.equal(network.tokens.proj.bias, state["patch_embed.proj.bias"])
 
@@ -164,7 +165,7 @@ def test_settings_inside_a_checkpoint_are_passed_over_unread(tmp_path, monkeypat
     settings.frozen = True
     source = saved(tmp_path / "vmamba.pth", {"weight": torch.ones(2)}, config=settings)
     monkeypatch.undo()
-    assert torch.equal(convert.read_checkpoint(source)["weight"], torch.ones(2))
+    assert torch.equal(release_weights.read_checkpoint(source)["weight"], torch.ones(2))
 
 
 def test_causal_conversion_leaves_the_backward_direction_out_and_says_so(caplog):
@@ -206,14 +207,14 @@ def test_unknown_tensor_and_wrong_shape_are_named():
 
 def test_weights_of_another_network_are_refused_and_change_nothing(tmp_path):
     out = tmp_path / "vim.safetensors"
-    convert.write_weights(convert.vim_from_official(official_state(), tokens=4), out)
+    release_weights.write_weights(convert.vim_from_official(official_state(), tokens=4), out)
     network = small_vim(image_size=48)
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     with pytest.raises(UserError, match=r"pos_embed is \(1, 5, 32\) instead of \(1, 10, 32\)"):
-        convert.load_weights(network, out)
+        release_weights.load_weights(network, out)
     assert all(torch.equal(before[name], tensor) for name, tensor in network.state_dict().items())
     with pytest.raises(UserError, match="cannot be read"):
-        convert.load_weights(network, tmp_path / "absent.safetensors")
+        release_weights.load_weights(network, tmp_path / "absent.safetensors")
 
 
 class Harmful:
@@ -251,11 +252,12 @@ def test_nothing_is_overwritten(tmp_path, caplog):
     assert not (tmp_path / "out.pth").exists()
 
 
-def test_vmamba_is_handed_to_its_own_converter(tmp_path, monkeypatch):
-    # The converter's own promises are tested with the network; here, that the command reaches it.
-    module = types.ModuleType("globalmamba.vmamba")
-    module.from_official = lambda state: {"renamed": state["weight"]}
-    monkeypatch.setitem(sys.modules, "globalmamba.vmamba", module)
-    source, out = saved(tmp_path / "vmamba.pth", {"weight": torch.ones(2)}), tmp_path / "out.safetensors"
-    assert convert.main(["vmamba", source, str(out)]) == 0
-    assert torch.equal(load_file(out)["renamed"], torch.ones(2))
+def test_vmamba_is_converted_by_the_same_command(tmp_path):
+    # What its own converter refuses is tested with the network.
+    sizes = {"num_classes": 5, "depths": (1, 1), "dims": 8, "ssm_ratio": 1.0}
+    state = VMamba(**sizes).state_dict()
+    out = tmp_path / "out.safetensors"
+    assert convert.main(["vmamba", saved(tmp_path / "vmamba.pth", state), str(out)]) == 0
+    network = VMamba(**sizes)
+    release_weights.load_weights(network, out)
+    assert all(torch.equal(tensor, state[name]) for name, tensor in network.state_dict().items())

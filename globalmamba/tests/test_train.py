@@ -16,7 +16,7 @@ from .. import evaluate, train
 from ..checks import check
 from ..data import evaluation_batches, training_data
 from ..module import learning_rate, parameter_groups
-from ..tools.receptive_field import draw_receptive_field, receptive_field
+from ..receptive_field import draw_receptive_field, receptive_field
 from .small import BATCHES_AN_EPOCH, small_config
 
 EXACT = {"rtol": 0, "atol": 1e-7}  # one rounding of float32 numbers of order one

@@ -16,7 +16,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from globalmamba.tools.release_weights import read_checkpoint, state_dict_mismatch, write_weights
+from globalmamba.release_weights import read_checkpoint, state_dict_mismatch, write_weights
 from globalmamba.vim import Vim
 from globalmamba.vmamba import from_official as vmamba_from_official
 from shared.errors import UserError

@@ -137,7 +137,7 @@ def measure(options: argparse.Namespace) -> bool:
         for timed in (timed_search, timed_steps):
             times |= timed()
             figures.add(milliseconds=times)
-    figures.show(times_of(figures.found), [])
+    figures.show(times_of(figures.parts), [])
     return figures.green
 
 

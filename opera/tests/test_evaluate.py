@@ -173,10 +173,12 @@ def test_a_checkpoint_that_does_not_fit_is_told_in_one_sentence(whole, tmp_path,
         ("optim.precision=16-mixed", "optim.precision=16-mixed is not known"),
     ],
 )
-def test_what_is_not_trained_is_not_scored(whole, tmp_path, override, words):
+def test_what_is_not_trained_is_not_scored(whole, tmp_path, capsys, override, words):
     cfg = compose("opera", [*SMALL, f"ckpt={whole[1]}", f"out={tmp_path / 'out'}", override], "evaluate")
-    with pytest.raises(UserError, match=words):
+    with pytest.raises(SystemExit) as stop:
         run_evaluation(cfg, evaluate_checkpoint, train.check, checkpoint_of)
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and words in error and error.count("\n") == 1
     assert not (tmp_path / "out").exists()
 
 

@@ -91,7 +91,7 @@ def test_a_signal_ends_a_run_with_its_own_code_and_the_run_goes_on(tmp_path, unb
     assert stopped.value.code == code
     with caplog.at_level("INFO", "shared.training.resumption"):
         assert_same(pretrain(tmp_path, 4), unbroken)
-    assert f"goes on behind step 4 of {2 * BATCHES_AN_EPOCH}" in caplog.text
+    assert f"continues after step 4 of {2 * BATCHES_AN_EPOCH}" in caplog.text
 
 
 def test_the_momentum_encoder_follows_the_weights_after_every_update(tmp_path):
@@ -192,6 +192,8 @@ def test_a_part_of_every_class_is_labelled_and_a_larger_part_holds_it():
     ],
 )
 def test_bad_input_is_one_sentence(tmp_path, overrides, words):
+    cfg = small_config(tmp_path, *overrides)
     with pytest.raises(UserError, match=words) as error:
-        train.prepare(small_config(tmp_path, *overrides))
+        train.check(cfg)
+        train.prepare(cfg)
     assert "\n" not in str(error.value)

@@ -223,7 +223,7 @@ def measure(options: argparse.Namespace) -> bool:
         for name in STEPS:
             steps[name] = timed(name)
             figures.add(steps=steps)
-    figures.show(times_of(figures.found), verdicts(figures.found))
+    figures.show(times_of(figures.parts), verdicts(figures.parts))
     return figures.green
 
 

@@ -5,11 +5,11 @@ import pytest
 from hydra.utils import instantiate
 from PIL import Image
 
+from pdml import maps
 from pdml.inference import Readout, ScenePrediction
+from pdml.maps import class_picture, draw_curves, draw_maps
 from pdml.scenes import Scene
 from pdml.splits import Split
-from pdml.tools import maps
-from pdml.tools.maps import class_picture, draw_curves, draw_maps
 from shared.claims.compose import compose
 from shared.data.keyed import keyed_uniform
 

@@ -18,9 +18,10 @@ from rich.table import Table
 
 from shared.claims.protocol import Paper
 from shared.claims.reproduce import rows_of
-from shared.commands import Parser
+from shared.commands import Parser, print_error
 from shared.environment import environment, git_state, repository_root
 from shared.errors import UserError
+from shared.files import write_text
 
 REPEATS, CALLS = 20, 10  # of every measurement; calls in one, so that what launches them is not timed
 CHECKERS = min(16, os.cpu_count() or 1)  # processes that check, most of whose time goes into compiling
@@ -65,7 +66,7 @@ def _strictly(check: Callable[..., dict], case: dict) -> dict:
 
 
 def checks_of(check: Callable[..., dict], cases: list[dict]) -> list[dict]:
-    """Return what ``check`` finds of every case, in fresh memory that holds NaN; CHECKERS processes share them."""
+    """Return what ``check`` says of every case, in fresh memory that holds NaN; CHECKERS processes share them."""
     if CHECKERS == 1:
         return [_strictly(check, case) for case in cases]
     with ProcessPoolExecutor(CHECKERS, get_context("spawn")) as pool:
@@ -78,7 +79,7 @@ def worst_of(errors: dict[str, float]) -> str:
 
 
 class Figures:
-    """What was found on this GPU, a JSON file that is written anew with every part, never half of it.
+    """What was measured on this GPU, a JSON file that is written anew with every part, never half of it.
 
     It begins with the commit and the machine; ``checks``, the first part, are dicts with ``green``. Raises UserError
     where the file cannot be written, before anything is measured.
@@ -86,9 +87,8 @@ class Figures:
 
     def __init__(self, path: Path):
         commit, dirty = git_state(repository_root())
-        self.path, self.found = path, {"commit": commit, "dirty": dirty, **environment()}
+        self.path, self.parts = path, {"commit": commit, "dirty": dirty, **environment()}
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
             self.add()
         except OSError as error:
             raise UserError(
@@ -96,25 +96,23 @@ class Figures:
             ) from error
 
     def add(self, **parts) -> None:
-        self.found |= parts
-        partial = self.path.with_name(f"{self.path.name}.partial")
-        partial.write_text(json.dumps(self.found, indent=1, default=str), encoding="utf-8")
-        os.replace(partial, self.path)
+        self.parts |= parts
+        write_text(self.path, json.dumps(self.parts, indent=1, default=str))
 
     @property
     def green(self) -> bool:
-        return all(one["green"] for one in self.found["checks"])
+        return all(check["green"] for check in self.parts["checks"])
 
     def show(self, table: Table, lines: list[str]) -> None:
         """Print the checks that are red, the times, and further lines."""
-        checks = self.found["checks"]
-        red = [one for one in checks if not one["green"]]
+        checks = self.parts["checks"]
+        red = [check for check in checks if not check["green"]]
         console = Console()
         console.print(
             f"{len(checks) - len(red)} of {len(checks)} checks hold; all figures: {self.path}", markup=False
         )
-        for one in red:
-            console.print(f"red: {one}", markup=False)
+        for check in red:
+            console.print(f"red: {check}", markup=False)
         if table.rows:
             console.print(table)
         for line in lines:
@@ -158,7 +156,7 @@ def run_script(
             code = max(code, train_rows(paper, rows, options.data_root, options.workers))
         return code
     except UserError as error:
-        Console(stderr=True, soft_wrap=True).print(f"error: {error}", markup=False)
+        print_error(f"error: {error}")
         return 2
 
 

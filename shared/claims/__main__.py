@@ -12,7 +12,6 @@ import argparse
 import functools
 import logging
 import os
-import signal
 import sys
 from pathlib import Path
 
@@ -25,7 +24,7 @@ from shared.claims.render import pages, update
 from shared.claims.reproduce import cost, failures, launch, plan
 from shared.claims.show import show_row
 from shared.claims.tables import Table, lite_table, rich_table
-from shared.commands import Parser, format_duration, print_error, run_command, silence_library_logs
+from shared.commands import Parser, format_duration, print_error, report, run_command, silence_library_logs
 from shared.environment import repository_root
 from shared.errors import RunInterrupted, UserError
 
@@ -137,13 +136,10 @@ def run_jobs(paper: Paper, jobs: list[DictConfig], options: argparse.Namespace) 
     silence_library_logs()
     try:
         estimate = format_duration(cost(paper, jobs))
-    except UserError as error:
-        print_error(error)
-        return 2
-    print(
-        f"{paper.name}: {len(jobs)} runs at scale {options.scale}, about {estimate} one after another",
-        flush=True,
-    )
+    except Exception as error:
+        return report(error)
+    runs = f"{paper.name}: {len(jobs)} runs at scale {options.scale}"
+    print(f"{runs}, about {estimate} one after another", flush=True)
     code = launch(paper, jobs, options.launcher, overrides_of(options, paper.name))
     for sentence, failed in failures(jobs).items():
         more = f" and {len(failed) - 1} more" if len(failed) > 1 else ""
@@ -206,13 +202,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         options = parse(sys.argv[1:] if arguments is None else arguments)
         return COMMANDS[options.command](options)
-    except UserError as error:
-        print_error(error)
-        return 2
-    except (RunInterrupted, KeyboardInterrupt) as stop:
-        stop = stop if isinstance(stop, RunInterrupted) else RunInterrupted(128 + signal.SIGINT)
-        print_error(stop)
-        return stop.code
+    except (Exception, KeyboardInterrupt, RunInterrupted) as error:
+        return report(error)
 
 
 if __name__ == "__main__":

@@ -12,9 +12,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from shared.claims.ledger import read_ledger
 from shared.claims.protocol import Paper, load_paper
+from shared.commands import CONFIG_ERRORS, config_reason
 from shared.environment import repository_root
 from shared.errors import UserError
-from shared.training.config import CONFIG_ERRORS, config_reason, hash_of
+from shared.training.config import hash_of
 
 SCALES = ("demo", "lite", "full")
 
@@ -58,7 +59,7 @@ def compose(paper: Paper | str, overrides: Sequence[str], config: str = "train")
             return cfg
     except CONFIG_ERRORS as error:
         given = " ".join([f"{paper.name}/configs/{config}.yaml with", *overrides])
-        raise UserError(f"{given}: {config_reason(error)}; fix the key or value") from error
+        raise UserError(f"{given}: {config_reason(error)}") from error
 
 
 def row_overrides(paper: Paper, row: str, seed: int, overrides: Sequence[str]) -> list[str]:

@@ -5,7 +5,9 @@ text they were printed with, because parameters and FLOPs are compared in units 
 """
 
 import functools
+import itertools
 import re
+from collections.abc import Iterator
 from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -243,7 +245,7 @@ def _load(path: Path, schema: type[BaseModel]):
 
 
 def read_ledger(path: Path) -> Ledger:
-    """Read a metafile; UserError that names the file and the key where it has not the ledger's form."""
+    """Read a metafile; UserError that names the file and the key where it does not have the ledger's form."""
     if not path.is_file():
         raise UserError(f"{path} does not exist: every paper has its ledger there.")
     return _read_version(path, path.stat().st_mtime_ns)
@@ -257,82 +259,63 @@ def _read_version(path: Path, modified: int) -> Ledger:
 def load_ledger(root, paper: str) -> Ledger:
     """Read and validate a ledger; UserError that names the file, the row and the remedy."""
     path = Path(root) / paper / "metafile.yml"
-    ledger, names = read_ledger(path), load_names()
-    _check_rows(Path(root), path, ledger)
-    for model in ledger.Models:
-        _check_claim(path, model.Claim, names)
-        own = {other.Claim.Row for other in ledger.Models} | {row.Row for row in ledger.Full}
-        if model.Claim.Baseline.Row not in {None, *own} - {model.Claim.Row}:
-            raise UserError(
-                f"{path}: baseline row {model.Claim.Baseline.Row!r} of {model.Claim.Row} is no other row of the "
-                "ledger's Models or Full."
-            )
-        if model.in_collection not in [collection.Name for collection in ledger.Collections]:
-            raise UserError(f"{path}: {model.Name} is in {model.in_collection!r}, no collection of it.")
-    _check_headline(path, ledger)
-    for rows in (ledger.Lite, ledger.Demo, ledger.Full):
-        known = {row.Row for row in rows}
-        for row in rows:
-            for baseline in row.Baseline:
-                if baseline not in known or baseline == row.Row:
-                    raise UserError(
-                        f"{path}: baseline {baseline!r} of {row.Row} is no other row of its list."
-                    )
-            for metric in row.Compared:
-                if metric not in row.Metrics:
-                    raise UserError(f"{path}: {row.Row} compares {metric!r}, which is none of its Metrics.")
-            for metric in (*row.Metrics, *row.Extra):
-                if metric not in names.metrics:
-                    raise UserError(
-                        f"{path}: {row.Row} shows {metric!r}, which shared/metrics/names.yml lacks."
-                    )
+    ledger = read_ledger(path)
+    claims = (_claim_faults(model.Claim, load_names()) for model in ledger.Models)
+    own = (_own_row_faults(rows) for rows in (ledger.Lite, ledger.Demo, ledger.Full))
+    for fault in itertools.chain(_name_faults(Path(root), ledger), *claims, *own):
+        raise UserError(f"{path}: {fault}")
     return ledger
 
 
-def _check_rows(root: Path, path: Path, ledger: Ledger) -> None:
+def _name_faults(root: Path, ledger: Ledger) -> Iterator[str]:
+    """Yield, in a sentence each, what is wrong with the names of rows, files, baselines and collections."""
     rows = [model.Claim.Row for model in ledger.Models] + [row.Row for row in ledger.own_rows]
-    repeated = {row for row in rows if rows.count(row) > 1}
-    if repeated:
-        raise UserError(f"{path}: row {min(repeated)} stands there twice: keep one.")
+    yield from (f"row {row} stands there twice: keep one." for row in rows if rows.count(row) > 1)
+    collections = [collection.Name for collection in ledger.Collections]
     for model in ledger.Models:
-        if model.Claim.Row not in [Path(config).stem for config in model.configs]:
-            raise UserError(
-                f"{path}: row {model.Claim.Row} has no config {model.Claim.Row}.yaml: a row and its experiment share a "
-                "name."
-            )
+        row, baseline = model.Claim.Row, model.Claim.Baseline.Row
+        if row not in [Path(config).stem for config in model.configs]:
+            yield f"row {row} has no config {row}.yaml: a row and its experiment share a name."
         for config in model.configs:
             if not (root / config).is_file():
-                raise UserError(
-                    f"{path}: {config} of row {model.Claim.Row} does not exist: write it or fix the path."
-                )
+                yield f"{config} of row {row} does not exist: write it or fix the path."
+        others = {other.Claim.Row for other in ledger.Models} | {own.Row for own in ledger.Full}
+        if baseline not in {None, *others} - {row}:
+            yield f"baseline row {baseline!r} of {row} is no other row of the ledger's Models or Full."
+        if model.in_collection not in collections:
+            yield f"{model.Name} is in {model.in_collection!r}, no collection of it."
+    headline = ledger.Headline
+    if headline and not {headline.Row, headline.Baseline} <= {row.Row for row in ledger.Lite}:
+        yield "Headline names a row that is none of Lite: fix it."
 
 
-def _check_headline(path: Path, ledger: Ledger) -> None:
-    rows = {row.Row for row in ledger.Lite}
-    if ledger.Headline and not {ledger.Headline.Row, ledger.Headline.Baseline} <= rows:
-        raise UserError(f"{path}: Headline names a row that is none of Lite: fix it.")
+def _own_row_faults(rows: list[OwnRow]) -> Iterator[str]:
+    known, metrics = {row.Row for row in rows}, load_names().metrics
+    for row in rows:
+        for baseline in row.Baseline:
+            if baseline not in known - {row.Row}:
+                yield f"baseline {baseline!r} of {row.Row} is no other row of its list."
+        for metric in row.Compared:
+            if metric not in row.Metrics:
+                yield f"{row.Row} compares {metric!r}, which is none of its Metrics."
+        for metric in (*row.Metrics, *row.Extra):
+            if metric not in metrics:
+                yield f"{row.Row} shows {metric!r}, which shared/metrics/names.yml lacks."
 
 
-def _check_claim(path: Path, claim: Claim, names: Names) -> None:
+def _claim_faults(claim: Claim, names: Names) -> Iterator[str]:
     for key, value in (*claim.Metrics.items(), *claim.Baseline.Metrics.items()):
         if key not in names.claims:
-            raise UserError(
-                f"{path}: metric {key!r} of {claim.Row} is not in shared/metrics/names.yml: add it."
-            )
+            yield f"metric {key!r} of {claim.Row} is not in shared/metrics/names.yml: add it."
         if isinstance(value, int | float) and len(names.claims[key].names) > 1:
-            raise UserError(
-                f"{path}: metric {key!r} of {claim.Row} is several numbers: give each its own key."
-            )
+            yield f"metric {key!r} of {claim.Row} is several numbers: give each its own key."
     for key, value in claim.Metrics.items():
-        counted = names.claims[key].names[0] in COUNTED
-        if isinstance(value, int | float) and not counted and key not in claim.Tolerance:
-            raise UserError(
-                f"{path}: {claim.Row} gives no Tolerance for {key!r}: say how near is near enough."
-            )
-    for key in claim.Tolerance:
-        if key not in claim.Metrics:
-            raise UserError(f"{path}: {claim.Row} has a Tolerance for {key!r}, which it does not claim.")
+        is_score = isinstance(value, int | float) and names.claims[key].names[0] not in COUNTED
+        if is_score and key not in claim.Tolerance:
+            yield f"{claim.Row} gives no Tolerance for {key!r}: say how near is near enough."
+    for key in claim.Tolerance.keys() - claim.Metrics.keys():
+        yield f"{claim.Row} has a Tolerance for {key!r}, which it does not claim."
     if len(set(claim.Seeds)) != len(claim.Seeds) or not claim.Seeds:
-        raise UserError(f"{path}: the Seeds of {claim.Row} must be different numbers, at least one.")
+        yield f"the Seeds of {claim.Row} must be different numbers, at least one."
     if claim.Status == "blocked" and not claim.Why:
-        raise UserError(f"{path}: {claim.Row} is blocked without a Why: say what blocks it.")
+        yield f"{claim.Row} is blocked without a Why: say what blocks it."

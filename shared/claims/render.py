@@ -8,7 +8,6 @@ values are replaced in its text; comments and the way numbers are printed stay.
 import functools
 import hashlib
 import json
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from shared.claims.protocol import Paper, paper_names
 from shared.claims.status import Count, Derived, ExpectedHash, derive
 from shared.claims.tables import Table, claims_table, lite_table, measured_table, summary_table
 from shared.errors import UserError
+from shared.files import write_text
 
 BLOCK = re.compile(
     r"<!-- claims:begin (?P<name>[a-z]+) -->\n(?P<body>.*?)<!-- claims:end (?P=name) -->", re.S
@@ -50,7 +50,7 @@ def fill(text: str, blocks: dict[str, str], file: str) -> str:
 
     UserError if a marker of ``blocks`` is missing, an unknown one is there, or a table was edited by hand.
     """
-    found = []
+    filled_names = []
 
     def replace(match: re.Match) -> str:
         name, body = match["name"], match["body"]
@@ -63,15 +63,15 @@ def fill(text: str, blocks: dict[str, str], file: str) -> str:
                 f"{file}: the table {name!r} was edited by hand, but tables come from results/**/*.json: "
                 f"undo the edit with `git checkout {file}`."
             )
-        found.append(name)
+        filled_names.append(name)
         return f"<!-- claims:begin {name} -->\n{_stamped(blocks[name])}<!-- claims:end {name} -->"
 
     filled = BLOCK.sub(replace, text)
     for name in blocks:
         markers = f"<!-- claims:begin {name} --> and <!-- claims:end {name} -->"
-        if found.count(name) != 1:
+        if filled_names.count(name) != 1:
             raise UserError(f"{file} must hold the lines {markers} once: put them back or undo the edit.")
-    if text.count("<!-- claims:begin") != len(found):
+    if text.count("<!-- claims:begin") != len(filled_names):
         raise UserError(f"{file} has a marker claims:begin without its claims:end: undo the edit.")
     return filled
 
@@ -91,16 +91,16 @@ def rewrite_ledger(text: str, ledger: Ledger, derived: dict[str, Derived]) -> st
     edits = []
     models = _entry(yaml.compose(text, yaml.SafeLoader), "Models")[1].value
     for model, node in zip(ledger.Models, models, strict=True):
-        claim, found = model.Claim, derived[model.Claim.Row]
+        claim, row = model.Claim, derived[model.Claim.Row]
         block = _entry(node, "Claim")[1]
-        if found.results != model.Results:
-            edits.append((_entry(node, "Results"), [result.model_dump() for result in found.results]))
-        if found.evidence != claim.Evidence:
-            edits.append((_entry(block, "Evidence"), [file.model_dump() for file in found.evidence]))
-        if found.status != claim.Status:
-            edits.append((_entry(block, "Status"), found.status))
-        if found.why != claim.Why:
-            edits.append((_entry(block, "Why"), json.dumps(found.why, ensure_ascii=False)))
+        if row.results != model.Results:
+            edits.append((_entry(node, "Results"), [result.model_dump() for result in row.results]))
+        if row.evidence != claim.Evidence:
+            edits.append((_entry(block, "Evidence"), [file.model_dump() for file in row.evidence]))
+        if row.status != claim.Status:
+            edits.append((_entry(block, "Status"), row.status))
+        if row.why != claim.Why:
+            edits.append((_entry(block, "Why"), json.dumps(row.why, ensure_ascii=False)))
     for (key, node), value in sorted(edits, key=lambda edit: edit[0][0].start_mark.index, reverse=True):
         new = value if isinstance(value, str) else _flow(value, key.start_mark.column + 2)
         start, end = key.end_mark.index, node.end_mark.index
@@ -108,15 +108,6 @@ def rewrite_ledger(text: str, ledger: Ledger, derived: dict[str, Derived]) -> st
         kept = old[len(old.rstrip()) :]  # the mark of a block's end is where the next thing begins
         text = f"{text[:start]}: {new}{kept}{text[end:]}"
     return text
-
-
-def _write(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _read(path: Path) -> str:
@@ -182,5 +173,5 @@ def update(
             f"{names} does not show the present evidence: run `make claims` and commit the result."
         )
     for path in changed:
-        _write(path, texts[path])
+        write_text(path, texts[path])
     return changed

@@ -37,8 +37,8 @@ class Evidence:
 
     def values(self, metric: str) -> dict[int, float]:
         """Return seed -> value of a metric over the fresh records that have a number for it."""
-        found = {seed: record.metrics.get(metric) for seed, record in self.fresh.items()}
-        return {seed: value for seed, value in found.items() if isinstance(value, int | float)}
+        values = {seed: record.metrics.get(metric) for seed, record in self.fresh.items()}
+        return {seed: value for seed, value in values.items() if isinstance(value, int | float)}
 
 
 @dataclass(frozen=True)
@@ -172,11 +172,11 @@ def _contradicted(claim: Claim, ours: Evidence, baseline: Evidence) -> bool:
 
 def _gains(claim: Claim, ours: Evidence, baseline: Evidence | None) -> dict[str, Paired]:
     """Return the paired differences with the baseline's row by our name, in the paper's units."""
-    found = {}
+    gains = {}
     for name, unit in _claimed(claim).values() if baseline else ():
         both = ({s: v / unit for s, v in evidence.values(name).items()} for evidence in (ours, baseline))
-        found[name] = paired(*both)
-    return {name: difference for name, difference in found.items() if difference.n}
+        gains[name] = paired(*both)
+    return {name: gain for name, gain in gains.items() if gain.n}
 
 
 def _verdict(claim: Claim, ours: Evidence) -> str:
@@ -213,16 +213,16 @@ def _measured(model: Model, ours: Evidence) -> tuple[dict[str, Interval], list[R
 
 def _remarks(claim: Claim, full: Evidence, ours: Evidence, undefined: list[int], counts: dict) -> list[str]:
     """Say which evidence does not count and why, and, beside a status that was earned, which counts differ."""
-    said = [f"{key} differs" for key, (_, agreed) in counts.items() if ours.fresh and not agreed]
+    remarks = [f"{key} differs" for key, (_, agreed) in counts.items() if ours.fresh and not agreed]
     for what in ("selection", "variant"):
         wanted = getattr(claim, what.capitalize())
         other = sorted({getattr(r, what) for r in full.fresh.values()} - {wanted})
-        said += [f"evidence with {what} {value} does not count" for value in other]
+        remarks += [f"evidence with {what} {value} does not count" for value in other]
     if 0 < len(ours.fresh) < MINIMUM_SEEDS:
-        said.append(f"{len(ours.fresh)} of at least {MINIMUM_SEEDS} seeds")
+        remarks.append(f"{len(ours.fresh)} of at least {MINIMUM_SEEDS} seeds")
     if undefined:
-        said.append(f"a claimed metric is undefined for seed {', '.join(map(str, undefined))}")
-    return said
+        remarks.append(f"a claimed metric is undefined for seed {', '.join(map(str, undefined))}")
+    return remarks
 
 
 def _check_typed(file: str, claim: Claim, derived: Derived, is_stale: bool) -> None:

@@ -87,19 +87,25 @@ def _comparisons(rows: list[OwnRow], evidence: dict[str, Evidence]) -> Compariso
     return {key: test for key, test in tests.items() if test.n > 0}
 
 
+def _difference_text(test: Paired, metric: str) -> str:
+    """Return a paired difference in the metric's units, with its interval where there is one."""
+    known = load_names().metrics[metric]
+    text = f"{test.mean * known.factor:+.{known.digits}f}"
+    if test.n < 2:
+        return text
+    return text + " [{}, {}]".format(*(f"{b * known.factor:.{known.digits}f}" for b in (test.low, test.high)))
+
+
 def _difference_cell(
     row: OwnRow, metric: str, tests: Comparisons, holding: set, labels: dict[str, str]
 ) -> str:
     """Return the differences with all baselines of a row, a line each; a mark where Holm's correction leaves one."""
-    known, lines = load_names().metrics[metric], []
+    lines = []
     for baseline in row.Baseline:
         key = row.Row, baseline, metric
         if key not in tests:
             continue
-        text = f"{tests[key].mean * known.factor:+.{known.digits}f}"
-        if tests[key].n > 1:
-            bounds = (tests[key].low, tests[key].high)
-            text += " [{}, {}]".format(*(f"{bound * known.factor:.{known.digits}f}" for bound in bounds))
+        text = _difference_text(tests[key], metric)
         text += f"{HOLDS if key in holding else ''} vs {labels[baseline]}"
         if tests[key].n > 1 and tests[key].low <= 0 <= tests[key].high:
             text += ": no evidence"
@@ -120,7 +126,7 @@ def _own_row(row: OwnRow, metrics: list[str], own: Evidence, differences: list[s
         return [row.Label, *cells, *[NOTHING] * len(differences), "0", NOTHING]
     cells = [_metric_cell(row, own, metric) for metric in metrics]
     n = f"{len(own.fresh)} and {len(own.stale)} {stale}" if stale else str(len(own.fresh))
-    # The clock of a run that was gone on with has seen its last part only.
+    # The clock of a run that was resumed has seen its last part only.
     whole = [record.wall_seconds for record in own.fresh.values() if not record.metrics.get("resumed")]
     seconds = f"{interval(whole).mean:.0f}" if whole else NOTHING
     return [row.Label, *cells, *differences, n, seconds]
@@ -156,6 +162,12 @@ def _where_from(evidence: list[Evidence]) -> list[str]:
     return [f"Hardware: {parts[0]}. Commits: {parts[1]}."]
 
 
+def _evidence(root, paper: str, scale: str, expected_hash: ExpectedHash, results=None) -> dict[str, Evidence]:
+    """Return the records of the rows of our own at a scale, by row."""
+    results, rows = results or Path(root) / paper / "results", load_ledger(root, paper).rows_of_scale(scale)
+    return {row.Row: collect(results, paper, scale, row.Row, expected_hash, row.Formerly) for row in rows}
+
+
 def lite_table(
     paper: str, root, scale: str, expected_hash: ExpectedHash, results=None, only_measured: bool = False
 ) -> list[Table]:
@@ -167,8 +179,7 @@ def lite_table(
     rows without fresh evidence and extra columns; the corrections are for the comparisons of all rows all the same.
     """
     rows = load_ledger(root, paper).rows_of_scale(scale)
-    results = results or Path(root) / paper / "results"
-    evidence = {row.Row: collect(results, paper, scale, row.Row, expected_hash, row.Formerly) for row in rows}
+    evidence = _evidence(root, paper, scale, expected_hash, results)
     labels, tables = {row.Row: row.Label for row in rows}, []
     tests = _comparisons(rows, evidence)
     p_values = {pair: test.p_value for pair, test in tests.items() if test.n > 1}
@@ -191,6 +202,8 @@ def lite_table(
 
 def _notes(rows: list[OwnRow], evidence: dict[str, Evidence], p_values: dict, holding: set) -> list[str]:
     """Return what concerns all tables of a list: how to read them, the corrections, machines and commits."""
+    if all(len(row.fresh) < 2 for row in evidence.values()) and any(row.fresh for row in evidence.values()):
+        return ["One seed a row: no interval, and no claim is tested.", *_where_from(list(evidence.values()))]
     planned, made = sum(len(row.Baseline) * len(row.compared) for row in rows), len(p_values)
     comparisons = f"{made} paired comparisons"
     if made != planned:
@@ -253,23 +266,12 @@ def claims_table(ledger: Ledger, derived: dict[str, Derived], title: str = "") -
         "why",
     ]
     rows = []
-    for model in ledger.Models:
-        claim, found = model.Claim, derived[model.Claim.Row]
-        baseline = _claimed_cell(claim.Baseline.Metrics)
+    for claim in (model.Claim for model in ledger.Models):
+        row, baseline = derived[claim.Row], _claimed_cell(claim.Baseline.Metrics)
         if claim.Baseline.name:
             baseline = f"{claim.Baseline.name}{LINE}{baseline}"
-        measured = _measured_cell(claim, found)
-        rows.append(
-            [
-                claim.Row,
-                _claimed_cell(claim.Metrics),
-                baseline,
-                measured,
-                str(found.n),
-                found.status,
-                found.reason,
-            ]
-        )
+        cells = [claim.Row, _claimed_cell(claim.Metrics), baseline, _measured_cell(claim, row)]
+        rows.append([*cells, str(row.n), row.status, row.reason])
     return Table(title, columns, rows)
 
 
@@ -277,19 +279,16 @@ def measured_table(paper: str, root, expected_hash: ExpectedHash, derived: dict[
     """Return the tables of what was measured, claimed rows and then ours, with one line on what was not run."""
     ledger = load_ledger(root, paper)
     claimed = [model for model in ledger.Models if derived[model.Claim.Row].n]
-    tables, own, run = [], 0, 0
+    tables, missing = [], 0
     if claimed:
-        measured = ledger.model_copy(update={"Models": claimed})
-        tables.append(claims_table(measured, derived, "Claimed rows"))
+        tables.append(claims_table(ledger.model_copy(update={"Models": claimed}), derived, "Claimed rows"))
     for scale in ("full", "lite"):
         tables += lite_table(paper, root, scale, expected_hash, only_measured=True)
-        results = Path(root) / paper / "results"
-        for row in ledger.rows_of_scale(scale):
-            own += 1
-            run += bool(collect(results, paper, scale, row.Row, expected_hash, row.Formerly).fresh)
+        evidence = _evidence(root, paper, scale, expected_hash)
+        missing += sum(not row.fresh for row in evidence.values())
     missing = (
-        f"{len(ledger.Models) - len(claimed)} of {len(ledger.Models)} claimed rows and {own - run} of {own} rows of "
-        "our own were not run: [RESULTS.md](RESULTS.md)."
+        f"{len(ledger.Models) - len(claimed)} of {len(ledger.Models)} claimed rows and {missing} of "
+        f"{len(ledger.Full) + len(ledger.Lite)} rows of our own were not run: [RESULTS.md](RESULTS.md)."
     )
     if not tables:
         return [Table("", ["measured"], [["nothing yet"]], [missing])]
@@ -299,48 +298,32 @@ def measured_table(paper: str, root, expected_hash: ExpectedHash, derived: dict[
 
 def headline_text(paper: str, root, expected_hash: ExpectedHash) -> str:
     """Return the comparison that the ledger names as its headline, with its interval; what is missing otherwise."""
-    ledger, names = load_ledger(root, paper), load_names()
+    ledger = load_ledger(root, paper)
     if ledger.Headline is None:
         return NOTHING
     rows = {row.Row: row for row in ledger.Lite}
     row, baseline = rows[ledger.Headline.Row], rows[ledger.Headline.Baseline]
-    results, values = Path(root) / paper / "results", []
-    metric = ledger.Headline.Metric or row.compared[0]
-    for one in (row, baseline):
-        values.append(collect(results, paper, "lite", one.Row, expected_hash, one.Formerly).values(metric))
-    test, known = paired(*values), names.metrics[metric]
+    evidence, metric = (
+        _evidence(root, paper, "lite", expected_hash),
+        ledger.Headline.Metric or row.compared[0],
+    )
+    test = paired(evidence[row.Row].values(metric), evidence[baseline.Row].values(metric))
+    pair = f"{row.Label} against {baseline.Label}"
     if test.n < 2:
-        return f"{row.Label} against {baseline.Label}: not run"
-    low, high = (f"{bound * known.factor:.{known.digits}f}" for bound in (test.low, test.high))
-    difference = f"{test.mean * known.factor:+.{known.digits}f} [{low}, {high}]"
-    return f"{row.Group}: {row.Label} against {baseline.Label}, {known.label}: {difference}, {test.n} seeds"
+        return f"{pair}: not run"
+    known = load_names().metrics[metric]
+    return f"{row.Group}: {pair}, {known.label}: {_difference_text(test, metric)}, {test.n} seeds"
 
 
 def summary_table(root, derived: dict[str, dict[str, Derived]], expected_hash: ExpectedHash) -> Table:
     """Return one row per paper: claimed, reproduced, measured at small scale, headline; ``derived`` by paper, row."""
-    columns = [
-        "paper",
-        "claimed rows",
-        "reproduced",
-        "measured at full scale",
-        "measured at lite scale",
-        "headline",
-    ]
+    at_scale = [f"measured at {scale} scale" for scale in ("full", "lite")]
+    columns = ["paper", "claimed rows", "reproduced", *at_scale, "headline"]
     rows = []
     for paper, claims in derived.items():
-        lite = load_ledger(root, paper).Lite
-        results = Path(root) / paper / "results"
-        measured = sum(
-            bool(collect(results, paper, "lite", row.Row, expected_hash, row.Formerly).fresh) for row in lite
-        )
-        rows.append(
-            [
-                f"[{paper}]({paper}/README.md)",
-                str(len(claims)),
-                str(sum(row.status == "reproduced" for row in claims.values())),
-                str(sum(row.n > 0 for row in claims.values())),
-                f"{measured} of {len(lite)} rows",
-                headline_text(paper, root, expected_hash),
-            ]
-        )
+        lite = [bool(row.fresh) for row in _evidence(root, paper, "lite", expected_hash).values()]
+        reproduced = sum(row.status == "reproduced" for row in claims.values())
+        full = sum(row.n > 0 for row in claims.values())
+        cells = [f"[{paper}]({paper}/README.md)", str(len(claims)), str(reproduced), str(full)]
+        rows.append([*cells, f"{sum(lite)} of {len(lite)} rows", headline_text(paper, root, expected_hash)])
     return Table("", columns, rows)

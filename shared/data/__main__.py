@@ -3,46 +3,120 @@
 Exit code 0 when nothing that is there is wrong (missing is only said), 2 for a wrong file or a bad root.
 """
 
-import argparse
+import hashlib
 import os
 import sys
+from collections import Counter
+from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from shared.data.manifest import WRONG, check_all
+from shared.commands import Parser, report
+from shared.data.folders import list_images, require_checksum
+from shared.data.manifest import (
+    DataFile,
+    ImageFolder,
+    Manifest,
+    checked_root,
+    load_manifest,
+    locate,
+    manifest_names,
+    recorded,
+)
+from shared.data.matlab import read_mat
 from shared.errors import UserError
 
-COLOURS = {
-    "present": "green",
-    "recorded": "green",
-    "embedded": "green",
-    "counted": "green",
-    "missing": "yellow",
-}
+
+class Row(NamedTuple):
+    """One line of the table; status: embedded, present, recorded, counted, missing or wrong."""
+
+    manifest: str
+    file: str
+    status: str
+    detail: str
+
+
+def _check_file(manifest: Manifest, entry: DataFile, root: Path) -> str:
+    """Return a phrase for every variable; UserError where checksum, shape, type or counts differ from the manifest."""
+    path, phrases = root / entry.path, []
+    if entry.sha256 is not None or entry.path in recorded(manifest, root):
+        locate(manifest, root, entry.path)
+    for key, variable in entry.keys.items():
+        data = read_mat(path, key)
+        if data.shape != variable.shape or variable.dtype not in (None, str(data.dtype)):
+            expected = f"get the file that has {variable.shape} {variable.dtype or 'of any type'}"
+            raise manifest.wrong(f"{path}: {key} is {data.shape} {data.dtype}", expected)
+        phrase = f"{key} {' x '.join(map(str, data.shape))}"
+        if key in manifest.counts:
+            values, numbers = np.unique(data[data != 0], return_counts=True)
+            counts = dict(zip(values.tolist(), numbers.tolist(), strict=True))
+            expected = dict(enumerate(manifest.counts[key], 1))
+            if counts != expected:
+                raise manifest.wrong(f"{path}: {key} counts {counts}", f"get the file that has {expected}")
+            phrase += f", {len(counts)} classes, {numbers.sum()} labelled"
+        phrases.append(phrase)
+    locate(manifest, root, entry.path)  # only now is a checksum recorded that was not known
+    return "; ".join(phrases)
+
+
+def _check_folder(manifest: Manifest, entry: ImageFolder, root: Path) -> str:
+    """Return a phrase with the numbers; UserError where they, or a byte where a sha256 is known, differ."""
+    listing = list_images(manifest, entry, root)
+    phrase = f"{len(listing.classes)} classes, {len(listing.labels)} images"
+    if entry.sha256 is None:
+        return f"{phrase}, no checksum known"
+    images = map(listing.path, range(len(listing.labels)))
+    digests = (hashlib.sha256(path.read_bytes()).hexdigest() for path in images)
+    require_checksum(manifest, entry, listing, digests)
+    return phrase
+
+
+def _row(manifest: Manifest, entry: DataFile | ImageFolder, root: Path) -> Row:
+    is_file = isinstance(entry, DataFile)
+    status, detail = "missing", f"{entry.note if is_file else ''} Source: {manifest.source}".strip()
+    if entry.is_in(root):
+        try:
+            detail = (_check_file if is_file else _check_folder)(manifest, entry, root)
+            status = "present" if entry.sha256 else "recorded" if is_file else "counted"
+        except UserError as error:
+            status, detail = "wrong", str(error)
+    return Row(manifest.name, entry.path, status, detail)
+
+
+def check_all(data_root: str | Path | None) -> list[Row]:
+    """Return a row for every file and folder of every manifest: checksum, shapes of MATLAB files, counts."""
+    hint = "set DATA_ROOT=<folder>, whose sub-folder hsi holds the hyperspectral scenes"
+    root, rows = checked_root(data_root, hint), []
+    for manifest in map(load_manifest, manifest_names()):
+        entries = [_row(manifest, entry, root) for entry in [*manifest.files, *manifest.folders]]
+        rows += entries or [Row(manifest.name, "-", "embedded", manifest.source)]
+    return rows
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Print the table of all data files and return the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m shared.data", description=__doc__.splitlines()[0])
+    parser = Parser(prog="python -m shared.data", description=__doc__.splitlines()[0])
     parser.add_argument("--root", default=os.environ.get("DATA_ROOT"), help="the data root, else DATA_ROOT")
     try:
         rows = check_all(parser.parse_args(arguments).root)
     except UserError as error:
-        print(error, file=sys.stderr)
-        return 2
-    table = Table("data set", "file", "status", "found")
-    for row in rows:
-        file, detail = Text(row.file, overflow="fold"), Text(row.detail, overflow="fold")
-        table.add_row(row.manifest, file, Text(row.status, COLOURS.get(row.status, "red")), detail)
+        return report(error)
+    table = Table("data set", "file", "status", "detail")
+    for name, file, status, detail in rows:
+        colour = {"wrong": "red", "missing": "yellow"}.get(status, "green")
+        table.add_row(name, Text(file, overflow="fold"), Text(status, colour), Text(detail, overflow="fold"))
     Console().print(table)
-    wrong = [row for row in rows if row.status in WRONG]
-    missing = sum(row.status == "missing" for row in rows)
-    files = sum(row.status != "embedded" for row in rows)
-    print(f"{files} files and folders: {len(wrong)} wrong, {missing} missing (fine until a run needs them)")
-    for row in wrong:
-        print(row.detail, file=sys.stderr)
+    numbers = Counter(row.status for row in rows)
+    files = len(rows) - numbers["embedded"]
+    wrong, missing = numbers["wrong"], numbers["missing"]
+    print(f"{files} files and folders: {wrong} wrong, {missing} missing (fine until a run needs them)")
+    for row in rows:
+        if row.status == "wrong":
+            print(row.detail, file=sys.stderr)
     return 2 if wrong else 0
 
 

@@ -2,12 +2,10 @@
 
 The recipe of DeiT (arXiv 2012.12877) as Vim, VMamba and their followers use it, in timm's order: crop, flip,
 RandAugment (arXiv 1909.13719), colour jitter, normalisation, random erasing (arXiv 1708.04896); for a whole batch
-mixup (arXiv 1710.09412) or CutMix (arXiv 1905.04899). RandAugment is timm's own, the rest follows timm's rules on
-numbers drawn here. What is the same for every image of a batch (padding, cutting, flipping, normalising) is done on
-the whole batch at once. A list of values of the recipe: https://github.com/huggingface/pytorch-image-models
+mixup (arXiv 1710.09412) or CutMix (arXiv 1905.04899). RandAugment is timm's own, the rest follows timm's rules
+(https://github.com/huggingface/pytorch-image-models) on numbers drawn here.
 """
 
-import contextlib
 import math
 import random
 from dataclasses import dataclass
@@ -18,7 +16,7 @@ import torchvision.transforms.v2.functional as transforms
 from omegaconf import MISSING
 from PIL import Image, ImageOps
 from scipy.special import betaincinv
-from timm.data.auto_augment import rand_augment_transform
+from timm.data.auto_augment import RandAugment, rand_augment_transform
 from torch import Tensor
 from torchvision.transforms import InterpolationMode
 
@@ -45,9 +43,8 @@ class AugmentationConfig:
     ratio: list[float] | None = MISSING  # smallest and largest width / height
     padding: int | None = MISSING  # black pixels on every side
     flip: float = MISSING  # probability
-    color_jitter: float = (
-        MISSING  # of brightness, contrast, saturation; 0 = off. timm leaves it out beside RandAugment
-    )
+    # Of brightness, contrast, saturation; 0 = off. timm leaves it out beside RandAugment.
+    color_jitter: float = MISSING
     rand_augment: str | None = MISSING  # as timm writes it: rand-m9-mstd0.5-inc1
     random_erasing: float = MISSING  # probability
     interpolation: str = MISSING  # bicubic | bilinear
@@ -58,6 +55,7 @@ class AugmentationConfig:
 
 def _check(cfg: AugmentationConfig) -> None:
     """Raise UserError for the first value that cannot be used."""
+    pads = cfg.crop == "pad"
     fits = [
         ("image_size", cfg.image_size >= 1, "1 or more pixels"),
         ("crop", cfg.crop in ("random-resized", "pad"), "random-resized or pad"),
@@ -68,32 +66,17 @@ def _check(cfg: AugmentationConfig) -> None:
         ("mean", len(cfg.mean) == 3, "three numbers"),
         ("std", len(cfg.std) == 3 and min(cfg.std) > 0, "three positive numbers"),
         ("eval_crop_ratio", 0 < cfg.eval_crop_ratio <= 1, "more than 0, at most 1"),
+        ("padding", not pads or (cfg.padding is not None and cfg.padding >= 0), "0 or more pixels"),
+        ("scale", pads or _rising(cfg.scale, 1), "two parts of the area, as [0.08, 1.0]"),
+        ("ratio", pads or _rising(cfg.ratio), "two ratios of width to height, as [0.75, 1.3333]"),
     ]
-    if cfg.crop == "pad":
-        fits.append(("padding", cfg.padding is not None and cfg.padding >= 0, "0 or more pixels"))
-    else:
-        fits.append(
-            ("scale", _rising(cfg.scale) and cfg.scale[1] <= 1, "two parts of the area, as [0.08, 1.0]")
-        )
-        fits.append(("ratio", _rising(cfg.ratio), "two ratios of width to height, as [0.75, 1.3333]"))
     for field, is_right, remedy in fits:
         if not is_right:
             raise UserError(f"augment.{field} = {getattr(cfg, field)} cannot be used: set {remedy}")
 
 
-def _rising(pair) -> bool:
-    return pair is not None and len(pair) == 2 and 0 < pair[0] <= pair[1]
-
-
-@contextlib.contextmanager
-def global_generators_kept():
-    """Put the states of ``random`` and ``numpy.random``, from which timm draws, back afterwards."""
-    states = random.getstate(), np.random.get_state()
-    try:
-        yield
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])
+def _rising(pair, largest: float = math.inf) -> bool:
+    return pair is not None and len(pair) == 2 and 0 < pair[0] <= pair[1] <= largest
 
 
 class Augmentation:
@@ -109,34 +92,13 @@ class Augmentation:
         self.interpolation = InterpolationMode(cfg.interpolation)
         self.shift = torch.tensor(list(cfg.mean)).view(3, 1, 1) * 255
         self.factor = 1 / (torch.tensor(list(cfg.std)).view(3, 1, 1) * 255)
-        self.rand_augment = self._make_rand_augment() if cfg.rand_augment else None
-
-    def _make_rand_augment(self):
-        hints = {  # as timm.data.create_transform gives them
-            "translate_const": int(self.size * 0.45),
-            "img_mean": tuple(min(255, round(255 * value)) for value in self.cfg.mean),
-            "interpolation": PILLOW[self.cfg.interpolation],
-        }
-        try:
-            made = rand_augment_transform(self.cfg.rand_augment, hints)
-        except (AssertionError, KeyError, ValueError) as error:
-            raise UserError(
-                f"augment.rand_augment = {self.cfg.rand_augment!r} is not understood by timm: write it as in "
-                "rand-m9-mstd0.5-inc1"
-            ) from error
-        for operation in made.ops:
-            if operation.name.startswith("Posterize"):
-                operation.aug_fn = _posterize
-        return made
+        self.rand_augment = _rand_augment(cfg) if cfg.rand_augment else None
 
     def train(self, images: Tensor | list[Tensor], key: Key) -> Tensor:
         """Return the augmented batch; ``key`` is (seed, epoch, index (b,), view (b,))."""
         if len(images) == 0:
             return torch.empty(0, 3, self.size, self.size)
-        if self.cfg.crop == "pad":
-            batch = self._padded_crop(self._square(images), key)
-        else:
-            batch = self._resized_crop(images, key)
+        batch = (self._padded_crop if self.cfg.crop == "pad" else self._resized_crop)(images, key)
         flipped = torch.from_numpy(np.flatnonzero(keyed_uniform(FLIP, *key) < self.cfg.flip))
         batch[flipped] = batch[flipped].flip(-1)
         if self.rand_augment is not None:
@@ -152,40 +114,35 @@ class Augmentation:
         """Return the batch of a test: short side to image_size / eval_crop_ratio, the middle cut out."""
         if len(images) == 0:
             return torch.empty(0, 3, self.size, self.size)
-        if isinstance(images, list):
-            return self._normalised(torch.stack([self._middle(image) for image in images]))
-        return self._normalised(self._middle(images))
-
-    def _middle(self, images: Tensor) -> Tensor:
         short = math.floor(self.size / self.cfg.eval_crop_ratio)
-        resized = transforms.resize(images, [short], self.interpolation, antialias=True)
-        return transforms.center_crop(resized, [self.size, self.size])
+
+        def middle(images: Tensor) -> Tensor:
+            resized = transforms.resize(images, [short], self.interpolation, antialias=True)
+            return transforms.center_crop(resized, [self.size, self.size])
+
+        batch = torch.stack([middle(i) for i in images]) if isinstance(images, list) else middle(images)
+        return self._normalised(batch)
 
     def _normalised(self, batch: Tensor) -> Tensor:
         return batch.to(torch.float32).sub_(self.shift).mul_(self.factor)
 
     def _square(self, images: Tensor | list[Tensor]) -> Tensor:
-        shapes = {tuple(image.shape[-2:]) for image in (images if isinstance(images, list) else [images])}
+        shapes = {tuple(image.shape[-2:]) for image in images}
         height, width = next(iter(shapes))
         if len(shapes) > 1 or height != width:
-            raise UserError(
-                f"augment.crop = pad needs square images of one size, but there is one of {width} x {height} "
-                "pixels: set augment.crop to random-resized"
-            )
+            wrong = f"needs square images of one size, but there is one of {width} x {height} pixels"
+            raise UserError(f"augment.crop = pad {wrong}: set augment.crop to random-resized")
         batch = torch.stack(images) if isinstance(images, list) else images
         if height == self.size:
             return batch
         return transforms.resize(batch, [self.size, self.size], self.interpolation, antialias=True)
 
-    def _padded_crop(self, batch: Tensor, key: Key) -> Tensor:
+    def _padded_crop(self, images: Tensor | list[Tensor], key: Key) -> Tensor:
         """Cut a window at random out of every image with its black border; the whole batch at once."""
-        padding, size = self.cfg.padding, self.size
-        if padding == 0:
-            return batch.clone()
-        frame = np.zeros((*batch.shape[:2], size + 2 * padding, size + 2 * padding), np.uint8)
-        frame[:, :, padding:-padding, padding:-padding] = batch.numpy()
+        batch, padding, size = self._square(images), self.cfg.padding, self.size
         offsets = (keyed_uniform(CROP, *_columns(key), np.arange(2)) * (2 * padding + 1)).astype(np.int64)
-        windows = np.lib.stride_tricks.sliding_window_view(frame, (size, size), (2, 3))  # (b, 3, Y, X, S, S)
+        padded = transforms.pad(batch, [padding]).numpy()
+        windows = np.lib.stride_tricks.sliding_window_view(padded, (size, size), (2, 3))  # (b, 3, Y, X, S, S)
         return torch.from_numpy(windows[np.arange(len(batch)), :, offsets[:, 0], offsets[:, 1]])
 
     def _resized_crop(self, images: Tensor | list[Tensor], key: Key) -> Tensor:
@@ -193,21 +150,26 @@ class Augmentation:
         draws = keyed_uniform(CROP, *_columns(_columns(key)), np.arange(ATTEMPTS)[:, None], np.arange(4))
         heights, widths = ([image.shape[axis] for image in images] for axis in (-2, -1))
         boxes = crop_boxes(heights, widths, self.cfg.scale, self.cfg.ratio, draws).tolist()
-        batch = torch.empty(len(images), 3, self.size, self.size, dtype=torch.uint8)
-        for image, target, (top, left, height, width) in zip(images, batch, boxes, strict=True):
-            part = image[:, top : top + height, left : left + width]
-            target.copy_(transforms.resize(part, [self.size, self.size], self.interpolation, antialias=True))
-        return batch
+        size = [self.size, self.size]
+        parts = [
+            transforms.resized_crop(image, *box, size, self.interpolation, antialias=True)
+            for image, box in zip(images, boxes, strict=True)
+        ]
+        return torch.stack(parts)
 
     def _rand_augment(self, batch: Tensor, key: Key) -> None:
-        """Apply timm's RandAugment to every image, its two generators seeded with the image's key."""
+        """Apply timm's RandAugment to every image; the global generators that it draws from are put back afterwards."""
         seeds = keyed_bits(RAND_AUGMENT, *key).tolist()
-        with global_generators_kept():
+        states = random.getstate(), np.random.get_state()
+        try:
             for image, seed in zip(batch, seeds, strict=True):
                 random.seed(seed)
                 np.random.seed(seed >> 32)
                 picture = Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
                 image.copy_(torch.from_numpy(np.array(self.rand_augment(picture))).permute(2, 0, 1))
+        finally:
+            random.setstate(states[0])
+            np.random.set_state(states[1])
 
     def _jitter(self, batch: Tensor, key: Key) -> None:
         """Change brightness, contrast and saturation of every image, in an order of its own."""
@@ -215,24 +177,36 @@ class Augmentation:
         draws = keyed_uniform(JITTER, *_columns(key), np.arange(6))
         factors = 1 + self.cfg.color_jitter * (2 * draws[:, :3] - 1)
         for image, factor, order in zip(batch, factors, draws[:, 3:].argsort(1), strict=True):
-            changed = image
             for step in order:
-                changed = adjust[step](changed, float(factor[step]))
-            image.copy_(changed)
+                image.copy_(adjust[step](image, float(factor[step])))
 
     def _erase(self, batch: Tensor, key: Key) -> None:
         """Fill a rectangle of some images, already normalised, with normal noise, pixel by pixel."""
         chosen = np.flatnonzero(keyed_uniform(ERASE, *key) < self.cfg.random_erasing)
         some = (*key[:2], key[2][chosen], key[3][chosen])
         draws = keyed_uniform(ERASE, *_columns(_columns(some)), np.arange(ATTEMPTS)[:, None], np.arange(4))
-        seeds = keyed_bits(NOISE, *some).tolist()
+        boxes, seeds = erased_boxes(self.size, draws).tolist(), keyed_bits(NOISE, *some).tolist()
         generator = torch.Generator()
-        for image, draw, seed in zip(chosen.tolist(), draws.tolist(), seeds, strict=True):
-            box = erased_box(self.size, draw)
-            if box is not None:
-                top, left, height, width = box
-                noise = torch.randn(3, height, width, generator=generator.manual_seed(seed))
-                batch[image, :, top : top + height, left : left + width] = noise
+        for image, (top, left, height, width), seed in zip(chosen, boxes, seeds, strict=True):
+            noise = torch.randn(3, height, width, generator=generator.manual_seed(seed))
+            batch[image, :, top : top + height, left : left + width] = noise
+
+
+def _rand_augment(cfg: AugmentationConfig) -> RandAugment:
+    hints = {  # as timm.data.create_transform gives them
+        "translate_const": int(cfg.image_size * 0.45),
+        "img_mean": tuple(min(255, round(255 * value)) for value in cfg.mean),
+        "interpolation": PILLOW[cfg.interpolation],
+    }
+    try:
+        rand_augment = rand_augment_transform(cfg.rand_augment, hints)
+    except (AssertionError, KeyError, ValueError) as error:
+        wrong = f"augment.rand_augment = {cfg.rand_augment!r} is not understood by timm"
+        raise UserError(f"{wrong}: write it as in rand-m9-mstd0.5-inc1") from error
+    for operation in rand_augment.ops:
+        if operation.name.startswith("Posterize"):
+            operation.aug_fn = _posterize
+    return rand_augment
 
 
 def _posterize(picture: Image.Image, bits: int, **unused) -> Image.Image:
@@ -254,55 +228,38 @@ def crop_boxes(heights, widths, scale, ratio, draws: np.ndarray) -> np.ndarray:
     ``draws``: (b, attempts, 4) uniform numbers. Where no attempt fits, the largest middle part of an allowed shape.
     """
     heights, widths = (np.asarray(lengths, np.int64)[:, None] for lengths in (heights, widths))
-    logarithms = math.log(ratio[0]), math.log(ratio[1])
-    powers = logarithms[0] + (logarithms[1] - logarithms[0]) * draws[..., 1]
-    # numpy's exponential differs in the last digit from one processor to another.
-    shapes = np.array([math.exp(power) for power in powers.flat]).reshape(powers.shape)
-    pixels = heights * widths * (scale[0] + (scale[1] - scale[0]) * draws[..., 0])
-    wide, high = (np.rint(np.sqrt(sides)).astype(np.int64) for sides in (pixels * shapes, pixels / shapes))
+    wide, high = _sides(heights * widths, scale, ratio, draws)
     fits = (wide > 0) & (wide <= widths) & (high > 0) & (high <= heights)
+    shapes = np.clip(widths / heights, *ratio)
+    middle_wide = np.maximum(np.minimum(widths, np.rint(heights * shapes).astype(np.int64)), 1)
+    middle_high = np.maximum(np.minimum(heights, np.rint(widths / shapes).astype(np.int64)), 1)
+    places = (heights - middle_high) // 2, (widths - middle_wide) // 2
+    middle = np.concatenate([*places, middle_high, middle_wide], 1)
+    return _first_fit(heights, widths, high, wide, fits, draws, middle)
+
+
+def erased_boxes(size: int, draws: np.ndarray) -> np.ndarray:
+    """Return the parts to erase of square images as ``crop_boxes`` does, without a pixel where no attempt fits."""
+    high, wide = _sides(size * size, ERASED_AREA, ERASED_RATIO, draws)
+    fits = (high > 0) & (high < size) & (wide > 0) & (wide < size)
+    return _first_fit(size, size, high, wide, fits, draws, np.zeros(4, np.int64))
+
+
+def _sides(pixels, area, ratio, draws: np.ndarray) -> list[np.ndarray]:
+    """Return both sides, (b, attempts) int64, of rectangles whose part of the ``pixels`` and ratio are drawn."""
+    low, high = math.log(ratio[0]), math.log(ratio[1])
+    # numpy's exponential differs in the last digit from one processor to another.
+    ratios = np.vectorize(math.exp, [float])(low + (high - low) * draws[..., 1])
+    pixels = pixels * (area[0] + (area[1] - area[0]) * draws[..., 0])
+    return [np.rint(np.sqrt(square)).astype(np.int64) for square in (pixels * ratios, pixels / ratios)]
+
+
+def _first_fit(heights, widths, high, wide, fits, draws: np.ndarray, otherwise: np.ndarray) -> np.ndarray:
+    """Return the first attempt that fits, put at a drawn place, (b, 4) int64."""
     top, left = draws[..., 2] * (heights - high + 1), draws[..., 3] * (widths - wide + 1)
     drawn = np.stack([top.astype(np.int64), left.astype(np.int64), high, wide], -1)
     drawn = drawn[np.arange(len(fits)), fits.argmax(1)]
-    return np.where(fits.any(1)[:, None], drawn, _middle_boxes(heights[:, 0], widths[:, 0], ratio))
-
-
-def _middle_boxes(heights: np.ndarray, widths: np.ndarray, ratio) -> np.ndarray:
-    """Return the largest middle part, of an allowed shape, of every image, (b, 4)."""
-    shapes = np.clip(widths / heights, *ratio)
-    wide = np.maximum(np.minimum(widths, np.rint(heights * shapes).astype(np.int64)), 1)
-    high = np.maximum(np.minimum(heights, np.rint(widths / shapes).astype(np.int64)), 1)
-    return np.stack([(heights - high) // 2, (widths - wide) // 2, high, wide], -1)
-
-
-def erased_box(size: int, draws) -> tuple[int, int, int, int] | None:
-    """Return (top, left, height, width) of the part to erase, None where no attempt (rows of 4 draws) fits."""
-    logarithms = math.log(ERASED_RATIO[0]), math.log(ERASED_RATIO[1])
-    for area, shape, down, right in draws:
-        pixels = size * size * (ERASED_AREA[0] + (ERASED_AREA[1] - ERASED_AREA[0]) * area)
-        shape = math.exp(logarithms[0] + (logarithms[1] - logarithms[0]) * shape)
-        high, wide = round(math.sqrt(pixels * shape)), round(math.sqrt(pixels / shape))
-        if 0 < high < size and 0 < wide < size:
-            return int(down * (size - high + 1)), int(right * (size - wide + 1)), high, wide
-    return None
-
-
-def _beta(draw: float, alpha: float) -> float:
-    """Return the number of the distribution Beta(alpha, alpha) that belongs to a uniform one."""
-    return float(betaincinv(alpha, alpha, draw))
-
-
-def _cut_box(height: int, width: int, kept: float, down: float, right: float) -> tuple[int, int, int, int]:
-    """Return (top, bottom, left, right) of CutMix's rectangle, about any centre, cut off at the borders."""
-    part = math.sqrt(1 - kept)
-    cut_height, cut_width = int(height * part), int(width * part)
-    row, column = int(down * height), int(right * width)
-    return (
-        max(row - cut_height // 2, 0),
-        min(row + (cut_height + 1) // 2, height),
-        max(column - cut_width // 2, 0),
-        min(column + (cut_width + 1) // 2, width),
-    )
+    return np.where(fits.any(1)[:, None], drawn, otherwise)
 
 
 def mix(
@@ -328,14 +285,18 @@ def mix(
     soft.scatter_(1, labels[:, None], 1 - smoothing + smoothing / classes)
     if len(images) < 2 or (mixup_alpha <= 0 and cutmix_alpha <= 0):
         return images, soft
-    kept = _beta(share, cutmix_alpha if cut else mixup_alpha)
+    alpha = cutmix_alpha if cut else mixup_alpha
+    kept = float(betaincinv(alpha, alpha, share))  # of Beta(alpha, alpha)
     partners = images.roll(len(images) // 2, 0)
-    if cut:
-        height, width = images.shape[-2:]
-        top, bottom, left, right = _cut_box(height, width, kept, down, right)
+    if cut:  # a rectangle about any centre, cut off at the borders
+        spans, part = [], math.sqrt(1 - kept)
+        for length, place in zip(images.shape[-2:], (down, right), strict=True):
+            centre, side = int(place * length), int(length * part)
+            spans.append((max(centre - side // 2, 0), min(centre + (side + 1) // 2, length)))
+        (top, bottom), (left, right) = spans
         images = images.clone()
         images[..., top:bottom, left:right] = partners[..., top:bottom, left:right]
-        kept = 1 - (bottom - top) * (right - left) / (height * width)
+        kept = 1 - (bottom - top) * (right - left) / images[0, 0].numel()
     else:
         images = torch.lerp(partners, images, kept)
     return images, torch.lerp(soft.roll(len(soft) // 2, 0), soft, kept)

@@ -1,18 +1,18 @@
 """Image-classification data sets, one split at a time, and the batches that a training or a test takes from them.
 
-The sets are the scikit-learn digits (embedded) and every manifest with ``folders``. Sets of small images of one size
-(CIFAR-10, Tiny-ImageNet at 32, Imagenette at 96) are decoded once, into one uint8 array file that is mapped into
-memory ever after: ``$XDG_CACHE_HOME/visrep/<name>-<split>-<sha256>-<decoder>.npy`` (``~/.cache`` where that is not
-set), written atomically, never inside the data root, which may be read-only. Every file's sha256 is compared while
-it is decoded. Larger sets are decoded image by image. Decoder: torchvision.io (RGB; grey and CMYK are converted).
+The sets are the scikit-learn digits (embedded) and every manifest with ``folders``. Where it gives a size, the images
+are decoded once, their checksums compared, into a uint8 array that is mapped into memory ever after, outside the data
+root, which may be read-only: ``${XDG_CACHE_HOME:-~/.cache}/visrep/<name>-<split>-<sha256>-<decoder>.npy``. Other sets
+are decoded image by image. Decoder: torchvision.io (RGB; grey and CMYK are converted).
 """
 
+import contextlib
 import hashlib
 import logging
 import os
 import re
-import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -24,18 +24,12 @@ from torchvision.io import ImageReadMode, decode_image
 
 from shared.data.augment import Augmentation
 from shared.data.digits import load_digits, split_by_index
-from shared.data.folders import (
-    ImageFolder,
-    Listing,
-    list_images,
-    listing_sha256,
-    require_checksum,
-    require_same_classes,
-)
-from shared.data.keyed import keyed_bits
-from shared.data.manifest import Manifest, load_manifest, manifest_names
+from shared.data.folders import Listing, list_images, require_checksum
+from shared.data.keyed import keyed_bits, keyed_places
+from shared.data.manifest import ImageFolder, Manifest, load_manifest, manifest_names
 from shared.data.streams import stream
 from shared.errors import UserError
+from shared.files import whole_file
 
 LOGGER = logging.getLogger(__name__)
 SUBSET = stream("subset")
@@ -104,11 +98,10 @@ def read_image(path: Path, source: str) -> tuple[Tensor, str]:
         if image.dim() != 3:
             raise ValueError("an animation, several images in one file")
     except (OSError, RuntimeError, ValueError) as error:
-        sentence = str(error).splitlines()[0].split(". ")[0]
-        reason = re.sub(r"^.*\.cpp:\d+, ", "", sentence)  # without the place in torchvision's own code
-        raise UserError(
-            f"{path} is missing, truncated or no image ({reason}): get the file again, source: {source}"
-        ) from error
+        reason = str(error).splitlines()[0].split(". ")[0]
+        reason = re.sub(r"^.*\.cpp:\d+, ", "", reason)  # without the place in torchvision's own code
+        wrong = f"{path} is missing, truncated or no image ({reason})"
+        raise UserError(f"{wrong}: get the file again, source: {source}") from error
     return image, hashlib.sha256(content).hexdigest()
 
 
@@ -117,62 +110,39 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "visrep"
 
 
-def _decoded(listing: Listing, folder: ImageFolder, source: str) -> np.ndarray:
-    """Decode a split into (n, 3, size, size) uint8, comparing sizes and checksums."""
-    pixels = np.empty((len(listing.labels), 3, folder.size, folder.size), np.uint8)
-    digests = []
-    for index in range(len(pixels)):
+def _decode(manifest: Manifest, folder: ImageFolder, listing: Listing) -> np.ndarray:
+    """Return the pixels (n, 3, size, size) uint8 of a split, comparing sizes and checksums."""
+    pixels, digests = np.empty((len(listing.labels), 3, folder.size, folder.size), np.uint8), []
+    for index, target in enumerate(pixels):
         path = listing.path(index)
-        image, digest = read_image(path, source)
-        if image.shape != pixels.shape[1:]:
-            found = f"{image.shape[2]} x {image.shape[1]}"
-            raise UserError(
-                f"{path} has {found} pixels, not {folder.size} x {folder.size}: get the data again, source: {source}"
-            )
-        pixels[index] = image.numpy()
+        image, digest = read_image(path, manifest.source)
+        if image.shape != target.shape:
+            size = f"{image.shape[2]} x {image.shape[1]} pixels, not {folder.size} x {folder.size}"
+            raise manifest.wrong(f"{path} has {size}")
+        target[:] = image.numpy()
         digests.append(digest)
-    found = listing_sha256(digests, listing, folder.labels_file)
-    require_checksum(folder, listing.root, found, source)
+    require_checksum(manifest, folder, listing, digests)
     return pixels
 
 
-def _mapped(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
-    """Return a cached array, None where there is none or only half of one."""
-    try:
+def _decode_once(manifest: Manifest, folder: ImageFolder, listing: Listing) -> np.ndarray:
+    """Return the pixels of a split from the cache; one that cannot be written is no reason to stop."""
+    version = torchvision.__version__.split("+")[0]
+    name = f"{manifest.name}-{folder.split}-{folder.sha256[:16]}-torchvision{version}.npy"
+    path, shape = cache_folder() / name, (len(listing.labels), 3, folder.size, folder.size)
+    with contextlib.suppress(OSError, ValueError, EOFError):  # there is none, or half of one
         pixels = np.load(path, mmap_mode="r")
-    except (OSError, ValueError, EOFError):
-        return None
-    return pixels if pixels.shape == shape and pixels.dtype == np.uint8 else None
-
-
-def _store(pixels: np.ndarray, path: Path) -> np.ndarray:
-    """Write an array atomically and map it; a cache that cannot be written is no reason to stop."""
+        if pixels.shape == shape and pixels.dtype == np.uint8:
+            return pixels
+    LOGGER.info("decoding %d images of %s once, into %s", len(listing.labels), manifest.name, path)
+    pixels = _decode(manifest, folder, listing)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
-        try:
-            with os.fdopen(descriptor, "wb") as stream:
-                np.save(stream, pixels)
-                stream.flush()
-                os.fsync(stream.fileno())
-            os.replace(temporary, path)
-        except BaseException:
-            os.unlink(temporary)
-            raise
+        with whole_file(path) as file:
+            np.save(file, pixels)
+        return np.load(path, mmap_mode="r")
     except OSError as error:
         LOGGER.warning("the decoded images could not be kept in %s: %s", path, error)
         return pixels
-    return np.load(path, mmap_mode="r")
-
-
-def _held(name: str, listing: Listing, folder: ImageFolder, source: str) -> ArrayImages:
-    version = torchvision.__version__.split("+")[0]
-    path = cache_folder() / f"{name}-{folder.split}-{folder.sha256[:16]}-torchvision{version}.npy"
-    pixels = _mapped(path, (len(listing.labels), 3, folder.size, folder.size))
-    if pixels is None:
-        LOGGER.info("decoding %d images of %s once, into %s", len(listing.labels), name, path)
-        pixels = _store(_decoded(listing, folder, source), path)
-    return ArrayImages(listing.classes, listing.labels, pixels)
 
 
 def _digits(split: str) -> ArrayImages:
@@ -188,11 +158,13 @@ def image_set_names() -> list[str]:
     return ["digits", *(name for name in manifest_names() if load_manifest(name).folders)]
 
 
-def _split_folder(manifest: Manifest, split: str) -> ImageFolder:
-    for folder in manifest.folders:
-        if folder.split == split:
-            return folder
-    raise UserError(f"{manifest.name} has no split {split!r}: choose train or test")
+def require_known(name: str, split: str, names: list[str]) -> None:
+    """Raise UserError for a set that is none of the names and for a split that is neither "train" nor "test"."""
+    if name not in names:
+        choice = f"choose one of {', '.join(names)}, or describe yours in shared/data/manifests"
+        raise UserError(f"there is no image set {name!r}: {choice}")
+    if split not in ("train", "test"):
+        raise UserError(f"{name} has no split {split!r}: choose train or test")
 
 
 def load_image_set(name: str, split: str, data_root: str | Path | None) -> ImageSet:
@@ -202,27 +174,17 @@ def load_image_set(name: str, split: str, data_root: str | Path | None) -> Image
     every class are "train". Raises UserError for an unknown set or split, for data that are missing or not the
     manifest's, and for an image that is damaged or of another size than its set has.
     """
-    if name not in image_set_names():
-        raise UserError(
-            f"there is no image set {name!r}: choose one of {', '.join(image_set_names())}, or describe yours in "
-            "shared/data/manifests"
-        )
-    if split not in ("train", "test"):
-        raise UserError(f"{name} has no split {split!r}: choose train or test")
+    require_known(name, split, image_set_names())
     if name == "digits":
         return _digits(split)
     manifest = load_manifest(name)
-    folder = _split_folder(manifest, split)
-    if not data_root:
-        raise UserError(
-            f"The data root is not set: set DATA_ROOT=<folder>, put {folder.path} there, source: {manifest.source}"
-        )
-    root = Path(data_root)
-    require_same_classes(manifest.folders, root, manifest.source)
-    listing = list_images(folder, root, manifest.source)
+    folder = next((folder for folder in manifest.folders if folder.split == split), None)
+    if folder is None:
+        raise UserError(f"{name} has no split {split!r}: choose the other one")
+    listing = list_images(manifest, folder, data_root)
     if folder.size is None:
         return ImageFiles(listing, manifest.source)
-    return _held(name, listing, folder, manifest.source)
+    return ArrayImages(listing.classes, listing.labels, _decode_once(manifest, folder, listing))
 
 
 def keyed_subset(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
@@ -231,17 +193,13 @@ def keyed_subset(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
     Classes differ by at most one image as far as they have enough; a smaller subset is part of a larger one.
     Raises UserError where there are fewer images than asked for.
     """
-    labels = np.asarray(labels)
     if not 1 <= count <= len(labels):
         raise UserError(f"a subset of {count} images out of {len(labels)}: ask for 1 to {len(labels)}")
     bits = keyed_bits(SUBSET, seed, np.arange(len(labels)))
-    turn = np.empty(len(labels), np.int64)  # of an image among those of its class
-    for label in np.unique(labels):
-        members = np.flatnonzero(labels == label)
-        turn[members[np.argsort(bits[members], kind="stable")]] = np.arange(len(members))
-    return np.sort(np.lexsort((bits, turn))[:count])
+    return np.sort(np.lexsort((bits, keyed_places(labels, SUBSET, seed)))[:count])
 
 
+@dataclass(eq=False)
 class Batches(Dataset):
     """From (epoch, samples) to a batch; a pure function of them and of the seed, whatever the workers.
 
@@ -251,16 +209,14 @@ class Batches(Dataset):
     ``train`` the images are those of a test: resized, cut from the middle, normalised; the epoch does not matter.
     """
 
-    def __init__(
-        self,
-        images: ImageSet,
-        augmentation: Augmentation,
-        seed: int,
-        train: bool = True,
-        chosen: np.ndarray | None = None,
-    ):
-        self.images, self.augmentation, self.seed, self.train = images, augmentation, seed, train
-        self.chosen = np.arange(len(images)) if chosen is None else np.asarray(chosen, np.int64)
+    images: ImageSet
+    augmentation: Augmentation
+    seed: int
+    train: bool = True
+    chosen: np.ndarray | None = None
+
+    def __post_init__(self):
+        self.chosen = np.asarray(range(len(self.images)) if self.chosen is None else self.chosen, np.int64)
 
     def __len__(self) -> int:
         return len(self.chosen)
@@ -269,11 +225,9 @@ class Batches(Dataset):
         epoch, samples = batch
         view, position = np.divmod(np.asarray(samples, np.int64), len(self))
         index = self.chosen[position]
-        images = self.images.batch(index)
-        if self.train:
-            images = self.augmentation.train(images, (self.seed, epoch, index, view))
-        else:
-            images = self.augmentation.evaluate(images)
+        images, augment = self.images.batch(index), self.augmentation
+        key = self.seed, epoch, index, view
+        images = augment.train(images, key) if self.train else augment.evaluate(images)
         labels = torch.from_numpy(self.images.labels[index])
         return {"images": images, "labels": labels, "indices": torch.from_numpy(index)}
 

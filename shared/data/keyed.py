@@ -1,10 +1,8 @@
 """Random numbers as a function of a key, the same on every machine and with every library version.
 
-A split, a permutation of an epoch, an augmentation or a draw of pixels is named by integers such as
-(seed, epoch, index). Hashing that name, rather than advancing a generator, makes the draw independent of
-workers, ranks, resumption and of the order in which anything else was drawn.
-
-The mixing function is the finaliser of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014).
+A draw is named by integers such as (seed, epoch, index). Hashing that name, rather than advancing a generator, makes
+it independent of workers, ranks, resumption and of the order in which anything else was drawn. The mixing function is
+the finaliser of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014).
 """
 
 import numpy as np
@@ -47,3 +45,13 @@ def keyed_normal(*key) -> np.ndarray:
 def keyed_permutation(length: int, *key: int) -> np.ndarray:
     """Return a permutation of range(length), int64, as a function of the key."""
     return np.argsort(keyed_bits(*key, np.arange(length)), kind="stable")
+
+
+def keyed_places(labels: np.ndarray, *key: int) -> np.ndarray:
+    """Return the place (n,) int64 of every element in a permutation of those of its label, by the key and its index."""
+    labels, bits = np.asarray(labels), keyed_bits(*key, np.arange(len(labels)))
+    places = np.empty(len(labels), np.int64)
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        places[members[np.argsort(bits[members], kind="stable")]] = np.arange(len(members))
+    return places

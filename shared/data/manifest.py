@@ -8,42 +8,30 @@ import functools
 import hashlib
 import json
 import logging
-import os
-import tempfile
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Literal
 
-import numpy as np
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
-from shared.data.folders import ImageFolder, check_images
-from shared.data.matlab import read_mat, require_readable
+from shared.data.matlab import require_readable
 from shared.errors import UserError
+from shared.files import write_text
 
 LOGGER = logging.getLogger(__name__)
 FOLDER = Path(__file__).parent / "manifests"
-WRONG = ("wrong checksum", "wrong content")
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Variable(_Strict):
+class Variable(BaseModel, extra="forbid", frozen=True):
     """A variable of a MATLAB file: its shape as MATLAB displays it, its numpy type where known."""
 
     shape: tuple[int, ...]
     dtype: str | None = None
 
 
-class DataFile(_Strict):
-    """A file of a data set; ``sha256: null`` means not known, so recorded on first use."""
-
+class _Entry(BaseModel, extra="forbid", frozen=True):
     path: str  # relative to the data root
-    sha256: str | None = Field(pattern="^[0-9a-f]{64}$")
-    keys: dict[str, Variable] = {}
-    note: str = ""
+    sha256: str | None = Field(pattern="^[0-9a-f]{64}$")  # required: None is said, where it is not known
 
     @field_validator("path")
     @classmethod
@@ -53,7 +41,40 @@ class DataFile(_Strict):
         return path
 
 
-class Manifest(_Strict):
+class DataFile(_Entry):
+    """A file of a data set; ``sha256: null`` means not known, so recorded on first use."""
+
+    keys: dict[str, Variable] = {}
+    note: str = ""
+
+    def is_in(self, root: Path) -> bool:
+        return (root / self.path).is_file()
+
+
+class ImageFolder(_Entry):
+    """A split of images, too many to be named one by one: a folder per class, or a file that gives the classes.
+
+    The sha256 is that of the listing (``folders.py``); where it is not known, numbers alone are compared.
+    """
+
+    split: Literal["train", "test"]
+    classes: int
+    images: int  # in all
+    per_class: int | list[int] | None  # in the order of the classes' names; None: not compared
+    labels_file: str | None = None  # relative to `path`; lines: file name, tab, class, further columns
+    size: int | None = None  # every image has size x size pixels; such a set is decoded once
+
+    @model_validator(mode="after")
+    def _sets_decoded_once_have_a_checksum(self):
+        if self.size is not None and self.sha256 is None:
+            raise ValueError("images with a size are kept under their sha256, which must be given")
+        return self
+
+    def is_in(self, root: Path) -> bool:
+        return (root / self.path).is_dir()
+
+
+class Manifest(BaseModel, extra="forbid", frozen=True):
     """A data set; ``counts`` gives, for each variable that holds labels, the pixels or images of each class.
 
     In a label map 0 means unlabelled and is not counted. A name in ``counts`` that is no variable of a file
@@ -65,19 +86,13 @@ class Manifest(_Strict):
     source: str
     terms: str
     files: list[DataFile]
-    folders: list[ImageFolder] = []  # of images, too many to be named one by one
+    folders: list[ImageFolder] = []
     counts: dict[str, list[int]] = {}
     root_marker: str | None = None  # a folder that every data root of this kind has
 
-
-@dataclass(frozen=True)
-class Row:
-    """One line of ``make data-check``; status: embedded, present, recorded, counted, missing, or one of WRONG."""
-
-    manifest: str
-    file: str
-    status: str
-    detail: str
+    def wrong(self, what: str, remedy: str = "get the data again") -> UserError:
+        """Return the error that says what is wrong with the data and where they come from."""
+        return UserError(f"{what}: {remedy}, source: {self.source}")
 
 
 def manifest_names() -> list[str]:
@@ -102,14 +117,11 @@ def load_manifest(name: str) -> Manifest:
 def manifest_sha256(manifest: Manifest) -> str:
     """Return the sha256 of the manifest's canonical JSON, for a run's config hash.
 
-    Only what can change a number goes in (name, files, checksums, variables, counts): mending the wording of
-    a note or of the terms must not make measured evidence stale. The data root is no part of a manifest.
+    Only what can change a number goes in: another wording of a note or of the terms must not make evidence stale.
     """
-    content = manifest.model_dump(mode="json", include={"name", "files", "counts"})
-    for file in content["files"]:
-        del file["note"]
-    if manifest.folders:  # no key of its own where there are none: the older manifests keep their hash
-        content["folders"] = [folder.model_dump(mode="json") for folder in manifest.folders]
+    # No key for folders where there are none: the older manifests keep their hash.
+    kept = {"name", "files", "counts"} | ({"folders"} if manifest.folders else set())
+    content = manifest.model_dump(mode="json", include=kept, exclude={"files": {"__all__": {"note"}}})
     text = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -125,52 +137,46 @@ def _record_path(manifest: Manifest, data_root: Path) -> Path:
     return data_root / ".sha256" / f"{manifest.name}.json"
 
 
-def _recorded(record: Path) -> dict[str, str]:
+def recorded(manifest: Manifest, data_root: Path) -> dict[str, str]:
+    """Return the checksums that were recorded in a data root, by file; UserError for a damaged record."""
+    record = _record_path(manifest, data_root)
     if not record.exists():
         return {}
     try:
-        content = json.loads(record.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        return {**json.loads(record.read_text(encoding="utf-8"))}  # a TypeError where it is no table
+    except (OSError, ValueError, TypeError) as error:
         raise UserError(f"{record} cannot be read ({error}): delete it, and it is written again") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{record} holds no table of checksums: delete it, and it is written again")
-    return content
 
 
-def _record(record: Path, file: str, digest: str) -> None:
+def _record(manifest: Manifest, data_root: Path, file: str, digest: str) -> None:
     """Add a checksum atomically; a data root that cannot be written is no reason to stop."""
+    record = _record_path(manifest, data_root)
+    content = {**recorded(manifest, data_root), file: digest}
     try:
-        record.parent.mkdir(exist_ok=True)
-        content = json.dumps({**_recorded(record), file: digest}, indent=1, sort_keys=True) + "\n"
-        descriptor, temporary = tempfile.mkstemp(dir=record.parent, prefix=record.name)
-        try:
-            with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
-                stream.write(content)
-                stream.flush()
-                os.fsync(stream.fileno())
-            os.chmod(temporary, 0o644)  # mkstemp gives 0600, but a data root is shared between users
-            os.replace(temporary, record)
-        except BaseException:
-            os.unlink(temporary)
-            raise
+        write_text(record, json.dumps(content, indent=1, sort_keys=True) + "\n")
     except OSError as error:
         LOGGER.warning("the sha256 of %s (%s) could not be recorded in %s: %s", file, digest, record, error)
 
 
-def _entry(manifest: Manifest, file: str) -> DataFile:
-    for entry in manifest.files:
-        if entry.path == file:
-            return entry
-    known = ", ".join(entry.path for entry in manifest.files) or "none, it is embedded"
-    raise UserError(f"The manifest {manifest.name} names no file {file!r}: choose one of its files ({known})")
-
-
-def _checked_root(data_root: str | Path | None, wanted: str) -> Path:
+def checked_root(data_root: str | Path | None, remedy: str) -> Path:
+    """Return the data root; UserError, which ends in the remedy, where it is not set or no folder."""
     if not data_root:  # an empty string is an environment variable that is not set, not this folder
-        raise UserError(f"The data root is not set: set DATA_ROOT=<folder>, {wanted}")
+        raise UserError(f"The data root is not set: {remedy}")
     if not Path(data_root).is_dir():
-        raise UserError(f"The data root {data_root} is not a folder: set DATA_ROOT=<folder>, {wanted}")
+        raise UserError(f"The data root {data_root} is not a folder: {remedy}")
     return Path(data_root)
+
+
+def require_there(manifest: Manifest, data_root: str | Path | None, entry: DataFile | ImageFolder) -> Path:
+    """Return the path of a file or folder of a manifest; UserError where it or the data root is missing."""
+    remedy = f"set DATA_ROOT=<folder>, put {entry.path} there, source: {manifest.source}"
+    root = checked_root(data_root, remedy)
+    if not entry.is_in(root):
+        marker = manifest.root_marker
+        strange = marker and not (root / marker).exists()
+        doubt = f" (which has no {marker}: is it the right folder?)" if strange else ""
+        raise UserError(f"{entry.path} is missing in DATA_ROOT={root}{doubt}: {remedy}")
+    return root / entry.path
 
 
 def locate(manifest: Manifest, data_root: str | Path | None, file: str) -> Path:
@@ -179,87 +185,21 @@ def locate(manifest: Manifest, data_root: str | Path | None, file: str) -> Path:
     Raises UserError when the data root or the file is missing, when the file has another checksum than the
     manifest or the record says, and when a MATLAB file that would be recorded for the first time is damaged.
     """
-    entry = _entry(manifest, file)
-    wanted = f"put {file} there, source: {manifest.source}"
-    root = _checked_root(data_root, wanted)
-    path = root / file
-    if not path.is_file():
-        marker = manifest.root_marker
-        strange = marker and not (root / marker).exists()
-        doubt = f" (which has no {marker}: is it the right folder?)" if strange else ""
-        raise UserError(f"{file} is missing in DATA_ROOT={root}{doubt}: set DATA_ROOT=<folder>, {wanted}")
-    record = _record_path(manifest, root)
-    expected = entry.sha256 or _recorded(record).get(file)
+    entries = {entry.path: entry for entry in manifest.files}
+    if file not in entries:
+        known = ", ".join(entries) or "none, it is embedded"
+        raise UserError(f"The manifest {manifest.name} names no file {file!r}: choose another ({known})")
+    path, root = require_there(manifest, data_root, entries[file]), Path(data_root)
+    published = entries[file].sha256
+    expected = published or recorded(manifest, root).get(file)
     if expected is None and path.suffix == ".mat":
         require_readable(path)  # else half a download would be recorded, and the whole one refused ever after
     stat = path.stat()
-    found = _digest(path.resolve(), stat.st_size, stat.st_mtime_ns)
+    digest = _digest(path.resolve(), stat.st_size, stat.st_mtime_ns)
     if expected is None:
-        _record(record, file, found)
-    elif found != expected:
-        remedy = f"get the file again, source: {manifest.source}"
-        if entry.sha256 is None:
-            remedy += f"; or, if it was changed on purpose, delete its line in {record}"
-        raise UserError(f"{path} has the wrong checksum: expected sha256 {expected}, found {found}; {remedy}")
+        _record(manifest, root, file, digest)
+    elif digest != expected:
+        choice = f"if it was changed on purpose, delete its line in {_record_path(manifest, root)}; else "
+        wrong = f"{path} has the wrong checksum: expected sha256 {expected}, found {digest}"
+        raise manifest.wrong(wrong, f"{'' if published else choice}get the file again")
     return path
-
-
-def _check_content(manifest: Manifest, entry: DataFile, path: Path) -> list[str]:
-    """Return one phrase per variable; UserError where shape, type or counts differ from the manifest."""
-    phrases = []
-    for key, variable in entry.keys.items():
-        data = read_mat(path, key)
-        if data.shape != variable.shape or variable.dtype not in (None, str(data.dtype)):
-            expected = f"{variable.shape} {variable.dtype or 'of any type'}, source: {manifest.source}"
-            raise UserError(f"{path}: {key} is {data.shape} {data.dtype}; get the file that has {expected}")
-        phrase = f"{key} {' x '.join(map(str, data.shape))}"
-        if key in manifest.counts:
-            values, numbers = np.unique(data[data != 0], return_counts=True)
-            classes = list(range(1, len(manifest.counts[key]) + 1))
-            if values.tolist() != classes or numbers.tolist() != manifest.counts[key]:
-                found = dict(zip(values.tolist(), numbers.tolist(), strict=True))
-                expected = dict(zip(classes, manifest.counts[key], strict=True))
-                raise UserError(f"{path}: {key} counts {found}; get the file that has {expected}")
-            phrase += f", {len(classes)} classes, {numbers.sum()} labelled"
-        phrases.append(phrase)
-    return phrases
-
-
-def _check_file(manifest: Manifest, data_root: Path, entry: DataFile) -> Row:
-    path = data_root / entry.path
-    status = "missing"
-    detail = f"{entry.note} Source: {manifest.source}".strip()
-    if path.is_file():
-        try:
-            status = "wrong checksum"
-            if entry.sha256 is not None or entry.path in _recorded(_record_path(manifest, data_root)):
-                locate(manifest, data_root, entry.path)
-            status = "wrong content"  # looked at before a new checksum is recorded
-            detail = "; ".join(_check_content(manifest, entry, path))
-            locate(manifest, data_root, entry.path)
-            status = "present" if entry.sha256 else "recorded"
-        except UserError as error:
-            detail = str(error)
-    return Row(manifest.name, entry.path, status, detail)
-
-
-def _check_folder(manifest: Manifest, data_root: Path, entry: ImageFolder) -> Row:
-    if not (data_root / entry.path).is_dir():
-        return Row(manifest.name, entry.path, "missing", f"Source: {manifest.source}")
-    try:
-        detail = check_images(entry, data_root, manifest.source)
-        return Row(manifest.name, entry.path, "present" if entry.sha256 else "counted", detail)
-    except UserError as error:
-        return Row(manifest.name, entry.path, "wrong content", str(error))
-
-
-def check_all(data_root: str | Path | None) -> list[Row]:
-    """Return a row for every file and folder of every manifest: checksum, shapes of MATLAB files, counts."""
-    root = _checked_root(data_root, "whose sub-folder hsi holds the hyperspectral scenes")
-    rows = []
-    for manifest in map(load_manifest, manifest_names()):
-        if not manifest.files and not manifest.folders:
-            rows.append(Row(manifest.name, "-", "embedded", manifest.source))
-        rows += [_check_file(manifest, root, entry) for entry in manifest.files]
-        rows += [_check_folder(manifest, root, entry) for entry in manifest.folders]
-    return rows

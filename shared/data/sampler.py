@@ -1,6 +1,7 @@
 """Batches as a function of (seed, epoch), so that a resumed run and any number of ranks see the same ones."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 
 import numpy as np
 from torch.utils.data import Sampler
@@ -9,16 +10,16 @@ from shared.data.keyed import keyed_permutation, keyed_uniform
 from shared.data.streams import stream
 from shared.errors import UserError
 
-BALANCED = stream("sampler.balanced")
-WITHIN = stream("sampler.within")
+BALANCED, WITHIN = stream("sampler.balanced"), stream("sampler.within")
 
 
+@dataclass(eq=False)
 class KeyedBatchSampler(Sampler[tuple[int, list[int]]]):
     """Yields ``steps`` times (epoch, indices of this rank's part of a batch), through as many epochs as it takes.
 
     Every epoch is a permutation of its own; its last, incomplete batch is dropped. Give the sampler to a
     DataLoader with ``batch_size=None``. To Lightning the whole training is one epoch of ``steps`` batches: it
-    goes on correctly inside an epoch, but counts one twice or cuts one short where a checkpoint fell on a border.
+    continues correctly inside an epoch, but counts one twice or cuts one short where a checkpoint fell on a border.
     The global batch is the same for every number of ranks; rank r takes its elements r, r + world_size, ...
     With ``repeats`` R above 1 (repeated augmentation: Hoffer et al., arXiv 1901.09335, as in DeiT) an epoch is as
     long as before and holds R views of each of ceil(1 / R) of the elements, side by side; view v of element i is
@@ -28,27 +29,24 @@ class KeyedBatchSampler(Sampler[tuple[int, list[int]]]):
     where a batch has fewer elements than there are ranks.
     """
 
-    def __init__(
-        self,
-        length: int,
-        batch_size: int,
-        seed: int,
-        steps: int,
-        rank: int = 0,
-        world_size: int = 1,
-        repeats: int = 1,
-    ):
-        if batch_size < 1 or steps < 1:
-            raise UserError(
-                f"{steps} steps of {batch_size} samples: set scale.steps and optim.batch_size to 1 or more"
-            )
-        if length < batch_size:
-            raise UserError(
-                f"{length} training samples do not fill one batch of {batch_size}: lower optim.batch_size"
-            )
-        self.length, self.batch_size, self.seed, self.steps = length, batch_size, seed, steps
-        self.repeats, self.first_step = repeats, 0
-        self.share(rank, world_size)
+    length: int
+    batch_size: int
+    seed: int
+    steps: int
+    rank: int = 0
+    world_size: int = 1
+    repeats: int = 1
+    first_step: int = field(default=0, init=False)
+
+    def __post_init__(self):
+        size = self.batch_size
+        if size < 1 or self.steps < 1:
+            remedy = "set scale.steps and optim.batch_size to 1 or more"
+            raise UserError(f"{self.steps} steps of {size} samples: {remedy}")
+        if self.length < size:
+            wrong = f"{self.length} training samples do not fill one batch of {size}"
+            raise UserError(f"{wrong}: lower optim.batch_size")
+        self.share(self.rank, self.world_size)
 
     def __len__(self) -> int:
         return self.steps
@@ -96,10 +94,8 @@ class ClassBalancedBatchSampler(KeyedBatchSampler):
 
     def __init__(self, labels: np.ndarray, batch_size: int, per_class: int, seed: int, steps: int):
         if per_class < 1 or batch_size % per_class or batch_size == per_class:
-            raise UserError(
-                f"a batch of {batch_size} samples cannot hold two or more groups of {per_class} of a class each: set "
-                "optim.batch_size to a multiple of data.per_class"
-            )
+            wrong = f"a batch of {batch_size} samples cannot hold two or more groups of {per_class} of a class each"
+            raise UserError(f"{wrong}: set optim.batch_size to a multiple of data.per_class")
         self.per_class, self.samples = per_class, len(labels)
         self.members = [np.flatnonzero(labels == label) for label in np.unique(labels)]
         groups = sum(-(-len(members) // per_class) for members in self.members)

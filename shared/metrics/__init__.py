@@ -1,1 +1,1 @@
-"""Scores, statistics over seeds, run records and the claims ledger of every paper."""
+"""Scores, statistics over seeds, and the names under which tables print them."""

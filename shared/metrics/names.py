@@ -39,6 +39,15 @@ class Names(_Block):
         """Return the first metric of the table that a run has as a number, None without one."""
         return next((name for name in self.metrics if isinstance(metrics.get(name), float)), None)
 
+    def cells(self, name: str, value) -> tuple[str, str]:
+        """Return label and value of a run's metric as tables print them; of a list one value behind the other."""
+        known = self.metrics.get(name)
+        if known and isinstance(value, float):
+            return known.label, known.text(value)
+        if isinstance(value, list):
+            return f"{name} %", ", ".join("–" if v is None else f"{v * 100:.2f}" for v in value)
+        return name, f"{value:g}" if isinstance(value, float) else str(value)
+
 
 @functools.cache
 def load_names() -> Names:

@@ -1,1 +1,1 @@
-"""The machinery of a run: configuration, launching, resumption, ranks, non-finite steps. No model, no loss."""
+"""What the papers' applications need and Lightning lacks: checks, ranks, resumption, skipped steps, run records."""

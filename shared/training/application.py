@@ -5,37 +5,25 @@ a user's error into one sentence and exit code 2; inside it ``run_job`` does wha
 """
 
 import contextlib
-import fcntl
 import functools
 import logging
 import os
-import signal
 import sys
-import time
 import traceback
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from shared.commands import format_duration, print_error, run_command, silence_library_logs
-from shared.environment import energy_joules, environment, git_state, lock_sha256, peak_memory_bytes
+from shared.commands import format_duration, report, run_command, silence_library_logs
+from shared.environment import begin_measurement
 from shared.errors import RunInterrupted, UserError
+from shared.files import folder_lock, write_text
 from shared.metrics.names import load_names
 from shared.training.checks import check_machine, is_rank, process_rank, ranks_of
-from shared.training.config import (
-    CONFIG_ERRORS,
-    config_reason,
-    evidence_path,
-    failure_path,
-    has_evidence,
-    hash_of,
-    root_of,
-    run_folder,
-)
+from shared.training.config import evidence_path, failure_path, has_evidence, hash_of, root_of, run_folder
 from shared.training.record import RunRecord, read_record, write_record
 
 log = logging.getLogger(__name__)
@@ -54,46 +42,10 @@ def command(main: Callable) -> Callable:
         os.environ["HYDRA_FULL_ERROR"] = "1"
         try:
             return main(*arguments, **options)
-        except (
-            RunInterrupted,
-            KeyboardInterrupt,
-        ) as stop:  # the latter outside a training, where Lightning is not
-            stop = stop if isinstance(stop, RunInterrupted) else RunInterrupted(128 + signal.SIGINT)
-            print_error(stop)
-            sys.exit(stop.code)
-        except CONFIG_ERRORS as error:
-            sys.exit(report(UserError(f"{config_reason(error)}; fix the key or the value")))
-        except Exception as error:
+        except (Exception, KeyboardInterrupt, RunInterrupted) as error:
             sys.exit(report(error))
 
     return run
-
-
-def report(error: Exception) -> int:
-    """Print an error, unless a job has said it already, and return the exit code that it means.
-
-    An application ends with it inside ``hydra.main``, which prints its overrides before an error that it is raised.
-    """
-    if isinstance(error, UserError):
-        if not hasattr(error, "was_logged"):
-            print_error(error)
-        return 2
-    if not hasattr(error, "was_logged"):
-        traceback.print_exception(error)
-    return 1
-
-
-@contextlib.contextmanager
-def folder_lock(folder: Path):
-    """Yield whether this process holds ``folder``; the hold ends with the process, however it ends."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / "lock", "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-            return
-        yield True
 
 
 def run_job(cfg: DictConfig, train: Train, check: Check | None = None) -> float | None:
@@ -110,18 +62,12 @@ def run_job(cfg: DictConfig, train: Train, check: Check | None = None) -> float 
         else:
             outcome = measure(cfg, train, check)
     except Exception as error:
-        sentence = _keep_failure(cfg, error)
-        if in_sweep:
-            log.error(
-                "%s seed %d failed: %s",
-                cfg.row,
-                cfg.seed,
-                sentence,
-                exc_info=not isinstance(error, UserError),
-            )
-            error.was_logged = True
-            raise
-        sys.exit(report(error))
+        sentence, is_users = _keep_failure(cfg, error), isinstance(error, UserError)
+        if not in_sweep:  # raised, Hydra would print its overrides first
+            sys.exit(report(error))
+        log.error("%s seed %d failed: %s", cfg.row, cfg.seed, sentence, exc_info=not is_users)
+        error.was_logged = True
+        raise
     failure_path(cfg).unlink(missing_ok=True)
     log.info("%s seed %d: %s", cfg.row, cfg.seed, outcome)
     metrics = read_record(evidence_path(cfg)).metrics if has_evidence(cfg) else {}
@@ -134,8 +80,7 @@ def _keep_failure(cfg: DictConfig, error: Exception) -> str:
     sentence = str(error) if is_users else f"{type(error).__name__}: {error}"
     frames = [] if is_users else traceback.format_exception(error)
     with contextlib.suppress(OSError):  # the disk may be what failed
-        failure_path(cfg).parent.mkdir(parents=True, exist_ok=True)
-        failure_path(cfg).write_text("".join([" ".join(sentence.split()), "\n", *frames]), encoding="utf-8")
+        write_text(failure_path(cfg), "".join([" ".join(sentence.split()), "\n", *frames]))
     return sentence
 
 
@@ -156,7 +101,7 @@ def _run_in_own_process(cfg: DictConfig) -> str:
 def measure(cfg: DictConfig, train: Train, check: Check | None = None) -> str:
     """Check, train, score and record one row and seed; returns what happened in words.
 
-    Nothing is trained where the evidence is there or another process is at it. Stale evidence is replaced only when
+    Nothing is trained where the evidence is there or another process is at work. Stale evidence is replaced only when
     the new run is whole. Of several ranks the first one holds the folder and writes the record.
     """
     if has_evidence(cfg):
@@ -179,42 +124,31 @@ def measure(cfg: DictConfig, train: Train, check: Check | None = None) -> str:
 
 
 def _record(cfg: DictConfig, train: Train, folder: Path) -> str:
-    (digest, manifest), root = hash_of(cfg), root_of(cfg)
-    was_started = any(folder.rglob("last.ckpt"))
-    started, begin, energy = datetime.now(UTC), time.perf_counter(), energy_joules()
-    commit, dirty = git_state(root)
+    (digest, manifest), was_started = hash_of(cfg), any(folder.rglob("last.ckpt"))
+    finish = begin_measurement(root_of(cfg))
     metrics = train(cfg, folder)
     # A paper knows of checkpoints elsewhere. The seconds of a resumed run are of its last part alone.
     metrics["resumed"] = max(float(was_started), metrics.get("resumed", 0.0))
+    # Paths are the machine's own: they change no number and are nobody's business.
+    config = {
+        key: value for key, value in OmegaConf.to_container(cfg, resolve=True).items() if key != "paths"
+    }
     record = RunRecord(
-        paper=cfg.paper,
-        row=cfg.row,
+        **{key: config[key] for key in ("paper", "row", "seed", "selection", "variant")},
         scale=cfg.scale.name,
-        seed=cfg.seed,
-        selection=cfg.selection,
-        variant=cfg.variant,
         n_test=int(metrics.pop("n_test")),
         metrics=metrics,
-        # Paths are the machine's own: they change no number and are nobody's business.
-        config={k: v for k, v in OmegaConf.to_container(cfg, resolve=True).items() if k != "paths"},
+        config=config,
         config_sha256=digest,
-        commit=commit,
-        dirty=dirty,
-        lock_sha256=lock_sha256(root),
         manifest_sha256=manifest,
-        wall_seconds=time.perf_counter() - begin,
-        peak_memory_bytes=peak_memory_bytes(),
-        energy_joules=None if energy is None else energy_joules() - energy,
-        started_at=started.isoformat(timespec="seconds"),
-        **environment(),
+        **finish(),
     )
-    path = evidence_path(cfg)
-    is_replaced = path.exists()
-    write_record(path, record, overwrite=True)
+    is_replaced = evidence_path(cfg).exists()
+    write_record(evidence_path(cfg), record, overwrite=True)
     if is_replaced:
-        log.warning("%s held evidence of another configuration, now replaced; paths.results keeps both", path)
-    seconds, names = format_duration(record.wall_seconds), load_names()
-    headline = names.headline(record.metrics)
-    if headline is None:
-        return f"measured ({seconds})"
-    return f"{names.metrics[headline].label} {names.metrics[headline].text(record.metrics[headline])} ({seconds})"
+        log.warning(
+            "%s held evidence of another configuration; paths.results= keeps both", evidence_path(cfg)
+        )
+    headline, names = load_names().headline(record.metrics), load_names().metrics
+    score = f"{names[headline].label} {names[headline].text(metrics[headline])}" if headline else "measured"
+    return f"{score} ({format_duration(record.wall_seconds)})"

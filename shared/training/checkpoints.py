@@ -1,7 +1,5 @@
 """Checkpoints: written so that none is ever half there, read back with ``weights_only=True``."""
 
-import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +8,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import Tensor, nn
 
 from shared.errors import UserError
+from shared.files import whole_file
 
 PREFIX = "model."  # of the network's tensors among those of the LightningModule
 
@@ -37,12 +36,10 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], int]:
 
 def load_weights(network: nn.Module, state: dict[str, Tensor], row: str, path: Path) -> None:
     """Put the tensors into the network; UserError where they are not those of this very arrangement."""
-    own = network.state_dict()
-    unfit = sorted(
-        name
-        for name in own.keys() | state.keys()
-        if name not in own or name not in state or own[name].shape != state[name].shape
+    own, given = (
+        {name: value.shape for name, value in tensors.items()} for tensors in (network.state_dict(), state)
     )
+    unfit = sorted(name for name in own.keys() | given.keys() if own.get(name) != given.get(name))
     if unfit:
         raise UserError(
             f"{path} does not fit row {row}: {len(unfit)} tensors are missing, unknown or of another shape, such "
@@ -52,25 +49,11 @@ def load_weights(network: nn.Module, state: dict[str, Tensor], row: str, path: P
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes to a temporary file in the same folder, syncs, renames; reads with ``weights_only=True``.
-
-    A reader therefore finds the previous checkpoint or the new one, never half of one; UserError where a disk has
-    damaged it all the same.
-    """
+    """A reader finds the previous checkpoint or the new one, never half of one; UserError where a disk damaged it."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path, storage_options=None) -> None:
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(name, path)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
+        with whole_file(Path(path)) as file:
+            torch.save(checkpoint, file)
 
     def load_checkpoint(self, path, map_location=None, weights_only=None) -> dict[str, Any]:
         return read_file(path, "move it away, and the run begins anew", map_location or "cpu")

@@ -3,12 +3,9 @@
 import os
 
 import torch
-from lightning.fabric.plugins.environments import (
-    ClusterEnvironment,
-    LightningEnvironment,
-    SLURMEnvironment,
-    TorchElasticEnvironment,
-)
+from lightning.fabric.plugins.environments import ClusterEnvironment, LightningEnvironment
+from lightning.fabric.plugins.environments import SLURMEnvironment as Slurm
+from lightning.fabric.plugins.environments import TorchElasticEnvironment as Torchrun
 
 from shared.errors import UserError
 
@@ -39,7 +36,7 @@ def ranks_of(trainer) -> int:
 
 def slurm_tasks() -> int:
     """Return how many tasks srun started, 1 outside of a batch job."""
-    return int(os.environ.get("SLURM_NTASKS", 1)) if SLURMEnvironment.detect() else 1
+    return int(os.environ.get("SLURM_NTASKS", 1)) if Slurm.detect() else 1
 
 
 def cluster_environment(trainer) -> ClusterEnvironment:
@@ -48,16 +45,16 @@ def cluster_environment(trainer) -> ClusterEnvironment:
     A run on one device is on its own, whatever a job's shell has left in the environment. Lightning's requeueing under
     Slurm is off: it leaves a checkpoint where the next run finds it.
     """
-    if TorchElasticEnvironment.detect():
-        return TorchElasticEnvironment()
+    if Torchrun.detect():
+        return Torchrun()
     if ranks_of(trainer) > 1 and slurm_tasks() > 1:
-        return SLURMEnvironment(auto_requeue=False)
+        return Slurm(auto_requeue=False)
     return LightningEnvironment()
 
 
 def is_rank() -> bool:
     """Return whether this process was started as one of several of a run: by torchrun, srun or Lightning."""
-    started = TorchElasticEnvironment.detect() or slurm_tasks() > 1
+    started = Torchrun.detect() or slurm_tasks() > 1
     return started or LightningEnvironment().creates_processes_externally
 
 
@@ -71,73 +68,68 @@ def process_rank(trainer) -> int:
     return ranks.global_rank()
 
 
-def join_torchrun(cfg) -> None:
-    """Set ``trainer.devices`` and ``num_nodes`` to what torchrun started; UserError where they say otherwise."""
-    if not TorchElasticEnvironment.detect():
+def join_torchrun(trainer) -> None:
+    """Set ``devices`` and ``num_nodes`` to what torchrun started; UserError where they say otherwise."""
+    if not Torchrun.detect():
         return
     devices = int(os.environ["LOCAL_WORLD_SIZE"])
-    nodes = int(os.environ["WORLD_SIZE"]) // devices
-    for key, started in (("devices", devices), ("num_nodes", nodes)):
-        if cfg.trainer[key] not in (1, started):
+    for key, started in (("devices", devices), ("num_nodes", int(os.environ["WORLD_SIZE"]) // devices)):
+        if trainer[key] not in (1, started):
             raise UserError(
-                f"trainer.{key}={cfg.trainer[key]}, but torchrun started {started}: leave the key to torchrun"
+                f"trainer.{key}={trainer[key]}, but torchrun started {started}: leave the key to torchrun"
             )
-        cfg.trainer[key] = started
+        trainer[key] = started
 
 
-def require_devices(cfg) -> None:
-    """Raise UserError where the config asks for an accelerator, or for more of them, than this node has."""
-    kind, devices, ranks = cfg.trainer.accelerator, cfg.trainer.devices, ranks_of(cfg.trainer)
-    tasks = 1 if TorchElasticEnvironment.detect() else slurm_tasks()
-    if ranks > 1 and tasks not in (1, ranks):
-        raise UserError(
-            f"trainer.devices={devices} on trainer.num_nodes={cfg.trainer.num_nodes} are {ranks} ranks, but srun "
-            f"started {tasks} tasks: set --ntasks-per-node={devices} and --nodes={cfg.trainer.num_nodes}"
-        )
-    if min(devices, cfg.trainer.num_nodes) < 1:
-        raise UserError(
-            f"trainer.devices={devices} and trainer.num_nodes={cfg.trainer.num_nodes}: set 1 or more of each"
-        )
-    if cfg.trainer.accumulate_grad_batches != 1:
-        raise UserError(
-            f"trainer.accumulate_grad_batches={cfg.trainer.accumulate_grad_batches} is not implemented yet (batch "
-            "statistics and negatives would be those of a part of the batch): set 1, and use more devices"
-        )
-    if kind in ("gpu", "cuda") and not torch.cuda.is_available():
-        raise UserError(
-            f"trainer.accelerator={kind}, but PyTorch sees no GPU here: set trainer.accelerator=auto"
-        )
-    on_cpu = device_of(cfg).type == "cpu"
-    if on_cpu and kind == "auto" and devices > 1:
-        raise UserError(
-            f"trainer.devices={devices}, but PyTorch sees no GPU here: set trainer.devices=1 trainer.strategy=auto, or "
-            f"trainer.accelerator=cpu for {devices} processes on the CPU"
-        )
-    if not on_cpu and devices > torch.accelerator.device_count():
-        present = torch.accelerator.device_count()
-        raise UserError(
-            f"trainer.devices={devices}, but there are {present} here: set trainer.devices={present}; the batch of "
-            "optim.batch_size is shared by them"
-        )
-
-
-def require_precision(cfg) -> None:
-    """Raise UserError for a precision that this device has no arithmetic for."""
-    precision = cfg.optim.precision
-    if precision not in PRECISIONS:
-        raise UserError(
-            f"optim.precision={precision} is not known here: choose one of {', '.join(PRECISIONS)} "
-            "(float16 needs a gradient scaler, which does not go with skipping steps that are not finite)"
-        )
-    if precision == "bf16-mixed" and device_of(cfg).type == "cpu":
-        if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
-            raise UserError(
-                "this CPU has no bfloat16 arithmetic: set optim.precision=32-true, or train on a GPU"
-            )
+def refusals(cfg):
+    """Yield what this machine cannot compute: whether it is so, and the sentence about it."""
+    trainer, precision, on_cpu = cfg.trainer, cfg.optim.precision, device_of(cfg).type == "cpu"
+    kind, devices, nodes = trainer.accelerator, trainer.devices, trainer.num_nodes
+    ranks, tasks = devices * nodes, 1 if Torchrun.detect() else slurm_tasks()
+    present = 0 if on_cpu else torch.accelerator.device_count()
+    yield (
+        # Lightning takes no tasks that were asked for in all, not for a node.
+        ranks > 1 and tasks > 1 and (tasks != ranks or "SLURM_NTASKS_PER_NODE" not in os.environ),
+        f"trainer.devices={devices} on trainer.num_nodes={nodes} need {ranks} ranks, but srun started {tasks}: set "
+        f"--ntasks-per-node={devices} and --nodes={nodes}",
+    )
+    yield (
+        min(devices, nodes) < 1,
+        f"trainer.devices={devices} and trainer.num_nodes={nodes}: set 1 or more of each",
+    )
+    yield (
+        trainer.accumulate_grad_batches != 1,
+        f"trainer.accumulate_grad_batches={trainer.accumulate_grad_batches} is not implemented yet (batch statistics "
+        "and negatives would be those of a part of the batch): set 1, and use more devices",
+    )
+    yield (
+        kind in ("gpu", "cuda") and not torch.cuda.is_available(),
+        f"trainer.accelerator={kind}, but PyTorch sees no GPU here: set trainer.accelerator=auto",
+    )
+    yield (
+        on_cpu and kind == "auto" and devices > 1,
+        f"trainer.devices={devices}, but PyTorch sees no GPU here: set trainer.devices=1 trainer.strategy=auto, or "
+        f"trainer.accelerator=cpu for {devices} processes on the CPU",
+    )
+    yield (
+        not on_cpu and devices > present,
+        f"trainer.devices={devices}, but there are {present} here: set trainer.devices={present}; the batch of "
+        "optim.batch_size is shared by them",
+    )
+    yield (
+        precision not in PRECISIONS,
+        f"optim.precision={precision} is not known here: choose one of {', '.join(PRECISIONS)} (float16 needs a "
+        "gradient scaler, which does not go with skipping steps that are not finite)",
+    )
+    yield (
+        precision == "bf16-mixed" and on_cpu and not torch.ops.mkldnn._is_mkldnn_bf16_supported(),
+        "this CPU has no bfloat16 arithmetic: set optim.precision=32-true, or train on a GPU",
+    )
 
 
 def check_machine(cfg) -> None:
     """Join the ranks that torchrun started, and raise UserError for what this machine cannot compute."""
-    join_torchrun(cfg)
-    require_devices(cfg)
-    require_precision(cfg)
+    join_torchrun(cfg.trainer)
+    for is_so, sentence in refusals(cfg):
+        if is_so:
+            raise UserError(sentence)

@@ -2,28 +2,19 @@
 
 import functools
 from pathlib import Path
-from typing import Any
 
 import yaml
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
-from hydra.errors import HydraException
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from shared.data.manifest import load_manifest, manifest_sha256
 from shared.training.record import config_sha256, read_record, record_path
 from shared.training.schema import evaluation_schema
 
-CONFIG_ERRORS = (HydraException, OmegaConfBaseException)
-
-
-def config_reason(error: Exception) -> str:
-    """Return in one line what is wrong with a configuration or an override, without Hydra's and OmegaConf's frames."""
-    cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
-    return " ".join(str(cause).split("\n    full_key")[0].split())
+_folders: dict[str, Path] = {}  # of the papers whose config.py was imported
 
 
 class SharedConfigs(SearchPathPlugin):
@@ -31,10 +22,6 @@ class SharedConfigs(SearchPathPlugin):
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
         search_path.append(provider="shared", path="pkg://shared.training.configs")
-
-
-Plugins.instance().register(SharedConfigs)
-_folders: dict[str, Path] = {}  # of the papers whose config.py was imported
 
 
 def register_schema(folder: Path, schema: type) -> None:
@@ -49,14 +36,9 @@ def register_schema(folder: Path, schema: type) -> None:
     store.store(name=f"{folder.name}_evaluation_schema", node=evaluation_schema(schema))
 
 
-def paper_folder(paper: str) -> Path:
-    """Return the folder of a paper that was registered."""
-    return _folders[paper]
-
-
 def root_of(cfg: DictConfig) -> Path:
     """Return the folder that holds the paper: relative paths of a configuration begin there."""
-    return paper_folder(cfg.paper).parent
+    return _folders[cfg.paper].parent
 
 
 @functools.cache
@@ -66,17 +48,23 @@ def _manifest_digest(name: str) -> str:
 
 def hash_of(cfg: DictConfig) -> tuple[str, str | None]:
     """Return the sha256 of what can change a number, and that of the data manifest (None without one)."""
-    tree: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)
+    tree = OmegaConf.to_container(cfg, resolve=True)
     manifest = tree["data"].get("manifest")
     digest = _manifest_digest(manifest) if manifest else None
     tree["data"]["manifest_sha256"] = digest
-    neutral = paper_folder(cfg.paper) / "configs" / "neutral.yml"
+    neutral = _folders[cfg.paper] / "configs" / "neutral.yml"
     return config_sha256(tree, yaml.safe_load(neutral.read_text(encoding="utf-8")) or {}), digest
 
 
 def evidence_path(cfg: DictConfig) -> Path:
     """Return where the run record of a composed configuration belongs."""
     return record_path(root_of(cfg) / cfg.paths.results, cfg.scale.name, cfg.row, cfg.seed)
+
+
+def has_evidence(cfg: DictConfig) -> bool:
+    """Return whether the record of this very configuration is there; one of another configuration is stale."""
+    path = evidence_path(cfg)
+    return path.exists() and read_record(path).config_sha256 == hash_of(cfg)[0]
 
 
 def run_folder(cfg: DictConfig) -> Path:
@@ -93,20 +81,13 @@ def failure_path(cfg: DictConfig) -> Path:
     return run_folder(cfg) / "failed.txt"
 
 
-def has_evidence(cfg: DictConfig) -> bool:
-    """Return whether the record of this very configuration is there; one of another configuration is stale."""
-    path = evidence_path(cfg)
-    return path.exists() and read_record(path).config_sha256 == hash_of(cfg)[0]
-
-
 def _resolve_run_folder(*, _root_: DictConfig) -> str:
     # Hydra's own part is in the tree while a job starts; it has no hash and interpolates what is not known yet.
     return str(run_folder(OmegaConf.masked_copy(_root_, [key for key in _root_ if key != "hydra"])))
 
 
-def _resolve_runs_folder(*, _root_: DictConfig) -> str:
-    return str(root_of(_root_) / _root_.paths.runs)
-
-
+Plugins.instance().register(SharedConfigs)
 OmegaConf.register_new_resolver("run_folder", _resolve_run_folder, replace=True)
-OmegaConf.register_new_resolver("runs_folder", _resolve_runs_folder, replace=True)
+OmegaConf.register_new_resolver(
+    "runs_folder", lambda *, _root_: str(root_of(_root_) / _root_.paths.runs), replace=True
+)

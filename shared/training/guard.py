@@ -4,7 +4,6 @@ import logging
 
 import lightning.pytorch as pl
 import torch
-from torch import Tensor
 
 from shared.training.ranks import any_rank
 
@@ -21,6 +20,7 @@ class GuardedModule(pl.LightningModule):
 
     step_was_skipped = False
     skipped_steps = 0
+    last_loss = torch.zeros(())  # of the present step, where ``training_step`` puts it
 
     def on_fit_start(self) -> None:
         if self.trainer.precision == "16-mixed":
@@ -38,8 +38,8 @@ class GuardedModule(pl.LightningModule):
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         gradients = [p.grad for p in self.parameters() if p.grad is not None]
         # The sum of absolute values is finite only if every element is; one transfer for all parameters.
-        total = torch.stack(torch._foreach_norm(gradients, 1)).sum()
-        self.step_was_skipped = any_rank(~torch.isfinite(total) | ~torch.isfinite(self._loss_value()))
+        total = torch.stack(torch._foreach_norm(gradients, 1)).sum() + self.last_loss.detach()
+        self.step_was_skipped = any_rank(~torch.isfinite(total))
         if not self.step_was_skipped:
             return
         # An optimiser passes over parameters without a gradient, their state and weight decay included.
@@ -49,16 +49,13 @@ class GuardedModule(pl.LightningModule):
             for buffer, before in zip(self.buffers(), self._buffers_before, strict=True):
                 buffer.copy_(before)
         self.skipped_steps += 1
-        log.warning("step %d was not finite and has been skipped", self.global_step)
+        log.warning("skipped step %d: its loss or a gradient is not finite", self.global_step)
 
     def configure_gradient_clipping(
         self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None
     ) -> None:
         if not self.step_was_skipped:  # without gradients clipping by value fails
             super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
-
-    def _loss_value(self) -> Tensor:
-        return getattr(self, "last_loss", torch.zeros((), device=self.device))
 
     def lr_scheduler_step(self, scheduler, metric) -> None:
         if not self.step_was_skipped:

@@ -20,9 +20,7 @@ def rows_of_ranks(count: int, device: torch.device) -> list[int]:
     """Return how many rows every rank has, this one ``count``. Waits for the device where there are several ranks."""
     if world_size() == 1:
         return [count]
-    counts = [torch.zeros(1, dtype=torch.int64, device=device) for _ in range(world_size())]
-    dist.all_gather(counts, torch.full_like(counts[0], count))
-    return torch.cat(counts).tolist()
+    return torch.cat(all_gather(torch.tensor([count], device=device))).tolist()
 
 
 def gather_rows(rows: Tensor, counts: list[int] | None = None) -> Tensor:
@@ -34,12 +32,7 @@ def gather_rows(rows: Tensor, counts: list[int] | None = None) -> Tensor:
         return rows
     counts = rows_of_ranks(len(rows), rows.device) if counts is None else counts
     padding = rows.new_zeros((max(counts) - len(rows), *rows.shape[1:]))
-    padded = torch.cat([rows, padding]).contiguous()
-    if rows.is_floating_point() and torch.is_grad_enabled():
-        parts = list(all_gather(padded))
-    else:
-        parts = [torch.empty_like(padded) for _ in counts]
-        dist.all_gather(parts, padded)
+    parts = all_gather(torch.cat([rows, padding]).contiguous())
     return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
 
 
@@ -71,10 +64,7 @@ def sum_over_ranks(values: Tensor) -> Tensor:
 
 def any_rank(flag: Tensor) -> bool:
     """Return whether the 0-d boolean ``flag`` is true on any rank."""
-    if world_size() > 1:
-        flag = flag.to(torch.int32)
-        dist.all_reduce(flag, dist.ReduceOp.MAX)
-    return bool(flag)
+    return bool(sum_over_ranks(flag.to(torch.int32)))
 
 
 class GlobalBatchNorm(nn.BatchNorm2d):
@@ -93,12 +83,9 @@ class GlobalBatchNorm(nn.BatchNorm2d):
         if not self.training or world_size() == 1:
             return super().forward(input)
         dtype, input = input.dtype, input.to(torch.promote_types(input.dtype, torch.float32))
-        axes = [0, *range(2, input.dim())]
-        shape = [1, -1] + [1] * (input.dim() - 2)
+        axes, shape = [0, *range(2, input.dim())], [1, -1] + [1] * (input.dim() - 2)
         # Sums about a shift that all ranks share keep the variance from cancelling.
-        shift = input.detach().mean(axes)
-        dist.all_reduce(shift)
-        shift = shift / world_size()
+        shift = sum_over_ranks(input.mean(axes)) / world_size()
         centred = input - shift.view(shape)
         count = torch.full_like(shift[:1], input.numel() / input.shape[1])
         total = all_reduce(torch.cat([centred.sum(axes), centred.square().sum(axes), count]))
@@ -118,15 +105,8 @@ class GlobalBatchNorm(nn.BatchNorm2d):
 
 
 def with_global_batchnorm(module: nn.Module) -> nn.Module:
-    """Return ``module`` with every nn.BatchNorm1d, 2d and 3d replaced by GlobalBatchNorm, parameters kept."""
-    if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d):
-        new = GlobalBatchNorm(
-            module.num_features, module.eps, module.momentum, module.affine, module.track_running_stats
-        )
-        new.load_state_dict(module.state_dict())
-        for ours, theirs in zip(new.parameters(), module.parameters(), strict=True):
-            ours.requires_grad_(theirs.requires_grad)
-        return new.to(next(iter(module.state_dict().values())).dtype).train(module.training)
-    for name, child in module.named_children():
-        setattr(module, name, with_global_batchnorm(child))
+    """Return ``module`` with every nn.BatchNorm1d, 2d and 3d turned into GlobalBatchNorm, its tensors kept."""
+    for layer in module.modules():
+        if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d):
+            layer.__class__ = GlobalBatchNorm  # all that the three differ in is the dimension that they check
     return module

@@ -7,13 +7,13 @@ configuration covers only what can change a number: moving data or changing a lo
 import hashlib
 import json
 import math
-import os
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from shared.errors import UserError
+from shared.files import write_text
 
 # top-level groups that cannot change a number; everything else is hashed
 EXCLUDED = ("paths", "logger", "launcher", "trainer", "output", "paper", "row", "ckpt", "out")
@@ -76,18 +76,16 @@ def _drop(tree: dict, keys: list[str], neutral) -> None:
         del tree[head]
 
 
-def config_sha256(config: dict, neutral: dict[str, Any] | None = None, excluded=EXCLUDED) -> str:
-    """Return the sha256 of all in a resolved config that can change a number.
+def config_sha256(config: dict, neutral: dict[str, Any] | None = None) -> str:
+    """Return the sha256 of all in a resolved config that can change a number, as JSON with sorted keys.
 
-    Top-level keys in ``excluded`` are left out, and so is every dotted key of ``neutral`` while it has its
-    neutral value. The rest is hashed as JSON with sorted keys. The caller puts ``manifest_sha256`` under
-    ``data``.
+    The top-level keys EXCLUDED are left out, and so is every dotted key of ``neutral`` while it has its neutral value.
+    The caller puts ``manifest_sha256`` under ``data``.
     """
-    kept = json.loads(json.dumps({key: value for key, value in config.items() if key not in excluded}))
+    kept = json.loads(json.dumps({key: value for key, value in config.items() if key not in EXCLUDED}))
     for dotted, value in (neutral or {}).items():
         _drop(kept, dotted.split("."), value)
-    text = json.dumps(kept, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hashlib.sha256(json.dumps(kept, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def write_record(path, record: RunRecord, overwrite: bool = False) -> None:
@@ -95,17 +93,7 @@ def write_record(path, record: RunRecord, overwrite: bool = False) -> None:
     path = Path(path)
     if path.exists() and not overwrite:
         raise UserError(f"{path} already holds evidence: delete it first if the run is to be repeated.")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with open(partial, "w", encoding="utf-8") as stream:
-            json.dump(record.model_dump(), stream, indent=1, sort_keys=True)
-            stream.write("\n")
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_text(path, json.dumps(record.model_dump(), indent=1, sort_keys=True) + "\n")
 
 
 def read_record(path) -> RunRecord:

@@ -12,6 +12,7 @@ import torch
 from torch.nn import functional as F
 
 from shared.errors import UserError
+from v2m import release_weights
 from v2m.kernels.scan2d import scan2d
 from v2m.local_vim import LocalVim, LocalVimMixer, rotation
 from v2m.tools import convert
@@ -154,7 +155,7 @@ def test_command_converts_a_file_with_its_training_arguments_and_it_loads_again(
     assert convert.main(["vim", source, str(out), "--image-size", "32"]) == 0
     assert [path.name for path in tmp_path.glob("*.safetensors*")] == ["vim.safetensors"]
     network = small_vim()
-    convert.load_weights(network, out)
+    release_weights.load_weights(network, out)
     assert torch.equal(network.layers[1].mixer.A_b_log, state["layers.1.mixer.A_b_log"])
     assert torch.equal(network.patch_embed.proj.bias, state["patch_embed.proj.bias"])
 
@@ -172,7 +173,7 @@ def test_settings_inside_a_checkpoint_are_passed_over_unread(tmp_path, monkeypat
     settings.frozen = True
     source = saved(tmp_path / "vmamba.pth", {"weight": torch.ones(2)}, config=settings)
     monkeypatch.undo()
-    assert torch.equal(convert.read_checkpoint(source)["weight"], torch.ones(2))
+    assert torch.equal(release_weights.read_checkpoint(source)["weight"], torch.ones(2))
 
 
 def test_position_embedding_is_never_resized_in_silence():
@@ -206,14 +207,14 @@ def test_unknown_tensor_and_wrong_shape_are_named():
 
 def test_weights_of_another_network_are_refused_and_change_nothing(tmp_path):
     out = tmp_path / "vim.safetensors"
-    convert.write_weights(convert.vim_from_official(official_state(), 32), out)
+    release_weights.write_weights(convert.vim_from_official(official_state(), 32), out)
     network = small_vim(image_size=48)
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     with pytest.raises(UserError, match=r"pos_embed is \(1, 5, 32\) instead of \(1, 10, 32\)"):
-        convert.load_weights(network, out)
+        release_weights.load_weights(network, out)
     assert all(torch.equal(before[name], tensor) for name, tensor in network.state_dict().items())
     with pytest.raises(UserError, match="cannot be read"):
-        convert.load_weights(network, tmp_path / "absent.safetensors")
+        release_weights.load_weights(network, tmp_path / "absent.safetensors")
 
 
 class Harmful:
@@ -258,7 +259,7 @@ def test_vmamba_is_converted_by_the_same_command(tmp_path):
     out = tmp_path / "out.safetensors"
     assert convert.main(["vmamba", saved(tmp_path / "vmamba.pth", state), str(out)]) == 0
     network = VMamba(**sizes)
-    convert.load_weights(network, out)
+    release_weights.load_weights(network, out)
     assert all(torch.equal(tensor, state[name]) for name, tensor in network.state_dict().items())
 
 
@@ -321,7 +322,7 @@ def test_an_official_local_vim_converts_and_loads_whole(tmp_path):
     mixer = functools.partial(LocalVimMixer, directions=[["h", "v", "w2", "w7_flip"]] * 2, state_dim=4)
     sizes = {"image_size": 32, "patch_size": 16, "embed_dim": 32, "depth": 2, "num_classes": 5}
     network = LocalVim(**sizes, mixer=mixer)
-    convert.load_weights(network, out)
+    release_weights.load_weights(network, out)
     own = network.layers[1].mixer
     assert torch.equal(own.A_2_log, state["layers.1.mixer.A_log_2"])
     assert torch.equal(own.attn.channel_select.weight, state["layers.1.mixer.attn.channel_select.weight"])

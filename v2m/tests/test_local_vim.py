@@ -1,22 +1,19 @@
 """LocalVim: its layer by its definition, orders and windows, the rotated stream; V2M's mixer in its place."""
 
-from pathlib import Path
-
 import pytest
 import torch
-from hydra.utils import instantiate
-from omegaconf import OmegaConf
 from torch.nn import functional as F
 
+from shared.claims.compose import row_config
 from shared.errors import UserError
 from v2m.local_vim import LocalVim, LocalVimMixer, V2MLocalMixer, from_sequence, rotate, rotation, to_sequence
 from v2m.mixer import V2MMixer
+from v2m.model import build_model
 from v2m.tests.golden_files import relative_error
 from v2m.vim import Vim
 
 # float64 sums of a few dozen terms in another order
 EXACT = 1e-10
-CONFIGS = Path(__file__).parents[1] / "configs" / "model"
 # Published: 8 M and 28 M (README of hunto/LocalMamba); exactly, the names and shapes of its code.
 PARAMETERS = {192: 7_994_152, 384: 27_783_784}
 FOUR = [["h", "v_flip", "w2", "w2_flip"]]
@@ -184,10 +181,9 @@ def test_features_come_at_any_size_that_patches_tile_and_the_head_reads_their_me
 
 @pytest.mark.parametrize("size, width", [("t", 192), ("s", 384)])
 def test_configured_networks_have_the_published_number_of_parameters(size, width):
-    files = ("local-vim-t", "local-vim-s")[: 1 if size == "t" else 2]
-    cfg = OmegaConf.merge(*(OmegaConf.load(CONFIGS / f"{name}.yaml") for name in files))
+    cfg = row_config("v2m", f"v2m-in1k-localvim-{size}", 0)
     with torch.device("meta"):
-        network = instantiate(cfg.network, image_size=224, num_classes=1000)
+        network = build_model(cfg)
     assert sum(p.numel() for p in network.parameters()) == PARAMETERS[width]
     scans = [len(layer.mixer.paths) for layer in network.layers]
     assert len(scans) == 20 and all(
@@ -218,8 +214,8 @@ def test_equal_corners_and_an_attention_of_one_half_give_the_mixer_of_v2m():
     state = dict(plain.state_dict())
     for name, tensor in plain.state_dict().items():
         for suffix in ("_2_1", "_2_2", "_2_3"):
-            head, suffix, tail = name.partition("_2")
-            if suffix:
+            head, second, tail = name.partition("_2")
+            if second:
                 state[head + suffix + tail] = tensor
     missing, unexpected = local.load_state_dict(state, strict=False)
     assert not unexpected and all(name.startswith("attn") for name in missing)

@@ -244,7 +244,7 @@ def test_features_are_those_of_the_classifier_and_timm_reads_them():
 @pytest.mark.parametrize("patch_size, side", [(1, 16), (2, 8), (4, 4)])
 def test_the_stem_makes_one_token_of_each_patch(patch_size, side):
     network = small(patch_size=patch_size, depths=(1, 1), dims=(8, 12))
-    assert network.stage_outputs(noise(2, 3, 16, 16))[0].shape == (2, 8, side, side)
+    assert network.stage_outputs(network.embed(noise(2, 3, 16, 16)))[0].shape == (2, 8, side, side)
 
 
 def test_a_reloaded_network_gives_identical_outputs(tmp_path):

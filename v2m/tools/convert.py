@@ -23,7 +23,7 @@ from torch import Tensor
 
 from shared.errors import UserError
 from v2m.local_vim import LocalVim, LocalVimMixer, rotation
-from v2m.tools.release_weights import read_checkpoint, state_dict_mismatch, write_weights
+from v2m.release_weights import read_checkpoint, state_dict_mismatch, write_weights
 from v2m.vim import Vim, VimMixer
 from v2m.vmamba import from_official as vmamba_from_official
 

@@ -268,11 +268,11 @@ def measure(options: argparse.Namespace) -> bool:
         for name, shape in SHAPES.items():
             times[name] = timed(shape, extension)
             figures.add(milliseconds=times)
-            figures.add(bars=bars(figures.found))
+            figures.add(bars=bars(figures.parts))
         figures.add(mixers=timed_mixers(extension))
-        figures.add(bars=bars(figures.found))
-    peer = [f"mamba-ssm: {figures.found['mamba_ssm']}"] if figures.green else []
-    figures.show(times_of(figures.found), [verdict_on(bar) for bar in figures.found.get("bars", [])] + peer)
+        figures.add(bars=bars(figures.parts))
+    peer = [f"mamba-ssm: {figures.parts['mamba_ssm']}"] if figures.green else []
+    figures.show(times_of(figures.parts), [verdict_on(bar) for bar in figures.parts.get("bars", [])] + peer)
     return figures.green
 
 

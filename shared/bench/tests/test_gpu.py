@@ -23,8 +23,8 @@ def test_figures_are_whole_after_every_part_and_say_where_they_are_from(tmp_path
     assert {"commit", "dirty", "versions"} <= set(json.loads(path.read_text()))
     figures.add(checks=[{"what": "sum", "green": True}, {"what": "product", "green": False}])
     figures.add(where=tmp_path)
-    found = json.loads(path.read_text())
-    assert found["where"] == str(tmp_path) and len(found["checks"]) == 2 and not figures.green
+    results = json.loads(path.read_text())
+    assert results["where"] == str(tmp_path) and len(results["checks"]) == 2 and not figures.green
     assert [one.name for one in path.parent.iterdir()] == ["figures.json"]
     figures.show(Table("what"), ["a line [of text]"])
     shown = capsys.readouterr().out
@@ -98,6 +98,6 @@ def filled(size: int) -> dict:
 @pytest.mark.parametrize("processes", [1, 2])
 def test_checks_keep_their_order_and_see_nan_in_fresh_memory(processes, monkeypatch):
     monkeypatch.setattr(gpu, "CHECKERS", processes)
-    found = gpu.checks_of(filled, [{"size": size} for size in (3, 1, 2)])
-    assert found == [{"size": size, "green": True} for size in (3, 1, 2)]
+    results = gpu.checks_of(filled, [{"size": size} for size in (3, 1, 2)])
+    assert results == [{"size": size, "green": True} for size in (3, 1, 2)]
     assert not torch.are_deterministic_algorithms_enabled()

@@ -215,6 +215,8 @@ def test_a_signal_reaches_the_training_and_ends_all_with_its_code(paper, number,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        # A shell has what it starts in the background ignore Ctrl-C, which is passed on to children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 240
     while not (started := list((paper.parent / "r").rglob("started"))):
@@ -225,7 +227,7 @@ def test_a_signal_reaches_the_training_and_ends_all_with_its_code(paper, number,
         os.killpg(process.pid, number)
     else:
         process.send_signal(number)
-    assert process.wait(60) == code
+    assert process.wait(240) == code
     assert not Path(f"/proc/{training}").exists() and len(list((paper.parent / "r").rglob("started"))) == 1
 
 

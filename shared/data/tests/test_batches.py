@@ -108,10 +108,12 @@ def test_a_broken_image_is_one_sentence_from_a_worker_too(workers):
 def test_ordered_batches_hold_every_sample_once_and_end_with_what_is_left(part, at_most, sizes):
     batches = Batches(part, Augmentation(AUGMENT), seed=2, train=False, chosen=np.arange(12)[::-1])
     ordered = OrderedBatches(batches, 5, at_most)
-    found = [batch["indices"].tolist() for batch in ordered]
+    batches = [batch["indices"].tolist() for batch in ordered]
     assert (
-        [len(one) for one in found] == sizes and len(ordered) == len(sizes) and ordered.samples == sum(sizes)
+        [len(batch) for batch in batches] == sizes
+        and len(ordered) == len(sizes)
+        and ordered.samples == sum(sizes)
     )
-    assert [index for one in found for index in one] == list(range(11, 11 - sum(sizes), -1))
+    assert [index for batch in batches for index in batch] == list(range(11, 11 - sum(sizes), -1))
     with pytest.raises(IndexError):
         ordered[-1]

@@ -13,8 +13,9 @@ import torch
 from PIL import Image
 
 from shared.data import images, manifest
+from shared.data.__main__ import check_all
 from shared.data.images import ImageFiles, load_image_set
-from shared.data.manifest import check_all, load_manifest, manifest_sha256
+from shared.data.manifest import load_manifest, manifest_sha256
 from shared.errors import UserError
 
 CLASSES = ("ape", "bee", "cat")
@@ -302,12 +303,26 @@ def test_a_labels_file_that_is_missing_or_damaged_is_refused_by_name(root, text,
         ("toy", "val", None, "no split 'val': choose train or test"),
         ("toy", "train", None, "The data root is not set: set DATA_ROOT=.*put toy/train there.*the toy shop"),
         ("toy", "train", "", "The data root is not set"),
-        ("toy", "train", "absent", "toy/train is missing in DATA_ROOT=absent"),
+        (
+            "toy",
+            "train",
+            "absent",
+            "The data root absent is not a folder: set DATA_ROOT=.*put toy/train there",
+        ),
     ],
 )
 def test_an_unknown_name_and_an_absent_data_root_say_what_to_do(root, name, split, data_root, words):
     with pytest.raises(UserError, match=words):
         load_image_set(name, split, data_root)
+
+
+def test_a_split_that_a_manifest_lacks_is_refused(root):
+    path = manifest.FOLDER / "toy.yml"
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps({**content, "folders": content["folders"][:1]}))
+    assert len(load_image_set("toy", "train", root)) == 12
+    with pytest.raises(UserError, match="toy has no split 'test'"):
+        load_image_set("toy", "test", root)
 
 
 def test_a_set_that_is_kept_needs_a_checksum(root):
@@ -337,7 +352,7 @@ def test_data_check_says_present_counted_missing_and_wrong(root):
     assert check_all(root)[0].detail == "3 classes, 12 images"
     spoil_swap(root)
     (row, _) = check_all(root)
-    assert row.status == "wrong content" and "wrong checksum" in row.detail
+    assert row.status == "wrong" and "wrong checksum" in row.detail
     spoil_split(root)
     assert [row.status for row in check_all(root)] == ["missing", "counted"]
 

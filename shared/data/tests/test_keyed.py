@@ -6,7 +6,7 @@ import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.data.keyed import keyed_bits, keyed_normal, keyed_permutation, keyed_uniform
+from shared.data.keyed import keyed_bits, keyed_normal, keyed_permutation, keyed_places, keyed_uniform
 
 # The keys below are fixed, so a test gives one p-value for ever; a true generator fails 1 key in 1000.
 LOWEST_P_VALUE = 1e-3
@@ -68,6 +68,16 @@ def test_permutation_holds_every_index_once(length, seed, epoch):
     permutation = keyed_permutation(length, seed, epoch)
     assert permutation.dtype == np.int64
     assert np.array_equal(np.sort(permutation), np.arange(length))
+
+
+@given(labels=st.lists(st.integers(-2, 2), max_size=30), seed=NATURAL)
+def test_places_within_a_label_are_those_of_its_members_sorted_by_their_bits(labels, seed):
+    labels, bits = np.array(labels, np.int64), keyed_bits(seed, np.arange(len(labels)))
+    places = keyed_places(labels, seed)
+    for label in set(labels.tolist()):
+        members = np.flatnonzero(labels == label)
+        assert np.array_equal(np.argsort(places[members]), np.argsort(bits[members]))
+        assert np.array_equal(np.sort(places[members]), np.arange(len(members)))
 
 
 def test_first_place_of_a_permutation_is_uniform():

@@ -13,12 +13,11 @@ import pytest
 import scipy.io
 
 from shared.data import manifest as module
-from shared.data.__main__ import main
+from shared.data.__main__ import check_all, main
 from shared.data.manifest import (
     DataFile,
     Manifest,
     Variable,
-    check_all,
     load_manifest,
     locate,
     manifest_names,
@@ -187,8 +186,8 @@ def test_an_unknown_checksum_is_recorded_on_first_use_and_compared_ever_after(tm
     locate(toy(), tmp_path, FILE)
     assert record_of(tmp_path) == {FILE: digest}
     locate(toy(), tmp_path, FILE)
-    found = store(tmp_path, LABELS + 1)
-    with pytest.raises(UserError, match=rf"expected sha256 {digest}, found {found}.*delete its line in"):
+    stored = store(tmp_path, LABELS + 1)
+    with pytest.raises(UserError, match=rf"expected sha256 {digest}, found {stored}.*delete its line in"):
         locate(toy(), tmp_path, FILE)
     assert record_of(tmp_path) == {FILE: digest}
     assert os.listdir(tmp_path / ".sha256") == ["toy.json"]  # no temporary file is left
@@ -326,7 +325,7 @@ def test_data_check_says_present_for_a_known_checksum(only_toy, tmp_path):
 def test_data_check_refuses_wrong_content_before_it_records_its_checksum(only_toy, tmp_path, labels, words):
     store(tmp_path, labels)
     (row,) = check_all(tmp_path)
-    assert row.status == "wrong content"
+    assert row.status == "wrong"
     assert re.search(words, row.detail)
     assert not (tmp_path / ".sha256").exists()
     assert main(["--root", str(tmp_path)]) == 2

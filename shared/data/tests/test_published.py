@@ -116,10 +116,10 @@ def test_cifar_files_that_are_others_are_one_sentence(cifar, tmp_path):
 
 
 def test_other_names_are_those_of_the_image_sets():
-    found, expected = (
+    images, expected = (
         load("digits", "test", None) for load in (published.load_classification_set, load_image_set)
     )
-    assert np.array_equal(found.labels, expected.labels) and np.array_equal(found.pixels, expected.pixels)
+    assert np.array_equal(images.labels, expected.labels) and np.array_equal(images.pixels, expected.pixels)
 
 
 def test_flowers_train_on_what_trains_and_validates_and_keep_their_labels(small, flowers):

@@ -15,17 +15,17 @@ T_975_4 = 2.7764451052  # Student t, 97.5 %, 4 degrees of freedom, from a printe
 
 def test_interval_is_students_t():
     values = [0.9, 0.92, 0.91, 0.95, 0.88]
-    found = interval(values)
+    result = interval(values)
     half = T_975_4 * np.std(values, ddof=1) / math.sqrt(5)
-    assert found.mean == pytest.approx(np.mean(values), abs=EXACT)
-    assert found.std == pytest.approx(np.std(values, ddof=1), abs=EXACT)
-    assert (found.low, found.high) == pytest.approx((found.mean - half, found.mean + half), abs=1e-9)
-    assert found.n == 5
+    assert result.mean == pytest.approx(np.mean(values), abs=EXACT)
+    assert result.std == pytest.approx(np.std(values, ddof=1), abs=EXACT)
+    assert (result.low, result.high) == pytest.approx((result.mean - half, result.mean + half), abs=1e-9)
+    assert result.n == 5
 
 
 def test_interval_covers_the_true_mean_as_often_as_it_says():
     rng = np.random.default_rng(1)
-    hits = [(found := interval(rng.normal(2, 3, 4))).low < 2 < found.high for _ in range(600)]
+    hits = [(over_seeds := interval(rng.normal(2, 3, 4))).low < 2 < over_seeds.high for _ in range(600)]
     assert 0.92 < np.mean(hits) < 0.98  # 95 % with the noise of 600 draws (3 standard errors)
 
 
@@ -42,11 +42,11 @@ def test_paired_uses_the_seeds_that_both_have():
     first = [0.7, -1.6, -0.2, -1.2, -0.1, 3.4, 3.7, 0.8, 0.0, 2.0]
     second = [1.9, 0.8, 1.1, 0.1, -0.1, 4.4, 5.5, 1.6, 4.6, 3.4]
     a, b = dict(enumerate(first)) | {77: 100.0}, dict(enumerate(second)) | {99: -100.0}
-    found = paired(a, b)
-    assert found.n == 10
-    assert found.mean == pytest.approx(-1.58, abs=EXACT)
-    assert (found.low, found.high) == pytest.approx((-2.4599, -0.7001), abs=ROUNDED)
-    assert found.p_value == pytest.approx(0.002833, abs=ROUNDED)
+    result = paired(a, b)
+    assert result.n == 10
+    assert result.mean == pytest.approx(-1.58, abs=EXACT)
+    assert (result.low, result.high) == pytest.approx((-2.4599, -0.7001), abs=ROUNDED)
+    assert result.p_value == pytest.approx(0.002833, abs=ROUNDED)
 
 
 @pytest.mark.parametrize(("gap", "p"), [(0.0, 1.0), (0.1, 0.0)])
@@ -54,10 +54,10 @@ def test_identical_differences_raise_no_warning(gap, p):
     values = {0: 0.1, 1: 0.2, 2: 0.7}
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        found = paired({seed: value + gap for seed, value in values.items()}, values)
+        result = paired({seed: value + gap for seed, value in values.items()}, values)
         equal = interval([0.3, 0.3, 0.3])
-    assert (found.mean, found.low, found.high) == pytest.approx((gap, gap, gap), abs=EXACT)
-    assert found.p_value == p
+    assert (result.mean, result.low, result.high) == pytest.approx((gap, gap, gap), abs=EXACT)
+    assert result.p_value == p
     assert (equal.low, equal.high, equal.std) == (0.3, 0.3, 0.0)
 
 

@@ -74,8 +74,14 @@ def test_tasks_of_srun_are_joined_without_requeueing(srun):
 
 
 def test_another_number_of_tasks_than_ranks_is_refused(srun):
-    with pytest.raises(UserError, match="are 2 ranks, but srun started 4 tasks"):
+    with pytest.raises(UserError, match="need 2 ranks, but srun started 4: set"):
         check_machine(settings(devices=2))
+
+
+def test_tasks_that_were_not_asked_for_by_node_are_refused(srun, monkeypatch):
+    monkeypatch.delenv("SLURM_NTASKS_PER_NODE")
+    with pytest.raises(UserError, match="set --ntasks-per-node=2 and --nodes=2"):
+        check_machine(settings(devices=2, num_nodes=2))
 
 
 def test_a_run_on_one_device_ignores_what_a_batch_job_left_in_the_environment(srun):
