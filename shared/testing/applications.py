@@ -50,6 +50,7 @@ def _application(
     for number, name in ((1, "out"), (2, "err")):
         os.dup2(os.open(f"{where}/{name}", os.O_WRONLY | os.O_CREAT), number)
     os.chdir(cwd)
+    os.environ.clear()
     os.environ.update(environment)
     torch.set_num_threads(1)
     sys.argv = [module, *arguments]
@@ -61,6 +62,7 @@ def run_application(
 ) -> Finished:
     """Return how ``python -m <paper>.<name> arguments`` ends."""
     with TemporaryDirectory() as where:
+        environment = {**os.environ, **environment}  # the server's is that of its start
         line = (f"{paper.name}.{name}", list(arguments), cwd or repository_root(), environment, where)
         process = SERVER.Process(target=_application, args=line)
         process.start()

@@ -1,7 +1,6 @@
 """The contracts of all papers, and of the toy paper among the tests of ``shared``."""
 
 import importlib
-import os
 import sys
 
 import pytest
@@ -18,7 +17,6 @@ PAPERS = [*(Paper(name, repository_root()) for name in paper_names(repository_ro
 CONTRACTS: list[Contract] = [
     importlib.import_module(f"{paper.name}.tests.contract").CONTRACT for paper in PAPERS
 ]
-os.environ.pop("DATA_ROOT", None)
 preload(PAPERS)
 
 
