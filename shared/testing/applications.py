@@ -9,6 +9,7 @@ import importlib
 import io
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -52,6 +53,7 @@ def _application(
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(environment)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores Ctrl-C
     torch.set_num_threads(1)
     sys.argv = [module, *arguments]
     importlib.import_module(module).main()
