@@ -41,11 +41,7 @@ def build_model(cfg: GlobalMambaConfig) -> nn.Module:
     require_task(cfg)
     size = cfg.data.image_size
     network = build_network(
-        cfg.model,
-        image_size=size,
-        channels=CHANNELS,
-        classes=cfg.data.classes,
-        backend=cfg.trainer.backend,
+        cfg.model, image_size=size, channels=CHANNELS, classes=cfg.data.classes, backend=cfg.trainer.backend
     )
     if cfg.model.tokens is None:
         # A pyramid takes images of any size that its levels divide, and looks when it sees one: better now.

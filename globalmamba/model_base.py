@@ -30,9 +30,7 @@ def explained(name: str):
         if isinstance(error.__cause__, UserError):
             raise error.__cause__ from None
         reason = " ".join(str(error.__cause__ or error).split())
-        raise UserError(
-            f"model {name} is configured wrongly ({reason}): fix the key in {PAPER}/configs"
-        ) from error
+        raise UserError(f"model {name} is configured wrongly ({reason}): fix the key in {PAPER}/configs") from error
 
 
 def require_task(cfg: ClassificationConfig) -> None:

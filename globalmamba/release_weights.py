@@ -66,17 +66,12 @@ def write_weights(state: dict[str, Tensor], path: str | Path) -> None:
     if path.exists():
         raise UserError(f"{path} is there already: give a new name or move it away")
     if path.suffix != ".safetensors" or not path.parent.is_dir():
-        raise UserError(
-            f"{path} cannot be written: give a name ending in .safetensors in a folder that exists"
-        )
+        raise UserError(f"{path} cannot be written: give a name ending in .safetensors in a folder that exists")
     handle, draft = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=".part")
     os.close(handle)
     try:
         save_file(
-            {
-                name: tensor.detach().clone(memory_format=torch.contiguous_format)
-                for name, tensor in state.items()
-            },
+            {name: tensor.detach().clone(memory_format=torch.contiguous_format) for name, tensor in state.items()},
             draft,
         )
         os.replace(draft, path)

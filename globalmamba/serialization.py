@@ -21,14 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from globalmamba.spectrum import (
-    area_matrix,
-    band_masks,
-    bilinear_matrix,
-    dct_matrix,
-    nearest_patches,
-    shrink_matrix,
-)
+from globalmamba.spectrum import area_matrix, band_masks, bilinear_matrix, dct_matrix, nearest_patches, shrink_matrix
 from shared.data.keyed import keyed_permutation
 from shared.errors import UserError
 
@@ -54,9 +47,7 @@ def token_grids(image_size: tuple[int, int], patch_size: int, levels: int) -> tu
     if min(image_size) < patch_size:
         raise UserError(f"images of {size} are smaller than a patch of {patch_size}: lower patch_size")
     if any(side % patch_size for side in image_size):
-        raise UserError(
-            f"images of {size} are no whole number of patches of {patch_size}: change one of the two"
-        )
+        raise UserError(f"images of {size} are no whole number of patches of {patch_size}: change one of the two")
     rows, columns = (side // patch_size for side in image_size)
     if min(rows, columns) >> (levels - 1) == 0:
         most = min(rows, columns).bit_length()

@@ -35,9 +35,7 @@ def area_matrix(target: int, source: int) -> np.ndarray:
     return np.clip(np.minimum(end, places + 1) - np.maximum(begin, places), 0, None) * target / source
 
 
-def shrink_matrix(
-    target_grid: int, grid: int, patch_size: int, variant: str, shrinking=bilinear_matrix
-) -> np.ndarray:
+def shrink_matrix(target_grid: int, grid: int, patch_size: int, variant: str, shrinking=bilinear_matrix) -> np.ndarray:
     """Return what shrinks one axis of an image to ``target_grid`` patches, (target_grid p, grid p).
 
     ``as_written`` interpolates pixels. ``as_released`` interpolates the tokens, after the convolution; the

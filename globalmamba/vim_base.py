@@ -18,14 +18,7 @@ EMBEDDING_STD = 0.02
 
 
 def add_pass(
-    mixer: nn.Module,
-    suffix: str,
-    *,
-    width: int,
-    rank: int,
-    state_dim: int,
-    conv_kernel: int,
-    matrices: int = 2,
+    mixer: nn.Module, suffix: str, *, width: int, rank: int, state_dim: int, conv_kernel: int, matrices: int = 2
 ) -> None:
     """Give a mixer the parameters of one selective scan under their official names, told apart by a suffix.
 
@@ -119,8 +112,7 @@ class VimBase(nn.Module):
         self.pos_embed = nn.Parameter(trunc_normal_(torch.empty(1, length, embed_dim), std=EMBEDDING_STD))
         self.pos_drop = nn.Dropout(drop_rate)
         self.layers = nn.ModuleList(
-            Block(mixer(i), embed_dim, norm_eps, drop_path * i / max(depth - 1, 1), mlp_ratio)
-            for i in range(depth)
+            Block(mixer(i), embed_dim, norm_eps, drop_path * i / max(depth - 1, 1), mlp_ratio) for i in range(depth)
         )
         self.norm_f = RMSNorm(embed_dim, norm_eps)
         self.head = nn.Linear(embed_dim, num_classes) if num_classes else nn.Identity()

@@ -64,9 +64,7 @@ class SS2D(nn.Module):
         """Return the sum of the four scans over x, (B, L, d)."""
         rows, columns = layout.sequences(x)
         # A projection is the same before and after reordering, and its output is the smaller one to reorder.
-        selected = F.linear(x, self.x_proj_weight.flatten(0, 1)).unflatten(
-            -1, (2, 2, -1)
-        )  # (B, L, 2, 2, R + 2N)
+        selected = F.linear(x, self.x_proj_weight.flatten(0, 1)).unflatten(-1, (2, 2, -1))  # (B, L, 2, 2, R + 2N)
         of_rows, of_columns = (part.flatten(2) for part in selected.unbind(3))
         ordered = layout.sequences(of_rows)[0], layout.sequences(of_columns)[1]
         selected = torch.stack([part.unflatten(-1, (2, -1)) for part in ordered], 3).flatten(2, 3)

@@ -114,17 +114,14 @@ class VMambaBase(nn.Module):
         dims = _widths(dims, len(depths))
         self.num_classes, self.num_features, self.patch_size = num_classes, dims[-1], patch_size
         self.feature_info = [
-            {"num_chs": dim, "reduction": patch_size * 2**i, "module": f"layers.{i}"}
-            for i, dim in enumerate(dims)
+            {"num_chs": dim, "reduction": patch_size * 2**i, "module": f"layers.{i}"} for i, dim in enumerate(dims)
         ]
         self.out_indices = tuple(sorted(out_indices)) if features_only else None
         self.patch_embed = _stem(in_channels, dims[0], patch_size)
         built = len(depths)
         if features_only:
             if not self.out_indices or not 0 <= self.out_indices[0] <= self.out_indices[-1] < built:
-                raise UserError(
-                    f"out_indices {list(out_indices)} are not stages: use numbers from 0 to {built - 1}"
-                )
+                raise UserError(f"out_indices {list(out_indices)} are not stages: use numbers from 0 to {built - 1}")
             built = self.out_indices[-1] + 1
         rates = _rates(drop_path, depths)
         self.layers = nn.ModuleList(
@@ -236,9 +233,7 @@ class VMambaBase(nn.Module):
 def _widths(dims: int | Sequence[int], stages: int) -> tuple[int, ...]:
     widths = tuple(dims * 2**i for i in range(stages)) if isinstance(dims, int) else tuple(dims)
     if len(widths) != stages or stages == 0 or min(widths) < 2:
-        raise UserError(
-            f"dims {dims} do not fit {stages} stages: give one width, or one for each entry of depths"
-        )
+        raise UserError(f"dims {dims} do not fit {stages} stages: give one width, or one for each entry of depths")
     return widths
 
 

@@ -76,9 +76,7 @@ def resnet50() -> nn.Module:
     Every batch norm begins at scale 1, as in the release's classification and not as timm's own default, which sets the
     last one of a block to 0.
     """
-    return timm.create_model(
-        "resnet50", pretrained=False, num_classes=0, global_pool="", zero_init_last=False
-    )
+    return timm.create_model("resnet50", pretrained=False, num_classes=0, global_pool="", zero_init_last=False)
 
 
 BUILDERS: dict[str, Callable[[], nn.Module]] = {

@@ -41,12 +41,7 @@ class ClassificationModule(GuardedModule):
     def __init__(self, network: nn.Module, cfg: IDMLConfig, steps_per_epoch: int):
         super().__init__()
         self.model, self.steps_per_epoch = network, steps_per_epoch
-        self.optim, self.objective, self.classes, self.seed = (
-            cfg.optim,
-            cfg.objective,
-            cfg.data.classes,
-            cfg.seed,
-        )
+        self.optim, self.objective, self.classes, self.seed = (cfg.optim, cfg.objective, cfg.data.classes, cfg.seed)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         self.last_loss = loss = self.loss(batch, batch_idx)

@@ -56,9 +56,7 @@ class IntrospectiveClassifier(nn.Module):
     uncertainty_dim < 1, tau <= 0 and a negative offset.
     """
 
-    def __init__(
-        self, features: int, classes: int, uncertainty_dim: int, tau: float = 5.0, offset: float = 0.0
-    ):
+    def __init__(self, features: int, classes: int, uncertainty_dim: int, tau: float = 5.0, offset: float = 0.0):
         super().__init__()
         if uncertainty_dim < 1 or not tau > 0 or not offset >= 0:
             raise UserError(
@@ -77,9 +75,7 @@ class IntrospectiveClassifier(nn.Module):
         if not self.training:
             return self.classifier(features)
         weight, bias = self.classifier.weight, self.classifier.bias
-        return introspective_logits(
-            features, weight, bias, self.uncertainty_of(features), self.tau, self.offset
-        )
+        return introspective_logits(features, weight, bias, self.uncertainty_of(features), self.tau, self.offset)
 
 
 class ClassificationNetwork(nn.Module):

@@ -41,9 +41,7 @@ def draw_extremes(path: Path, images: ImageSet, uncertainty: Tensor) -> None:
             place.imshow(images.image(index).permute(1, 2, 0).numpy())
             place.set_title(f"{float(uncertainty[index]):.2f}", fontsize=7)
             place.axis("off")
-        line[0].text(
-            -0.1, 0.5, title, rotation=90, transform=line[0].transAxes, ha="right", va="center", fontsize=8
-        )
+        line[0].text(-0.1, 0.5, title, rotation=90, transform=line[0].transAxes, ha="right", va="center", fontsize=8)
     figure.savefig(path, dpi=150, bbox_inches="tight")
     plt.close(figure)
 

@@ -43,18 +43,14 @@ class IntrospectiveMetric:
     Raises UserError for other names, for tau <= 0 and for a negative offset.
     """
 
-    def __init__(
-        self, semantic_dim: int, tau: float, offset: float, scaling: str, combination: str, **kwargs
-    ):
+    def __init__(self, semantic_dim: int, tau: float, offset: float, scaling: str, combination: str, **kwargs):
         if scaling not in SCALINGS or combination not in COMBINATIONS:
             raise UserError(
                 f"metric.scaling={scaling}, metric.combination={combination}: choose the scaling from "
                 f"{', '.join(SCALINGS)}, the combination from {', '.join(COMBINATIONS)}"
             )
         if not tau > 0 or not offset >= 0:
-            raise UserError(
-                f"metric.tau={tau}, metric.offset={offset}: set tau above 0 and offset to 0 or more"
-            )
+            raise UserError(f"metric.tau={tau}, metric.offset={offset}: set tau above 0 and offset to 0 or more")
         super().__init__(**kwargs)
         self.semantic_dim, self.tau, self.offset = semantic_dim, tau, offset
         self.scaling, self.combination = scaling, combination
@@ -79,9 +75,7 @@ class IntrospectiveMetric:
         if not first.shape[1]:
             return squared_norms(second)
         if self.combination == "product":
-            return torch.outer(
-                torch.linalg.vector_norm(first, dim=1), torch.linalg.vector_norm(second, dim=1)
-            )
+            return torch.outer(torch.linalg.vector_norm(first, dim=1), torch.linalg.vector_norm(second, dim=1))
         sign = 1 if self.combination == "sum" else -1
         both = squared_norms(first)[:, None] + squared_norms(second) + 2 * sign * first @ second.T
         return both.clamp_min(0)

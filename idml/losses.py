@@ -90,8 +90,7 @@ def _triplet(constants, metric, classes, semantic_dim) -> MetricLoss:
 def _proxynca(constants, metric, classes, semantic_dim) -> MetricLoss:
     distance = _distance("distance", metric, semantic_dim, power=2)
     return MetricLoss(
-        "proxynca",
-        losses.ProxyNCALoss(classes, semantic_dim, softmax_scale=constants["scale"], distance=distance),
+        "proxynca", losses.ProxyNCALoss(classes, semantic_dim, softmax_scale=constants["scale"], distance=distance)
     )
 
 
@@ -116,20 +115,14 @@ def _margin(constants, metric, classes, semantic_dim) -> MetricLoss:
         num_classes=classes,
         distance=distance,
     )
-    sampler = DistanceWeightedSampler(
-        semantic_dim, constants["cutoff"], constants["farthest"], distance=distance
-    )
+    sampler = DistanceWeightedSampler(semantic_dim, constants["cutoff"], constants["farthest"], distance=distance)
     return MetricLoss("margin", loss, sampler)
 
 
 def _multi_similarity(constants, metric, classes, semantic_dim) -> MetricLoss:
     distance = _distance("similarity", metric, semantic_dim)
-    loss = losses.MultiSimilarityLoss(
-        constants["alpha"], constants["beta"], constants["base"], distance=distance
-    )
-    return MetricLoss(
-        "multi-similarity", loss, miners.MultiSimilarityMiner(constants["epsilon"], distance=distance)
-    )
+    loss = losses.MultiSimilarityLoss(constants["alpha"], constants["beta"], constants["base"], distance=distance)
+    return MetricLoss("multi-similarity", loss, miners.MultiSimilarityMiner(constants["epsilon"], distance=distance))
 
 
 def _proxy_anchor(constants, metric, classes, semantic_dim) -> MetricLoss:

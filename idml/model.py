@@ -50,11 +50,7 @@ def build_embedding_network(cfg: IDMLConfig) -> EmbeddingNetwork:
     if cfg.model.freeze_batchnorm:
         freeze_batchnorm(backbone)
     return EmbeddingNetwork(
-        backbone,
-        cfg.model.semantic_dim,
-        cfg.model.uncertainty_dim,
-        cfg.model.pooling,
-        cfg.model.uncertainty_init,
+        backbone, cfg.model.semantic_dim, cfg.model.uncertainty_dim, cfg.model.pooling, cfg.model.uncertainty_init
     )
 
 
@@ -69,9 +65,7 @@ def build_classification_network(cfg: IDMLConfig) -> ClassificationNetwork:
     if cfg.metric.name == "plain":
         return ClassificationNetwork(body, nn.Linear(body.num_features, cfg.data.classes))
     if cfg.metric.name != "introspective":
-        raise UserError(
-            f"metric.name={cfg.metric.name} is not one of classification: choose plain or introspective"
-        )
+        raise UserError(f"metric.name={cfg.metric.name} is not one of classification: choose plain or introspective")
     head = IntrospectiveClassifier(
         body.num_features, cfg.data.classes, cfg.model.uncertainty_dim, cfg.metric.tau, cfg.metric.offset
     )

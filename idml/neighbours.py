@@ -44,8 +44,7 @@ def unit_rows(embeddings: torch.Tensor) -> torch.Tensor:
     finite = torch.isfinite(embeddings).all(1)
     if not finite.all():
         raise UserError(
-            f"{_count(~finite)} hold NaN or infinity: the training diverged, "
-            "lower optim.lr or give another checkpoint"
+            f"{_count(~finite)} hold NaN or infinity: the training diverged, lower optim.lr or give another checkpoint"
         )
     rows = embeddings.detach().to(torch.float64, copy=True)
     largest = torch.linalg.vector_norm(rows, torch.inf, dim=1, keepdim=True)
@@ -92,10 +91,7 @@ def nearest_neighbours(
     doubt = (d + 8) * torch.finfo(rough.dtype).eps + 4 / STEPS
     queries = torch.arange(n, device=unit.device) if queries is None else queries.to(unit.device)
     with torch.no_grad(), _full_precision(unit.device):
-        parts = [
-            _settle(unit, part, *propose(rough, part, width), k, doubt)
-            for part in queries.split(rows_at_once)
-        ]
+        parts = [_settle(unit, part, *propose(rough, part, width), k, doubt) for part in queries.split(rows_at_once)]
     return torch.cat(parts)
 
 
@@ -103,9 +99,7 @@ def _backend(name: str, rough: torch.Tensor):
     """Return the function that proposes candidates and the number of queries to hand it at once."""
     fits = faiss is not None and rough.device.type == "cpu" and rough.dtype == torch.float32
     if name == "faiss" and not fits:
-        raise UserError(
-            "backend=faiss needs the package faiss-cpu and float32 embeddings on the CPU: choose torch"
-        )
+        raise UserError("backend=faiss needs the package faiss-cpu and float32 embeddings on the CPU: choose torch")
     if name not in ("auto", "faiss", "torch"):
         raise UserError(f"there is no backend {name!r} for neighbours: choose auto, faiss or torch")
     if name == "auto":
@@ -161,15 +155,11 @@ def _settle(unit, queries, similarity, index, k: int, doubt: float) -> torch.Ten
     return nearest
 
 
-def _products(
-    unit: torch.Tensor, queries: torch.Tensor, row: torch.Tensor, other: torch.Tensor
-) -> torch.Tensor:
+def _products(unit: torch.Tensor, queries: torch.Tensor, row: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
     """Return unit[queries[row]] . unit[other], (p,) float64, for ``row`` (p,) and ``other`` (p,)."""
     if unit.device.type != "cpu":
         pairs = zip(row.split(PAIRS), other.split(PAIRS), strict=True)
-        return torch.cat(
-            [row.new_zeros(0, dtype=unit.dtype)] + [(unit[queries[i]] * unit[j]).sum(1) for i, j in pairs]
-        )
+        return torch.cat([row.new_zeros(0, dtype=unit.dtype)] + [(unit[queries[i]] * unit[j]).sum(1) for i, j in pairs])
     # A product of matrices at some places alone: nothing is copied, which would take most of the time. Its rows are the
     # samples, each read once for all queries that it is compared with; the queries stay in the cache.
     order = (other * len(queries) + row).argsort()

@@ -53,11 +53,7 @@ def gather_batch(rows: Tensor) -> Tensor:
 
 
 def objective(
-    network: nn.Module,
-    loss: Callable[[Tensor, Tensor], Tensor],
-    images: Tensor,
-    labels: Tensor,
-    lam: float | None,
+    network: nn.Module, loss: Callable[[Tensor, Tensor], Tensor], images: Tensor, labels: Tensor, lam: float | None
 ) -> Tensor:
     """Return L, 0-d, of this rank's images (B, 3, H, W) and labels (B,) int64; the loss sees those of all ranks.
 

@@ -56,9 +56,7 @@ class PyramidNet(nn.Module):
         if rest or blocks_per_stage < 1:
             raise UserError(f"a PyramidNet cannot have depth {depth}: choose 9 n + 2, such as 11, 110 or 200")
         blocks = STAGES * blocks_per_stage
-        self.stem = nn.Sequential(
-            nn.Conv2d(3, FIRST_WIDTH, 3, padding=1, bias=False), nn.BatchNorm2d(FIRST_WIDTH)
-        )
+        self.stem = nn.Sequential(nn.Conv2d(3, FIRST_WIDTH, 3, padding=1, bias=False), nn.BatchNorm2d(FIRST_WIDTH))
         layers, in_width = [], FIRST_WIDTH
         for number in range(blocks):
             width = round(FIRST_WIDTH + alpha * (number + 1) / blocks)

@@ -24,9 +24,7 @@ def require_selection(cfg: IDMLConfig) -> None:
     if cfg.selection not in CHOICES:
         raise UserError(f"selection={cfg.selection} is unknown: choose one of {', '.join(CHOICES)}")
     if cfg.selection == "held-out" and not cfg.data.held_out:
-        raise UserError(
-            "selection=held-out needs training classes that do not train: set data.held_out above 0"
-        )
+        raise UserError("selection=held-out needs training classes that do not train: set data.held_out above 0")
 
 
 class EpochSelection(pl.Callback):

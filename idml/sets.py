@@ -68,9 +68,7 @@ def _cars(files: dict[str, Path], classes: int, again: str) -> list[Annotation]:
     try:
         annotations = scipy.io.loadmat(path, squeeze_me=True)["annotations"]
         field, folder = (
-            ("relative_im_path", "")
-            if "relative_im_path" in annotations.dtype.names
-            else ("fname", "cars_train/")
+            ("relative_im_path", "") if "relative_im_path" in annotations.dtype.names else ("fname", "cars_train/")
         )
         return [
             Annotation(folder + str(name), int(number))
@@ -117,9 +115,7 @@ def _annotations(manifest: Manifest, data_root: str | Path | None) -> tuple[Path
     files = {Path(entry.path).name: locate(manifest, data_root, entry.path) for entry in manifest.files}
     root = Path(data_root) / Path(manifest.files[0].path).parts[0]
     classes = sum(manifest.counts["classes"])
-    annotations = sorted(
-        READERS[manifest.name](files, classes, again), key=lambda image: (image.number, image.path)
-    )
+    annotations = sorted(READERS[manifest.name](files, classes, again), key=lambda image: (image.number, image.path))
     numbers = sorted({annotation.number for annotation in annotations})
     expected = sum(manifest.counts["images"])
     if len(annotations) != expected or numbers != list(range(1, classes + 1)):
@@ -150,9 +146,7 @@ def load_retrieval_set(name: str, split: str, data_root: str | Path | None) -> I
     expected = manifest.counts["images"][SPLITS.index(split)]
     if len(chosen) != expected or not chosen:
         wanted = f"{len(chosen)} images, not {expected}" if chosen or expected else "no images"
-        raise UserError(
-            f"the {split} classes of {root} have {wanted}: get the data again, source: {manifest.source}"
-        )
+        raise UserError(f"the {split} classes of {root} have {wanted}: get the data again, source: {manifest.source}")
     for annotation in chosen:
         if not (root / annotation.path).is_file():
             raise UserError(

@@ -61,9 +61,7 @@ def prepare(cfg: IDMLConfig) -> tuple[RetrievalModule, TrainingData, dict[str, I
     return RetrievalModule(network, criterion, cfg, steps_per_epoch), data, sets
 
 
-def fit(
-    cfg: IDMLConfig, module: pl.LightningModule, data: TrainingData, folder: Path, callbacks=()
-) -> pl.Trainer:
+def fit(cfg: IDMLConfig, module: pl.LightningModule, data: TrainingData, folder: Path, callbacks=()) -> pl.Trainer:
     """Train for the steps of the config, continuing from ``folder/last.ckpt`` where there is one."""
     clipping = {"gradient_clip_val": cfg.optim.clip_value, "gradient_clip_algorithm": "value"}
     return train(cfg, module, data, folder, callbacks, **clipping)

@@ -102,9 +102,7 @@ def uncertainty_scores(embedded: Embedded, changed: dict[str, Tensor]) -> dict[s
     scores = {f"auroc_{name}": auroc(embedded.uncertainty, values) for name, values in changed.items()}
     scores["recall_at_1_certain_half"] = float(hits[certain].mean())
     scores["recall_at_1_uncertain_half"] = float(hits[~certain].mean())
-    scores["uncertainty_length_correlation"] = float(
-        spearmanr(embedded.uncertainty, embedded.length).statistic
-    )
+    scores["uncertainty_length_correlation"] = float(spearmanr(embedded.uncertainty, embedded.length).statistic)
     scores["uncertainty_mean"] = float(embedded.uncertainty.double().mean())
     scores["uncertainty_std"] = float(embedded.uncertainty.double().std())
     return scores

@@ -29,11 +29,7 @@ class ConvNetTiny(nn.Module):
         super().__init__()
         parts, before = [], 3
         for width in (16, 32, 64):
-            parts += [
-                nn.Conv2d(before, width, 3, padding=1, bias=False),
-                nn.BatchNorm2d(width),
-                nn.ReLU(inplace=True),
-            ]
+            parts += [nn.Conv2d(before, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
             before = width
         self.body = nn.Sequential(*parts)
 

@@ -18,14 +18,7 @@ from torch import Tensor, nn
 from opera.backbones import build_backbone
 from opera.config import CONFIGS, OPERAConfig
 from opera.moco_checkpoints import is_official, linear_classifier, load_moco_v3
-from opera.train import (
-    UNTRAINED,
-    build_hierarchy,
-    check,
-    neighbour_scores,
-    pretraining_folder,
-    task_folder,
-)
+from opera.train import UNTRAINED, build_hierarchy, check, neighbour_scores, pretraining_folder, task_folder
 from opera.tuning import Classifier, logit_scores, outputs
 from shared.data.images import ImageSet
 from shared.data.published import load_classification_set
@@ -71,9 +64,7 @@ def tuned_on(cfg: OPERAConfig, path: Path, classes: int) -> tuple[str, ImageSet]
     ``task.sets`` has so many. Raises UserError where nothing tells it.
     """
     named = [name for name in cfg.task.sets if name == path.absolute().parent.name]
-    tests = {
-        name: load_classification_set(name, "test", cfg.paths.data_root) for name in named or cfg.task.sets
-    }
+    tests = {name: load_classification_set(name, "test", cfg.paths.data_root) for name in named or cfg.task.sets}
     fitting = [name for name, test in tests.items() if len(test.classes) == classes]
     if len(fitting) != 1:
         sizes = ", ".join(f"{name} {len(test.classes)}" for name, test in tests.items())
@@ -103,9 +94,7 @@ def score_head(cfg: OPERAConfig, backbone: nn.Module, path: Path) -> dict[str, f
     return suffixed(scores | {"n_test": float(len(test))}, fitting[0], cfg.task.sets)
 
 
-def score_classifier(
-    cfg: OPERAConfig, state: dict[str, Tensor], path: Path, backbone: nn.Module
-) -> dict[str, float]:
+def score_classifier(cfg: OPERAConfig, state: dict[str, Tensor], path: Path, backbone: nn.Module) -> dict[str, float]:
     """Return top1, top5 and n_test of a tuned classifier on its set; ``backbone`` gets its weights."""
     classifier = Classifier(backbone, len(state["head.weight"]))
     load_weights(classifier, state, cfg.row, path)

@@ -161,9 +161,7 @@ class Hierarchy(nn.Module):
             return 1.0, 1.0
         return (2 if self.arrangement == "instance" else 1) * self.temperature, 0.5
 
-    def terms(
-        self, views: list[dict], first: Tensor, second: Tensor, labels: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def terms(self, views: list[dict], first: Tensor, second: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Return L_self and L_full from the spaces of both views, 0-d each."""
         instance = classes = views[0]["y"].new_zeros(())
         counts = rows_of_ranks(len(first), first.device)
@@ -210,11 +208,7 @@ def softmax_loss(logits: Tensor, targets: Tensor, only_others: bool) -> Tensor:
 
 
 def info_nce(
-    queries: Tensor,
-    keys: Tensor,
-    temperature: float,
-    only_others: bool = False,
-    counts: list[int] | None = None,
+    queries: Tensor, keys: Tensor, temperature: float, only_others: bool = False, counts: list[int] | None = None
 ) -> Tensor:
     """Return the mean loss, 0-d, of finding an image's own key among those of all ranks.
 
@@ -245,9 +239,7 @@ def supervised_contrast(
     counts = rows_of_ranks(len(labels), labels.device) if counts is None else counts
     alone = -2 - sum(counts[: rank()]) - torch.arange(len(labels), device=labels.device)
     every_label = gather_rows(torch.where(labels == UNLABELLED, alone, labels), counts)
-    rows = [
-        gather_rows(view.to(torch.promote_types(view.dtype, torch.float32)), counts) for view in embeddings
-    ]
+    rows = [gather_rows(view.to(torch.promote_types(view.dtype, torch.float32)), counts) for view in embeddings]
     with torch.autocast(labels.device.type, enabled=False):
         return SupConLoss(temperature)(torch.cat(rows), every_label.repeat(2))
 

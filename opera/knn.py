@@ -21,8 +21,6 @@ def knn_scores(
     for rows in test.split(max(1, CHUNK // len(train))):
         similarity, index = (rows @ train.T).topk(min(neighbours, len(train)), 1)
         votes.append(
-            rows.new_zeros(len(rows), classes).scatter_add_(
-                1, train_labels[index], (similarity / temperature).exp()
-            )
+            rows.new_zeros(len(rows), classes).scatter_add_(1, train_labels[index], (similarity / temperature).exp())
         )
     return torch.cat(votes)

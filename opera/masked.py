@@ -87,10 +87,7 @@ class Decoder(nn.Module):
         images, hidden = len(seen), order.shape[1] + 1 - seen.shape[1]
         masks = self.mask_token.to(seen.dtype).expand(images, hidden, -1)
         # Attention does not mind the order of tokens: each keeps its place by its position alone.
-        first, others = (
-            self.positions[:, :1].expand(images, -1, -1),
-            gather_tokens(self.positions[:, 1:], order),
-        )
+        first, others = (self.positions[:, :1].expand(images, -1, -1), gather_tokens(self.positions[:, 1:], order))
         row = torch.cat([seen, masks], 1) + torch.cat([first, others], 1)
         return self.pixels(self.norm(self.blocks(row)[:, -hidden:]))
 
@@ -227,6 +224,4 @@ def _check(backbone: nn.Module, classes: int, arrangement: str, mask: dict) -> N
             f"objective.mask.ratio={ratio} hides all of {count} patches or none: set a part that does neither, as 0.75"
         )
     if not mask["weight"] > 0:
-        raise UserError(
-            f"objective.mask.weight={mask['weight']}: set it above 0, or choose another arrangement"
-        )
+        raise UserError(f"objective.mask.weight={mask['weight']}: set it above 0, or choose another arrangement")

@@ -89,13 +89,7 @@ def require_fit(backbone: nn.Module, state: dict[str, Tensor], path: Path) -> No
             "that of the file (224 in the official ones)"
         )
     if unfit:
-        kind = (
-            "a ViT"
-            if "pos_embed" in state
-            else "a ResNet"
-            if "layer1.0.conv1.weight" in state
-            else "a network"
-        )
+        kind = "a ViT" if "pos_embed" in state else "a ResNet" if "layer1.0.conv1.weight" in state else "a network"
         raise UserError(
             f"{path} holds {kind} of another architecture than the backbone: {len(unfit)} tensors are missing, unknown "
             f"or of another shape, such as {unfit[0]}; set model.backbone to resnet50, vit-small or vit-base, as the "

@@ -38,12 +38,7 @@ class PretrainingModule(GuardedModule):
         self.model, self.views = hierarchy.to(memory_format=torch.channels_last), views
         if cfg.output.compile:
             hierarchy.compile_encoders()
-        self.optim, self.base_momentum, self.seed, self.steps = (
-            cfg.optim,
-            cfg.objective.momentum,
-            cfg.seed,
-            steps,
-        )
+        self.optim, self.base_momentum, self.seed, self.steps = (cfg.optim, cfg.objective.momentum, cfg.seed, steps)
         self.warmup = round(steps * cfg.optim.warmup_epochs / cfg.scale.epochs)
 
     def on_train_batch_start(self, batch, batch_idx: int) -> None:
@@ -51,9 +46,7 @@ class PretrainingModule(GuardedModule):
         # Stochastic depth draws from torch's generator: every rank for itself, every step as if never interrupted.
         torch.manual_seed(int(keyed_bits(DROPPING, self.seed, batch_idx, self.global_rank)) >> 1)
 
-    def transfer_batch_to_device(
-        self, batch: dict[str, Tensor], device, dataloader_idx: int
-    ) -> dict[str, Tensor]:
+    def transfer_batch_to_device(self, batch: dict[str, Tensor], device, dataloader_idx: int) -> dict[str, Tensor]:
         """Leave on the host what names the draws: asked for on the device, it would be waited for."""
         names = {name: batch[name] for name in ("epoch", "indices")}
         rest = {name: value for name, value in batch.items() if name not in names}

@@ -40,15 +40,7 @@ from shared.training.training_data import TrainingData
 CONFLICT_BATCHES, CONFLICT_IMAGES = 8, 256  # over which the conflict is averaged; at most, of a batch
 UNTRAINED = "untrained"  # task.weights of a network as it is initialised
 NEIGHBOURS = 20  # where a task names none and a checkpoint is scored
-PRETRAINING = (
-    "seed",
-    "model",
-    "heads",
-    "objective",
-    "data",
-    "views",
-    "optim",
-)  # what it depends on, and epochs
+PRETRAINING = ("seed", "model", "heads", "objective", "data", "views", "optim")  # what it depends on, and epochs
 
 
 def build_hierarchy(cfg: OPERAConfig) -> Hierarchy:
@@ -72,9 +64,7 @@ def build_hierarchy(cfg: OPERAConfig) -> Hierarchy:
 def check(cfg: OPERAConfig) -> None:
     """Raise UserError for a task that is unknown or not implemented."""
     if cfg.task.kind == "dense":
-        raise UserError(
-            f"{cfg.row} is blocked: detection and segmentation are not implemented yet, choose another row"
-        )
+        raise UserError(f"{cfg.row} is blocked: detection and segmentation are not implemented yet, choose another row")
     if cfg.task.kind not in KINDS or not cfg.task.sets:
         raise UserError(
             f"task.kind={cfg.task.kind}, task.sets={cfg.task.sets}: choose one of {', '.join(KINDS)}, and a set or more"
@@ -108,9 +98,7 @@ def pretrained(cfg: OPERAConfig) -> tuple[PretrainingModule, TrainingData, float
         return *_fitted(cfg, module, data, folder), False
     with folder_lock(folder) as is_held:
         if not is_held:
-            raise UserError(
-                f"{folder.name} is being pre-trained by another process: type the command again after that"
-            )
+            raise UserError(f"{folder.name} is being pre-trained by another process: type the command again after that")
         return *_fitted(cfg, module, data, folder), True
 
 
@@ -131,11 +119,7 @@ def run(cfg: OPERAConfig, folder: Path) -> dict | None:
         tuning_data(cfg, name)  # bad input is reported before days of pre-training
     module = None
     if cfg.task.weights is not None:
-        backbone, metrics, first = (
-            initial_backbone(cfg),
-            {"skipped_steps": 0.0},
-            process_rank(cfg.trainer) == 0,
-        )
+        backbone, metrics, first = (initial_backbone(cfg), {"skipped_steps": 0.0}, process_rank(cfg.trainer) == 0)
         metrics["weights"] = _weights_name(cfg.task.weights)
     else:
         begun = (pretraining_folder(cfg) / "last.ckpt").exists()
@@ -242,9 +226,7 @@ def seconds_of_run(cfg: OPERAConfig) -> float:
     for name in cfg.task.sets:
         data, test = tuning_data(cfg, name)
         tuned = with_drop_path(cfg, copy.deepcopy(backbone))
-        total += seconds_of_training(
-            cfg, TuningModule(tuned, len(test.classes), cfg, data.sampler.steps), data
-        )
+        total += seconds_of_training(cfg, TuningModule(tuned, len(test.classes), cfg, data.sampler.steps), data)
     return total
 
 

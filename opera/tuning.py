@@ -135,12 +135,8 @@ def tuning_data(cfg: OPERAConfig, name: str) -> tuple[TrainingData, ImageSet]:
             f"{len(batches)} images of {name} do not fill one batch of {cfg.task.batch_size}: lower task.batch_size"
         )
     if cfg.task.repeats < 1:
-        raise UserError(
-            f"task.repeats={cfg.task.repeats}: set 1, or how many views of an image a batch holds"
-        )
-    sampler = KeyedBatchSampler(
-        len(batches), cfg.task.batch_size, cfg.seed, steps=1, repeats=cfg.task.repeats
-    )
+        raise UserError(f"task.repeats={cfg.task.repeats}: set 1, or how many views of an image a batch holds")
+    sampler = KeyedBatchSampler(len(batches), cfg.task.batch_size, cfg.seed, steps=1, repeats=cfg.task.repeats)
     sampler.steps = cfg.task.epochs * (len(batches) // cfg.task.batch_size)
     mixes = cfg.task.mixup_alpha > 0 or cfg.task.cutmix_alpha > 0
     return TrainingData(batches, sampler, mixes, cfg.trainer.workers), test
@@ -172,7 +168,5 @@ def outputs(
 def logit_scores(logits: Tensor, labels: Tensor) -> dict[str, float]:
     """Return top1 and top5, fractions, of logits (n, classes) and labels (n,); UserError where they are not finite."""
     if not logits.isfinite().all():
-        raise UserError(
-            "the logits of the network are not finite: the training diverged, lower optim.lr or task.lr"
-        )
+        raise UserError("the logits of the network are not finite: the training diverged, lower optim.lr or task.lr")
     return top_scores(top_hits(logits, labels))

@@ -23,8 +23,7 @@ from shared.data.streams import stream
 from shared.errors import UserError
 
 CROP, FLIP, COLOUR, JITTER, ORDER, GREY, BLUR, SOLARIZE = (
-    stream(f"opera.{name}")
-    for name in ("crop", "flip", "colour", "jitter", "order", "grey", "blur", "solarize")
+    stream(f"opera.{name}") for name in ("crop", "flip", "colour", "jitter", "order", "grey", "blur", "solarize")
 )
 GREY_WEIGHTS = (0.2989, 0.587, 0.114)  # torchvision's
 Key = tuple[int, int, np.ndarray]  # seed, epoch, index (b,)
@@ -57,11 +56,7 @@ def _check(cfg: ViewsConfig) -> None:
         ("scale", rising(cfg.scale) and cfg.scale[1] <= 1, "two parts of the area, as [0.2, 1.0]"),
         ("ratio", rising(cfg.ratio), "two ratios of width to height, as [0.75, 1.3333]"),
         ("flip", chances([cfg.flip]), "a probability"),
-        (
-            "jitter",
-            len(cfg.jitter) == 4 and chances(cfg.jitter) and cfg.jitter[3] <= 0.5,
-            "[0.4, 0.4, 0.2, 0.1]",
-        ),
+        ("jitter", len(cfg.jitter) == 4 and chances(cfg.jitter) and cfg.jitter[3] <= 0.5, "[0.4, 0.4, 0.2, 0.1]"),
         ("jitter_probability", chances([cfg.jitter_probability]), "a probability"),
         ("grey", chances([cfg.grey]), "a probability"),
         ("blur", len(cfg.blur) == 2 and chances(cfg.blur), "two probabilities"),
@@ -153,9 +148,7 @@ def crop(images: Tensor, boxes: np.ndarray, size: int) -> Tensor:
 
     ``boxes``: (b, 4), top, left, height, width. A resize along one axis is a product with a matrix of weights.
     """
-    top, left, high, wide = (
-        torch.from_numpy(boxes[:, i].astype(np.float32)).to(images.device) for i in range(4)
-    )
+    top, left, high, wide = (torch.from_numpy(boxes[:, i].astype(np.float32)).to(images.device) for i in range(4))
     rows = resize_weights(top, high, images.shape[2], size)
     columns = resize_weights(left, wide, images.shape[3], size)
     return rows[:, None] @ (images.to(torch.float32) / 255) @ columns[:, None].mT
@@ -237,6 +230,4 @@ def blur_weights(sigma: Tensor, size: int, reach: int) -> Tensor:
     source = source.abs()
     source = torch.where(source >= size, 2 * (size - 1) - source, source)
     weights = sigma.new_zeros(len(sigma), size, size)
-    return weights.scatter_add_(
-        2, source.expand(len(sigma), -1, -1), kernel[:, None].expand(-1, size, -1).contiguous()
-    )
+    return weights.scatter_add_(2, source.expand(len(sigma), -1, -1), kernel[:, None].expand(-1, size, -1).contiguous())

@@ -56,6 +56,4 @@ class GaussianDistance(BaseDistance):
         return (self.raw(query_emb, ref_emb) - self.offset) / self.scale
 
     def pairwise_distance(self, query_emb: Tensor, ref_emb: Tensor) -> Tensor:
-        return torch.stack(
-            [self.compute_mat(q[None], r[None])[0, 0] for q, r in zip(query_emb, ref_emb, strict=True)]
-        )
+        return torch.stack([self.compute_mat(q[None], r[None])[0, 0] for q, r in zip(query_emb, ref_emb, strict=True)])

@@ -176,9 +176,7 @@ def empty_readout(model, shape: tuple[int, int], probabilities: bool = False) ->
     return Readout(np.full(shape, -1, np.int16), np.full(shape, np.nan, np.float32), table)
 
 
-def predict_scene_convolutional(
-    model, cube: np.ndarray, probabilities: bool = False, tile_rows: int = 128
-) -> Readout:
+def predict_scene_convolutional(model, cube: np.ndarray, probabilities: bool = False, tile_rows: int = 128) -> Readout:
     """Decide every pixel of a cube (H, W, bands) at the centre, with work shared between patches.
 
     ``model.encode_scene`` maps an image (1, bands, H, W) to mean and log-variance (1, D, H, W). It sees

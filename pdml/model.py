@@ -204,6 +204,4 @@ def build_model(cfg: PDMLConfig, bands: int, classes: int) -> PatchModel:
         if isinstance(error.__cause__, UserError):
             raise error.__cause__ from None
         reason = " ".join(str(error.__cause__ or error).split())
-        raise UserError(
-            f"model or method is configured wrongly ({reason}): fix the key in pdml/configs"
-        ) from error
+        raise UserError(f"model or method is configured wrongly ({reason}): fix the key in pdml/configs") from error

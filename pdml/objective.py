@@ -69,14 +69,7 @@ class Objective(nn.Module):
     """
 
     def __init__(
-        self,
-        metric: str,
-        loss: str,
-        pair_weight: float,
-        temperature: float,
-        pixels: int,
-        classes: int,
-        width: int,
+        self, metric: str, loss: str, pair_weight: float, temperature: float, pixels: int, classes: int, width: int
     ):
         super().__init__()
         self.distance = GaussianDistance(metric)

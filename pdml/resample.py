@@ -52,9 +52,7 @@ def mixing_weights(labels, side, spectra_labels, half, sigma: float, seed: int) 
     filled = labels[tuple(nearest)]
     height, width = labels.shape
     classes = int(spectra_labels.max())
-    members = [
-        [np.flatnonzero((spectra_labels == c) & (half == s)) for c in range(1, classes + 1)] for s in (0, 1)
-    ]
+    members = [[np.flatnonzero((spectra_labels == c) & (half == s)) for c in range(1, classes + 1)] for s in (0, 1)]
     size = np.array([[len(group) for group in row] for row in members])  # (2, C)
     pool = np.zeros((2, classes, size.max()), np.int64)
     for s in (0, 1):

@@ -64,9 +64,7 @@ def _pixels_first(values: np.ndarray, cfg: DataConfig, path: Path) -> np.ndarray
             )
         return values.reshape(-1, width, height).transpose(2, 1, 0)
     if cfg.layout != "hwb":
-        raise UserError(
-            f"{path}: data.layout {cfg.layout!r} is unknown; set hwb or bands_by_pixels_column_major"
-        )
+        raise UserError(f"{path}: data.layout {cfg.layout!r} is unknown; set hwb or bands_by_pixels_column_major")
     if values.ndim != 3:
         raise UserError(
             f"{path}: the array is {values.shape}, not height x width x bands; set data.cube_key or "
@@ -93,9 +91,7 @@ def _cube(cfg: DataConfig, data_root) -> tuple[np.ndarray, Path]:
     values, path = _array(cfg, data_root, cfg.cube_file, cfg.cube_key)
     cube = _pixels_first(values, cfg, path)
     dropped = sorted(set(cfg.drop_bands))
-    if cube.shape[2] != cfg.bands + len(dropped) or (
-        dropped and not 0 <= dropped[0] <= dropped[-1] < cube.shape[2]
-    ):
+    if cube.shape[2] != cfg.bands + len(dropped) or (dropped and not 0 <= dropped[0] <= dropped[-1] < cube.shape[2]):
         raise UserError(
             f"{path}: the cube has {cube.shape[2]} bands, but the config keeps {cfg.bands} and drops "
             f"{len(dropped)}; fix data.bands and data.drop_bands, or get the right file"
@@ -121,9 +117,7 @@ def _labels(cfg: DataConfig, data_root, abundances):
         maps = first.astype(np.int16), second.astype(np.int16)
     if cfg.labels_from == "union":
         if maps is None:
-            raise UserError(
-                f"{cfg.name}: labels_from union needs data.train_labels_file and its test map; name them"
-            )
+            raise UserError(f"{cfg.name}: labels_from union needs data.train_labels_file and its test map; name them")
         labels = np.where(maps[0] > 0, *maps)
     elif cfg.labels_from == "map":
         labels, path = _array(cfg, data_root, cfg.labels_file, cfg.labels_key)
@@ -152,9 +146,7 @@ def load_scene(cfg: DataConfig, seed: int, patch_size: int, data_root: str | Non
     """
     cube, abundances, path = None, None, None
     if cfg.kind == "synthetic":
-        cube, abundances = synthetic_scene(
-            cfg.height, cfg.width, cfg.bands, len(cfg.class_names), cfg.synthetic
-        )
+        cube, abundances = synthetic_scene(cfg.height, cfg.width, cfg.bands, len(cfg.class_names), cfg.synthetic)
         labels, maps, source = (abundances.argmax(2) + 1).astype(np.int16), None, cfg.name
     else:
         if cfg.abundances_file:

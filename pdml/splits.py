@@ -122,9 +122,7 @@ def _guarded(labels: np.ndarray, counts: np.ndarray, blocks: np.ndarray, seed: i
     return Split(train, far & np.concatenate(([False], present))[labels], present, blocks)
 
 
-def _disjoint(
-    labels: np.ndarray, classes: int, split: SplitConfig, seed: int, patch_size: int, source: str
-) -> Split:
+def _disjoint(labels: np.ndarray, classes: int, split: SplitConfig, seed: int, patch_size: int, source: str) -> Split:
     """Return the assignment with the most classes trained and, behind the guard, scored (labels only)."""
     counts = training_counts(labels, classes, split, source)
     best = None
@@ -174,13 +172,9 @@ def make_split(
         return _disjoint(labels, classes, split, seed, patch_size, source)
     if split.kind == "official":
         if maps is None:
-            raise UserError(
-                f"{source}: no official training and test maps are given; set another data.split.kind"
-            )
+            raise UserError(f"{source}: no official training and test maps are given; set another data.split.kind")
         return _official(*maps, classes, source)
     if split.kind not in ("percent", "count"):
-        raise UserError(
-            f"{source}: unknown data.split.kind {split.kind!r}; set percent, count, official, disjoint"
-        )
+        raise UserError(f"{source}: unknown data.split.kind {split.kind!r}; set percent, count, official, disjoint")
     train = _draw(labels, training_counts(labels, classes, split, source), seed, labels > 0)
     return Split(train, (labels > 0) & ~train, np.ones(classes, bool))

@@ -22,9 +22,7 @@ def header(text: str) -> list[str]:
 
 
 def metrics_text(metrics: dict) -> str:
-    values = {
-        key: "not known" if value is None else getattr(value, "text", value) for key, value in metrics.items()
-    }
+    values = {key: "not known" if value is None else getattr(value, "text", value) for key, value in metrics.items()}
     return ", ".join(f"{key} {value}" for key, value in values.items())
 
 
@@ -47,10 +45,7 @@ def differences(path: Path, text: str, models: list[Model]) -> list[str]:
     own = next((model for model in models if row == model.Claim.Row), models[0])
     claim, statements = own.Claim, header(text)
     title = f"{own.in_collection} ({claim.Source.paper}), {claim.Source.table}: {claim.Source.row}"
-    wanted = [
-        expected_values(claim),
-        f"make reproduce-{paper} SCALE=full ROWS={row} DATA_ROOT=...",
-    ]
+    wanted = [expected_values(claim), f"make reproduce-{paper} SCALE=full ROWS={row} DATA_ROOT=..."]
     if row != claim.Row:
         wanted.append(f"A further setting of the claim {claim.Row}.")
     others = [model.Claim.Row for model in models if model is not own]

@@ -30,9 +30,7 @@ LAYERS = (
     ("claims",),
     ("bench", "testing"),
 )
-PROTOCOL = (
-    ROOT / "shared/claims/protocol.py"
-)  # the only file that may import a module by a name made at run time
+PROTOCOL = ROOT / "shared/claims/protocol.py"  # the only file that may import a module by a name made at run time
 # Joined from pieces so that this file keeps its own rule. Behind a letter, a dot, a slash or a closing brace
 # a match would be part of another path: an address on the web, a relative path, a variable.
 FOLDERS = "|".join(("home", "tmp", "work", "root"))
@@ -123,8 +121,7 @@ def test_library_code_neither_prints_nor_names_a_cuda_device():
 
 
 @pytest.mark.parametrize(
-    "line",
-    ["print(1)", "x.cuda()", "torch.device('cuda:0')", "x.to('cuda')", "x.to(device='cuda')"],
+    "line", ["print(1)", "x.cuda()", "torch.device('cuda:0')", "x.to('cuda')", "x.to(device='cuda')"]
 )
 def test_the_scan_for_prints_and_devices_sees(line):
     assert forbidden_calls(ast.parse(line), entry_point=False) == [1]
@@ -179,9 +176,7 @@ def imported_names(path: Path) -> set[str]:
             above = package[: len(package) - node.level + 1] if node.level else ()
             base = ".".join([*above, *([node.module] if node.module else [])])
             parts = {f"{base}.{alias.name}" for alias in node.names}
-            names |= {part for part in parts if is_module(part)} | {
-                base for part in parts if not is_module(part)
-            }
+            names |= {part for part in parts if is_module(part)} | {base for part in parts if not is_module(part)}
     return names
 
 
@@ -217,9 +212,7 @@ def package_graph(graph: dict[str, set[str]]) -> dict[str, set[str]]:
     known, packages = modules(), {}
     for name, imported in graph.items():
         package = package_of(name, known)
-        packages.setdefault(package, set()).update(
-            {package_of(other, known) for other in imported} - {package}
-        )
+        packages.setdefault(package, set()).update({package_of(other, known) for other in imported} - {package})
     return packages
 
 
@@ -244,30 +237,18 @@ def layer_of(name: str) -> int | None:
 def test_no_file_of_shared_imports_from_a_layer_above_its_own():
     graph = {name: ahead for name, ahead in import_graph().items() if name.startswith("shared.")}
     assert [name for name in graph if layer_of(name) is None] == []
-    upward = [
-        (n, o) for n, ahead in graph.items() for o in ahead if o != "shared" and layer_of(o) > layer_of(n)
-    ]
+    upward = [(n, o) for n, ahead in graph.items() for o in ahead if o != "shared" and layer_of(o) > layer_of(n)]
     assert upward == []
 
 
 def test_only_the_protocol_imports_a_module_by_its_name():
     def dynamic(path: Path) -> bool:
-        by_name = {
-            "import_module",
-            "__import__",
-            "load_module",
-            "exec_module",
-            "run_module",
-            "get_method",
-            "get_class",
-        }
+        by_name = {"import_module", "__import__", "load_module", "exec_module", "run_module", "get_method", "get_class"}
         names = {getattr(node, "attr", getattr(node, "id", None)) for node in ast.walk(parse(path))}
         return bool(names & by_name) or "importlib" in imported_names(path)
 
     inside = [path for path in python_files(False) if path.relative_to(ROOT).parts[0] == "shared"]
-    files = [
-        path for path in inside if "testing" not in path.parts
-    ]  # what tests share starts papers by their names
+    files = [path for path in inside if "testing" not in path.parts]  # what tests share starts papers by their names
     assert [path for path in files if dynamic(path)] == [PROTOCOL]
 
 
@@ -276,26 +257,20 @@ def lines_below(folder: str) -> int:
     return sum(lines_of(path) for path in files if "testing" not in path.parts)
 
 
-@pytest.mark.parametrize(
-    ("folder", "most"), [("shared", MOST_LINES_SHARED), ("shared/training", MOST_LINES_TRAINING)]
-)
+@pytest.mark.parametrize(("folder", "most"), [("shared", MOST_LINES_SHARED), ("shared/training", MOST_LINES_TRAINING)])
 def test_shared_stays_thin(folder, most):
     assert 0 < lines_below(folder) <= most
 
 
 def test_the_papers_have_few_configuration_files():
     files = [path for path in repository_files() if path.suffix in (".yaml", ".yml")]
-    inside = [
-        path for path in files if path.relative_to(ROOT).parts[:2] in [(paper, "configs") for paper in PAPERS]
-    ]
+    inside = [path for path in files if path.relative_to(ROOT).parts[:2] in [(paper, "configs") for paper in PAPERS]]
     assert 0 < len(inside) <= MOST_YAML_FILES
 
 
 @pytest.mark.parametrize("folder", ("", *PAPERS))
 def test_a_readme_is_read_in_three_minutes(folder):
-    assert lines_of(ROOT / folder / "README.md") <= (
-        MOST_LINES_PAPERS_README if folder else MOST_LINES_README
-    )
+    assert lines_of(ROOT / folder / "README.md") <= (MOST_LINES_PAPERS_README if folder else MOST_LINES_README)
 
 
 @pytest.mark.parametrize("package", ("shared", *PAPERS))
@@ -321,9 +296,7 @@ def test_every_paper_that_exists_is_under_the_import_contracts():
 def test_make_help_lists_every_target_with_one_line():
     text = (ROOT / "Makefile").read_text(encoding="utf-8")
     targets = {name.replace("%", "<paper>") for name in re.findall(r"^([a-z][\w%-]*):(?!=)", text, re.M)}
-    shown = subprocess.run(
-        ["make", "-s", "help"], cwd=ROOT, check=True, capture_output=True, text=True
-    ).stdout
+    shown = subprocess.run(["make", "-s", "help"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
     described = dict(line.split(maxsplit=1) for line in shown.splitlines() if line.startswith("  "))
     assert {"setup", "test", "reproduce", "reproduce-<paper>", "evaluate-<paper>"} <= targets
     assert set(described) == targets

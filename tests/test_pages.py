@@ -114,9 +114,7 @@ def make_targets() -> set[str]:
 
 def missing_targets(code: list[str]) -> list[str]:
     """Return what stands behind ``make``, or behind the image's name, and is no target."""
-    call = re.compile(
-        r"(?:^|&& |; |srun )(?:\w+=\S+ )*make (?:[A-Z_]+=\S+ )*([a-z][\w<>-]*)|\bvisrep ([a-z][\w-]*)"
-    )
+    call = re.compile(r"(?:^|&& |; |srun )(?:\w+=\S+ )*make (?:[A-Z_]+=\S+ )*([a-z][\w<>-]*)|\bvisrep ([a-z][\w-]*)")
     named = {first or second for line in code for first, second in call.findall(line)}
     return sorted(named - make_targets())
 
@@ -199,14 +197,10 @@ def unknown_names(folder: Path, method: str) -> list[str]:
     unknown = []
     for row in (cells(line) for line in method.splitlines() if line.startswith("| ") and "](" in line):
         paths = [folder / link for link in re.findall(r"\]\(([^()\s]+)\)", row[2])]
-        files = [
-            file for path in paths for file in ([path] if path.suffix == ".py" else path.parent.glob("*.py"))
-        ]
+        files = [file for path in paths for file in ([path] if path.suffix == ".py" else path.parent.glob("*.py"))]
         code = "\n".join(file.read_text(encoding="utf-8") for file in files)
         names = [name.split(".")[-1] for name in re.findall(r"`([\w.]+)`", row[1])]
-        unknown += [
-            name for name in names if not re.search(rf"^\s*(?:class|def) {name}\b|^{name}\b", code, re.M)
-        ]
+        unknown += [name for name in names if not re.search(rf"^\s*(?:class|def) {name}\b|^{name}\b", code, re.M)]
     return unknown
 
 
@@ -287,9 +281,7 @@ def test_a_demo_says_that_it_tests_no_claim():
     assert "tests no claim" in section(text_of("README.md"), "Two commands")
     for paper in PAPERS:
         command = quoted_lines(paper)[0][0]
-        assert (
-            command.startswith(f"make reproduce-{paper} ") and "no claim is tested at demo scale" in command
-        )
+        assert command.startswith(f"make reproduce-{paper} ") and "no claim is tested at demo scale" in command
 
 
 @pytest.mark.slow
@@ -311,8 +303,4 @@ def test_a_demo_row_that_moved_is_seen():
     columns = ["", "top-1 %", "cross-entropy", "seeds"]
     quoted, same = ["Vim", "80.0", "0.600"], ["Vim", "82.9", "0.700", "1"]
     assert differing_cells(quoted, same, columns) == []
-    assert differing_cells(quoted, ["V2M", "83.1", "nan", "1"], columns) == [
-        "label",
-        "top-1 %",
-        "cross-entropy",
-    ]
+    assert differing_cells(quoted, ["V2M", "83.1", "nan", "1"], columns) == ["label", "top-1 %", "cross-entropy"]

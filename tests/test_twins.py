@@ -74,9 +74,7 @@ def imports_of(source: str) -> set[str]:
 @pytest.mark.parametrize("path", TWINS)
 def test_a_twin_is_the_same_file_in_both_papers(path):
     ours, theirs = ROOT / FIRST / path, ROOT / SECOND / path
-    assert ours.is_file() and theirs.is_file(), (
-        f"{path} is missing in one of the papers: copy it or unlist it"
-    )
+    assert ours.is_file() and theirs.is_file(), f"{path} is missing in one of the papers: copy it or unlist it"
     difference = first_difference(ours.read_bytes(), theirs.read_bytes())
     later, earlier = sorted((ours, theirs), key=lambda file: file.stat().st_mtime, reverse=True)
     command = f"cp {later.relative_to(ROOT)} {earlier.relative_to(ROOT)}"
@@ -92,26 +90,20 @@ def test_a_twin_imports_nothing_from_its_paper_by_name(path):
 
 def test_every_file_that_both_papers_have_alike_is_listed():
     known = {*TWINS, *ALIKE}
-    texts = {
-        path: [(ROOT / paper / path).read_text() for paper in (FIRST, SECOND)] for path in common_paths()
-    }
+    texts = {path: [(ROOT / paper / path).read_text() for paper in (FIRST, SECOND)] for path in common_paths()}
     unlisted = {
         path: round(likeness(*pair), 2)
         for path, pair in texts.items()
         if path not in known and (likeness(*pair) > NEARLY or (pair[0] and pair[0] == pair[1]))
     }
-    assert not unlisted, (
-        f"make these twins and name them in tests/twins.txt, or say there why not: {unlisted}"
-    )
+    assert not unlisted, f"make these twins and name them in tests/twins.txt, or say there why not: {unlisted}"
 
 
 @pytest.mark.parametrize("path", ALIKE)
 def test_files_that_are_nearly_equal_on_purpose_still_are(path):
     ours, theirs = ((ROOT / paper / path).read_text(encoding="utf-8") for paper in (FIRST, SECOND))
     assert PAPER_NAME.search(ours) or ours != theirs, f"{path} is the same in both: list it as a twin"
-    assert likeness(ours, theirs) > NEARLY, (
-        f"{path} is not nearly equal any more: take it off tests/twins.txt"
-    )
+    assert likeness(ours, theirs) > NEARLY, f"{path} is not nearly equal any more: take it off tests/twins.txt"
 
 
 def test_a_difference_a_copy_and_an_absolute_import_are_noticed():

@@ -22,9 +22,7 @@ def training_data(cfg: ClassificationConfig) -> TrainingData:
     batches = Batches(images, Augmentation(cfg.augment), cfg.seed, chosen=chosen)
     size = cfg.optim.batch_size
     if cfg.scale.epochs <= 0:
-        raise UserError(
-            f"scale.epochs={cfg.scale.epochs} trains nothing: give a positive number, or a fraction of one"
-        )
+        raise UserError(f"scale.epochs={cfg.scale.epochs} trains nothing: give a positive number, or a fraction of one")
     steps = max(1, round(cfg.scale.epochs * (len(batches) // max(size, 1))))
     sampler = KeyedBatchSampler(len(batches), size, cfg.seed, steps, repeats=cfg.augment.repeats)
     mixes = cfg.augment.mixup_alpha > 0 or cfg.augment.cutmix_alpha > 0

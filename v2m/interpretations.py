@@ -122,15 +122,11 @@ def as_localmamba_counts(row: str, scans: int) -> float:
         counted_once = [mixer.in_proj, mixer.out_proj]
         for suffix in ONE_DIRECTION[not hasattr(mixer, "x_proj_0")]:
             if hasattr(mixer, f"x_proj{suffix}"):
-                counted_once += [
-                    getattr(mixer, f"{name}{suffix}") for name in ("x_proj", "dt_proj", "conv1d")
-                ]
+                counted_once += [getattr(mixer, f"{name}{suffix}") for name in ("x_proj", "dt_proj", "conv1d")]
         total += tokens * sum(layer.weight.numel() for layer in counted_once)
         total += scans * tokens * mixer.width * (5 * mixer.state_dim + 2)
         if hasattr(mixer, "attn"):
-            total += sum(
-                layer.weight.numel() for layer in (mixer.attn.global_reduce, mixer.attn.channel_select)
-            )
+            total += sum(layer.weight.numel() for layer in (mixer.attn.global_reduce, mixer.attn.channel_select))
     return float(total)
 
 

@@ -138,9 +138,7 @@ def _paths(directions: Sequence[str]) -> dict[str, list[tuple[int, str]]]:
     for i, direction in enumerate(directions):
         parts = DIRECTION.fullmatch(direction)
         if parts is None:
-            raise UserError(
-                f"direction {direction!r} is unknown: give h, v or w<side>, with or without _flip"
-            )
+            raise UserError(f"direction {direction!r} is unknown: give h, v or w<side>, with or without _flip")
         paths.setdefault(parts[1], []).append((i, "left" if parts[3] else "right"))
     return paths
 
@@ -176,8 +174,7 @@ def rotation(size: tuple[int, int], channels: int, like: Tensor) -> tuple[Tensor
     steps = torch.arange(count, device=like.device, dtype=like.dtype) / count
     frequencies = ROTARY_BASE**-steps
     rows, columns = (
-        torch.arange(n, device=like.device, dtype=like.dtype)[:, None] * (ROTARY_SIDE / n) * frequencies
-        for n in size
+        torch.arange(n, device=like.device, dtype=like.dtype)[:, None] * (ROTARY_SIDE / n) * frequencies for n in size
     )
     angles = torch.cat(
         [rows[:, None].expand(*size, count), columns[None].expand(*size, count)], -1

@@ -79,9 +79,7 @@ class V2MMixer(ScanMixer):
         require_choice("order", order, ORDERS)
         require_choice("composition", composition, COMPOSITIONS)
         if order == "rotated" and (corners, composition) != (4, "sequential"):
-            raise UserError(
-                "order rotated turns the image for each of four corners: set corners 4, sequential"
-            )
+            raise UserError("order rotated turns the image for each of four corners: set corners 4, sequential")
         self.corners, self.order, self.composition = corners, order, composition
         self.window = window_of_layer(window, layer)
         self.add_pass(FIRST, "B")
@@ -120,14 +118,10 @@ def window_of_layer(window: int | Sequence[int], layer: int) -> int:
     """Return the side of the windows of a layer; UserError where it is negative or the list too short."""
     if not isinstance(window, int | float):
         if layer >= len(window):
-            raise UserError(
-                f"window has {len(window)} entries, layer {layer} needs one: give one for each layer"
-            )
+            raise UserError(f"window has {len(window)} entries, layer {layer} needs one: give one for each layer")
         window = window[layer]
     if not isinstance(window, int) or window < 0:
-        raise UserError(
-            f"window {window} is no number of tokens: give those of a side, or 0 for the whole grid"
-        )
+        raise UserError(f"window {window} is no number of tokens: give those of a side, or 0 for the whole grid")
     return window
 
 

@@ -16,9 +16,7 @@ from v2m.model_base import CHANNELS, ScanFlops, count_with, explained, require_t
 from v2m.schema import ClassificationConfig, ModelConfig
 
 
-def build_network(
-    model: ModelConfig, *, image_size: int, channels: int, classes: int, backend: str, **changes
-):
+def build_network(model: ModelConfig, *, image_size: int, channels: int, classes: int, backend: str, **changes):
     """Build ``model`` (the config group) for images (B, channels, image_size, image_size), untrained.
 
     ``changes`` go to the network's constructor. Raises UserError for arguments that do not fit each other.
@@ -26,9 +24,7 @@ def build_network(
     if "image_size" in model.network:  # a plain network has positions; a pyramid has none
         changes.setdefault("image_size", image_size)
     with explained(model.name):
-        return instantiate(
-            model.network, in_channels=channels, num_classes=classes, backend=backend, **changes
-        )
+        return instantiate(model.network, in_channels=channels, num_classes=classes, backend=backend, **changes)
 
 
 def build_model(cfg: ClassificationConfig) -> nn.Module:

@@ -101,9 +101,7 @@ class ClassificationModule(GuardedModule):
 
     def configure_optimizers(self):
         optim = self.optim
-        optimizer = torch.optim.AdamW(
-            parameter_groups(self.model, optim.weight_decay), lr=optim.lr, foreach=True
-        )
+        optimizer = torch.optim.AdamW(parameter_groups(self.model, optim.weight_decay), lr=optim.lr, foreach=True)
 
         def factor(step: int) -> float:
             rate = learning_rate(step, self.steps, self.warmup, optim.lr, optim.warmup_lr, optim.min_lr)

@@ -90,9 +90,7 @@ class ScanMixer(nn.Module):
         D = every("D{}")[:, None, None]
         return torch.addcmul(y.permute(0, 1, 3, 4, 2), u, D.to(u.dtype))
 
-    def selection(
-        self, sources, directions, suffixes, chosen
-    ) -> tuple[Tensor, Tensor, dict[str, Tensor], list]:
+    def selection(self, sources, directions, suffixes, chosen) -> tuple[Tensor, Tensor, dict[str, Tensor], list]:
         """Return u and delta (B, K, H, W, D), the chosen matrices (B, K, N, H, W) by name, the suffixes in use."""
         layers = [[getattr(self, f"{n}{s}") for s in suffixes] for n in ("conv1d", "x_proj", "dt_proj")]
         u = self._convolved(sources, layers[0], directions)

@@ -20,11 +20,7 @@ from v2m.vmamba_base import DELTA_RANGE, DIRECTIONS
 
 # The corners are top left, bottom left, top right, bottom right; a row pass serves two of them.
 COLUMNS = ("down", "up", "down", "up")
-ROWS = {
-    1: ("right", "left"),
-    2: ("right", "left"),
-    4: ("right", "right", "left", "left"),
-}  # by sets of parameters
+ROWS = {1: ("right", "left"), 2: ("right", "left"), 4: ("right", "right", "left", "left")}  # by sets of parameters
 FIRST, SECOND = "", "_2"  # suffixes of the parameters
 
 
@@ -202,9 +198,7 @@ class CornerScan(GridMixer):
         """(sets, ..) -> (K, ..): group k takes set k modulo their number."""
         if self.sets == 1:
             return tensor.expand(groups, *tensor.shape[1:])
-        return (
-            tensor if groups == self.sets else tensor.repeat(groups // self.sets, *[1] * (tensor.dim() - 1))
-        )
+        return tensor if groups == self.sets else tensor.repeat(groups // self.sets, *[1] * (tensor.dim() - 1))
 
     def _linear(self, x: Tensor, weights: Tensor, groups: int) -> Tensor:
         """(B, 1 or K, H, W, I) -> (B, 1 or K, H, W, O): 1 where one source and one weight serve all groups."""

@@ -39,12 +39,7 @@ TOY = {
     "model.network.drop_path": 0.0,
 }
 # Eight tokens a side: enough for four levels.
-PLAIN = {
-    "data.image_size": 8,
-    "model.tokens.patch_size": 1,
-    "model.network.embed_dim": 12,
-    "model.network.depth": 2,
-}
+PLAIN = {"data.image_size": 8, "model.tokens.patch_size": 1, "model.network.embed_dim": 12, "model.network.depth": 2}
 # Two tokens a side at the last stage: the scan of a single one has no past, so its A would have no gradient.
 PYRAMID = {"data.image_size": 64, "model.network.dims": 8, "model.network.depths": [1, 1, 1, 1]}
 # Behind the last block only the class token is read. Where it is the last token, the way back begins at it: the
@@ -106,12 +101,8 @@ CONTRACT = Contract(
     pictures=("receptive_field.png",),
     draw=["output.pictures=true"],
     bad={
-        "image smaller than a patch": Bad(
-            ["model.tokens.patch_size=16"], "smaller than a patch", "lower patch_size"
-        ),
-        "size that the patches do not divide": Bad(
-            ["model.tokens.patch_size=3"], "no whole number of", "change one"
-        ),
+        "image smaller than a patch": Bad(["model.tokens.patch_size=16"], "smaller than a patch", "lower patch_size"),
+        "size that the patches do not divide": Bad(["model.tokens.patch_size=3"], "no whole number of", "change one"),
         "K that leaves a level empty": Bad(
             ["model.tokens.patch_size=1", "model.tokens.levels=5"], "empty", "use at most 4 levels"
         ),
@@ -127,16 +118,12 @@ CONTRACT = Contract(
         "patch of no pixels": Bad(["model.tokens.patch_size=0"], "patch_size is 0", "1 or more"),
         "unknown backend": Bad(["trainer.backend=fast"], "trainer.backend=fast", "choose one of auto"),
         "no such augmentation": Bad(["augment.crop=round"], "crop = round", "set random-resized or pad"),
-        "batch larger than the data": Bad(
-            ["optim.batch_size=5000"], "do not fill one batch", "lower optim.batch_size"
-        ),
+        "batch larger than the data": Bad(["optim.batch_size=5000"], "do not fill one batch", "lower optim.batch_size"),
         "subset larger than the data": Bad(["data.train_images=5000"], "a subset of 5000", "ask for 1 to"),
         "no data root": Bad([], "data root is not set", "set DATA_ROOT=<folder>", row="cifar10-gm"),
         "dense task": Bad([], "is blocked", "choose a row of classification", row="gm-coco-s-dir"),
     },
     bad_evaluation={
-        "unknown backend": Bad(
-            ["trainer.backend=fast"], "trainer.backend=fast is not known here", "choose one of auto"
-        )
+        "unknown backend": Bad(["trainer.backend=fast"], "trainer.backend=fast is not known here", "choose one of auto")
     },
 )

@@ -41,7 +41,5 @@ def test_the_table_names_every_backend_and_says_why_one_was_not_timed(monkeypatc
     monkeypatch.setattr(bench, "extra_tensors", lambda *arguments: "1.0")
     table = bench.scan_table([4, 8], 1)
     names = list(table.columns[2].cells)
-    assert (
-        set(names) == set(bench.BACKENDS) and len(names) == 3 * len(set(names) - {"triton", "mamba_ssm"}) + 2
-    )
+    assert set(names) == set(bench.BACKENDS) and len(names) == 3 * len(set(names) - {"triton", "mamba_ssm"}) + 2
     assert all(list(table.columns[3].cells)[names.index(name)] for name in ("triton", "mamba_ssm"))

@@ -5,14 +5,7 @@ import pytest
 import torch
 
 from globalmamba.spectrum import dct_matrix
-from globalmamba.tools.bench_serialization import (
-    PASSES,
-    WAYS,
-    fft_dct,
-    fft_idct,
-    measure_serialization,
-    speed_up,
-)
+from globalmamba.tools.bench_serialization import PASSES, WAYS, fft_dct, fft_idct, measure_serialization, speed_up
 
 SAME_TOKENS = 2e-6  # relative L2 in float32: what the transforms' rounding leaves
 EXACT = 1e-12  # float64
@@ -24,9 +17,7 @@ def test_transforms_of_the_baseline_are_the_cosine_transform_and_its_inverse(siz
     x = torch.randn(3, size, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     scale = np.full(size, np.sqrt(2 * size))  # from the orthonormal transform to the bare sum, doubled
     scale[0] = np.sqrt(4 * size)
-    assert torch.allclose(
-        fft_dct(x), x @ torch.from_numpy(dct_matrix(size).T * scale), rtol=0, atol=size * EXACT
-    )
+    assert torch.allclose(fft_dct(x), x @ torch.from_numpy(dct_matrix(size).T * scale), rtol=0, atol=size * EXACT)
     assert torch.allclose(fft_idct(fft_dct(x)), x, rtol=0, atol=EXACT)
 
 

@@ -30,8 +30,7 @@ def test_any_image_is_cut_to_the_wanted_size(photo):
 
 
 @pytest.mark.parametrize(
-    "choices",
-    [{}, {"variant": "as_released", "bands": "disjoint", "order": "random"}, {"content": "replicated"}],
+    "choices", [{}, {"variant": "as_released", "bands": "disjoint", "order": "random"}, {"content": "replicated"}]
 )
 def test_levels_are_drawn(photo, tmp_path, choices):
     figures.draw_levels(tmp_path / "made" / "levels.png", figures.load_image(photo, 32), build(**choices))

@@ -20,9 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here, it would be measured")
 def test_without_a_gpu_it_says_so_in_one_sentence_and_writes_nothing(tmp_path, capsys):
     assert gpu_evidence.main(["--out", str(tmp_path / "figures")]) == 2
-    assert capsys.readouterr().err.strip() == (
-        "error: no GPU is visible to PyTorch: run this on a machine with one"
-    )
+    assert capsys.readouterr().err.strip() == ("error: no GPU is visible to PyTorch: run this on a machine with one")
     assert not (tmp_path / "figures").exists()
 
 
@@ -64,13 +62,7 @@ def rehearse(out: str) -> None:
     # The interpreter cuts off to bfloat16, where a GPU rounds: its error is twice as large.
     few = [c for c in gpu_evidence.CHECKED if c["length"] in (1, 7) and c["dtype"] is torch.float32]
     few += [gpu_evidence.case(3, 2, absent=gpu_evidence.OPTIONAL)]
-    changes = {
-        "DEVICE": "cpu",
-        "require_triton": lambda: None,
-        "milliseconds": called,
-        "CHECKED": few,
-        "AS_TIMED": [],
-    }
+    changes = {"DEVICE": "cpu", "require_triton": lambda: None, "milliseconds": called, "CHECKED": few, "AS_TIMED": []}
     changes |= {"mamba_ssm_or_reason": lambda source: Peer, "copy_bandwidth": lambda: 1e12}
     changes["SHAPES"] = {
         name: (2, 64 * directions, 5, state, directions)
@@ -87,9 +79,7 @@ def rehearse(out: str) -> None:
 def test_the_whole_script_runs_in_tritons_interpreter_and_holds_the_bars_against_the_peer(tmp_path):
     code = f"from globalmamba.tests import test_gpu_evidence as test; test.rehearse({str(tmp_path)!r})"
     environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=environment, cwd=ROOT, capture_output=True, text=True
-    )
+    done = subprocess.run([sys.executable, "-c", code], env=environment, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     figures = json.loads((tmp_path / "selective_scan.json").read_text())
     assert set(figures["milliseconds"]) == set(gpu_evidence.SHAPES) and len(figures["checks"]) == 5

@@ -15,14 +15,7 @@ from shared.errors import UserError
 EXACT = 1e-12
 # far above rounding; the projections of a fresh network are so small that the order of a scan shows late
 DIFFERENT = 1e-9
-SIZE = {
-    "num_classes": 5,
-    "depths": (1, 1, 1, 1),
-    "dims": 8,
-    "ssm_ratio": 1.0,
-    "patch_size": 1,
-    "backend": "chunked",
-}
+SIZE = {"num_classes": 5, "depths": (1, 1, 1, 1), "dims": 8, "ssm_ratio": 1.0, "patch_size": 1, "backend": "chunked"}
 READING = {"levels": 3, "bands": "nested", "order": "low-high", "content": "frequency"}
 
 
@@ -97,9 +90,7 @@ def test_convolutions_stay_inside_a_level(monkeypatch):
     monkeypatch.setattr(mixer, "scan", lambda x, layout: x)
     together, alone = Layout(((2, 3), (4, 6))), [Layout(((2, 3),)), Layout(((4, 6),))]
     parts = [mixer(one.tokens([grid]), one) for one, grid in zip(alone, grids, strict=True)]
-    assert (
-        relative_error(mixer(together.tokens(grids), together).detach(), torch.cat(parts, 1).detach()) < EXACT
-    )
+    assert relative_error(mixer(together.tokens(grids), together).detach(), torch.cat(parts, 1).detach()) < EXACT
 
 
 @pytest.mark.parametrize("merge", ["add", "add-nearest", "drop"])
@@ -136,9 +127,7 @@ def test_replicated_levels_hold_the_tokens_of_the_image_alone():
 
 
 READINGS = [{"separate_stages": s, "merge": m} for s in (1, 2, 3, 4) for m in ("add", "drop")]
-CONTENTS = [
-    {"order": o, "content": c} for o in ("high-low", "random") for c in ("replicated", "resized", "averaged")
-]
+CONTENTS = [{"order": o, "content": c} for o in ("high-low", "random") for c in ("replicated", "resized", "averaged")]
 OTHERS = [{"bands": "disjoint"}, {"merge": "add-nearest"}, {"features_only": True, "out_indices": (0, 2)}]
 
 

@@ -54,20 +54,14 @@ def make(length, dtype=torch.float32, options=(True,) * 4, kinds=("variable", "v
     }
     has_D, has_z, has_bias, softplus = options
     delta = in_time() if softplus else in_time().abs() * 0.3
-    arguments = {
-        "u": in_time(),
-        "delta": delta,
-        "A": -torch.rand(width, state, generator=generator).to(kept) * 2,
-    }
+    arguments = {"u": in_time(), "delta": delta, "A": -torch.rand(width, state, generator=generator).to(kept) * 2}
     arguments |= {name: draw(*sizes[kind]) for name, kind in zip("BC", kinds, strict=True)}
     arguments |= {"D": draw(width, into=kept)} if has_D else {}
     arguments |= {"z": in_time()} if has_z else {}
     # Without the softplus a negative step would let the state grow, and every rounding error with it.
     bias = draw(width, into=kept)
     arguments |= {"delta_bias": bias if softplus else bias.abs() * 0.1} if has_bias else {}
-    return {name: tensor.requires_grad_() for name, tensor in arguments.items()} | {
-        "delta_softplus": softplus
-    }
+    return {name: tensor.requires_grad_() for name, tensor in arguments.items()} | {"delta_softplus": softplus}
 
 
 SHAPE = {"batch": 2, "width": 12, "state": 5, "layout": "BDL"}
@@ -78,10 +72,7 @@ def run(arguments: dict, given_in=None, **options) -> dict[str, torch.Tensor]:
 
     The gradient to y is rounded to ``given_in`` or to u's type, so that all backends get the same.
     """
-    inputs = {
-        name: t.detach().clone().requires_grad_() if torch.is_tensor(t) else t
-        for name, t in arguments.items()
-    }
+    inputs = {name: t.detach().clone().requires_grad_() if torch.is_tensor(t) else t for name, t in arguments.items()}
     y, last = selective_scan(**inputs, return_last_state=True, **options)
     generator = torch.Generator().manual_seed(0)
     upstream = [torch.randn(t.shape, generator=generator, dtype=torch.float64) for t in (y, last)]
@@ -191,14 +182,8 @@ def test_the_backward_is_bitwise_the_same_twice(backend):
 @pytest.mark.parametrize("backend", HERE)
 def test_an_expanded_output_gradient_is_taken(backend):
     arguments = make(20)
-    inputs = {
-        name: t.detach().clone().requires_grad_() if torch.is_tensor(t) else t
-        for name, t in arguments.items()
-    }
-    exact = {
-        name: t.detach().double().requires_grad_() if torch.is_tensor(t) else t
-        for name, t in arguments.items()
-    }
+    inputs = {name: t.detach().clone().requires_grad_() if torch.is_tensor(t) else t for name, t in arguments.items()}
+    exact = {name: t.detach().double().requires_grad_() if torch.is_tensor(t) else t for name, t in arguments.items()}
     selective_scan(**inputs, backend=backend).sum().backward()
     selective_scan(**exact, backend="reference").sum().backward()
     named = [name for name, t in inputs.items() if torch.is_tensor(t)]
@@ -232,9 +217,7 @@ class Mixed(torch.nn.Module):
         self.backend = backend
 
     def forward(self, u, delta, A, B, C):
-        return selective_scan(
-            u, delta, A, B, C, delta_softplus=True, backend=self.backend, reverse=(False, True)
-        )
+        return selective_scan(u, delta, A, B, C, delta_softplus=True, backend=self.backend, reverse=(False, True))
 
 
 def exportable():

@@ -36,9 +36,7 @@ ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.skipif(not LEVELS, reason="no C++ compiler is here")
 
 
-@pytest.fixture(
-    params=[pytest.param(name, marks=[pytest.mark.slow] * (i > 0)) for i, name in enumerate(LEVELS)]
-)
+@pytest.fixture(params=[pytest.param(name, marks=[pytest.mark.slow] * (i > 0)) for i, name in enumerate(LEVELS)])
 def level(request, monkeypatch):
     """Each set of vector instructions of this machine; those that it would not choose compile in a slow test."""
     monkeypatch.setenv("VISREP_CPU_LEVEL", request.param)
@@ -63,9 +61,7 @@ def poisoned():
     torch.use_deterministic_algorithms(before)
 
 
-def make(
-    width=24, state=16, length=63, batch=2, groups=(1, 1), dtype=torch.float32, layout="BDL", options=True
-):
+def make(width=24, state=16, length=63, batch=2, groups=(1, 1), dtype=torch.float32, layout="BDL", options=True):
     """Return u, delta, A, B, C, D, z, delta_bias; no groups is a fixed matrix."""
     draws = torch.Generator().manual_seed(width + length)
     kept = torch.promote_types(dtype, torch.float32)
@@ -92,9 +88,7 @@ def run(arguments, dy=None, softplus=True, reverse=(False,), dlast=None) -> dict
     y, last, saved = cpu.forward(*arguments, softplus, reverse, True)
     dy = gradients_of(arguments[0]) if dy is None else dy
     gradients = cpu.backward(dy, dlast, *arguments, saved, softplus, reverse)
-    return {"y": y, "last": last} | {
-        f"d{n}": g for n, g in zip(NAMES, gradients, strict=True) if g is not None
-    }
+    return {"y": y, "last": last} | {f"d{n}": g for n, g in zip(NAMES, gradients, strict=True) if g is not None}
 
 
 def judge(arguments, dy=None, softplus=True, reverse=(False,), dlast=None) -> dict[str, torch.Tensor]:
@@ -112,10 +106,7 @@ def assert_right(arguments, **options) -> None:
     dtype = arguments[0].dtype
     got, want = run(arguments, **options), judge(arguments, **options)
     assert got.keys() == want.keys()
-    like = dict(zip((f"d{n}" for n in NAMES), arguments, strict=True)) | {
-        "y": arguments[0],
-        "last": arguments[2],
-    }
+    like = dict(zip((f"d{n}" for n in NAMES), arguments, strict=True)) | {"y": arguments[0], "last": arguments[2]}
     for name, right in want.items():
         assert got[name].dtype == like[name].dtype, name
         error = relative_error(got[name], right.detach())
@@ -124,9 +115,7 @@ def assert_right(arguments, **options) -> None:
 
 @pytest.mark.parametrize("length", [1, 31, 32, 33, 63, 197])
 @pytest.mark.parametrize("layout", ["BDL", "BLD"])
-def test_tile_borders_and_both_layouts_are_right_and_nothing_unwritten_is_read(
-    level, layout, length, poisoned
-):
+def test_tile_borders_and_both_layouts_are_right_and_nothing_unwritten_is_read(level, layout, length, poisoned):
     assert_right(make(length=length, layout=layout))
 
 
@@ -151,9 +140,7 @@ def test_directions_and_groups_of_channels_are_right(level, groups, reverse, poi
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 @pytest.mark.parametrize("layout", ["BDL", "BLD"])
 def test_half_and_double_precision_are_right(level, layout, dtype, poisoned):
-    assert_right(
-        make(dtype=dtype, layout=layout, width=40, state=6, length=70, groups=(2, 0)), reverse=(True, False)
-    )
+    assert_right(make(dtype=dtype, layout=layout, width=40, state=6, length=70, groups=(2, 0)), reverse=(True, False))
 
 
 @pytest.mark.parametrize("softplus", [True, False])
@@ -216,9 +203,7 @@ def test_backward_is_bitwise_the_same_twice_and_with_any_threads(level, threads,
 def test_torchs_own_openmp_runtime_is_found():
     if "libgomp" not in Path("/proc/self/maps").read_text():
         pytest.skip("torch came without libgomp")
-    assert (
-        build.parallel() == ctypes.cast(ctypes.CDLL(torch._C.__file__).GOMP_parallel, ctypes.c_void_p).value
-    )
+    assert build.parallel() == ctypes.cast(ctypes.CDLL(torch._C.__file__).GOMP_parallel, ctypes.c_void_p).value
 
 
 def _in_child(arguments, expected, queue) -> None:
@@ -265,9 +250,7 @@ def test_without_a_compiler_the_reason_is_said(monkeypatch, tmp_path):
 
 def test_a_compiler_that_fails_is_quoted_and_leaves_nothing_behind(monkeypatch, tmp_path):
     compiler = tmp_path / "broken"
-    compiler.write_text(
-        '#!/bin/sh\n[ "$1" = --version ] && exit 0\necho "x.cpp:1: error: no such thing" >&2\nexit 1\n'
-    )
+    compiler.write_text('#!/bin/sh\n[ "$1" = --version ] && exit 0\necho "x.cpp:1: error: no such thing" >&2\nexit 1\n')
     compiler.chmod(0o755)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("CXX", str(compiler))
@@ -320,15 +303,11 @@ print((resident("VmHWM") - before) / (dy.numel() * 4) - 1)
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(
-    not os.access("/proc/self/clear_refs", os.W_OK), reason="the kernel keeps no resettable peak"
-)
+@pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="the kernel keeps no resettable peak")
 def test_training_takes_at_most_four_tensors_beside_inputs_and_output():
     # 38 MB a tensor: beyond what the allocator keeps, so that freed memory is given back and a peak is a peak.
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT], env=environment, cwd=ROOT, capture_output=True, text=True
-    )
+    done = subprocess.run([sys.executable, "-c", SCRIPT], env=environment, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert float(done.stdout) <= MEMORY
 

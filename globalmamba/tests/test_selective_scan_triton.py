@@ -27,10 +27,7 @@ CASES = {
     "one step of one state": ({"length": 1, "state": 1}, False),
     "three states, seven steps": ({"length": 7, "state": 3}, False),
     "sixteen states, backwards": ({"length": 33, "state": 16}, True),
-    "both directions, channels last": (
-        {"length": 13, "kinds": ("grouped", "grouped"), "layout": "BLD"},
-        (False, True),
-    ),
+    "both directions, channels last": ({"length": 13, "kinds": ("grouped", "grouped"), "layout": "BLD"}, (False, True)),
     "nothing but the recurrence": ({"length": 9, "options": OFF, "kinds": ("fixed", "fixed")}, True),
     "fixed B": ({"length": 9, "kinds": ("fixed", "grouped")}, (True, False)),
     "more channels than a program": ({"length": 9, "width": 40, "state": 2}, False),
@@ -51,9 +48,7 @@ CASES = {
     "bfloat16, channels last": ({"length": 9, "state": 16, "dtype": torch.bfloat16, "layout": "BLD"}, False),
 }
 
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("triton") is None, reason="Triton runs on Linux only"
-)
+pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton runs on Linux only")
 
 
 def made(delta: str = "", enough: int = 2048, **shape) -> dict:
@@ -116,9 +111,7 @@ def errors() -> dict[str, dict[str, float]]:
         "print(json.dumps(test.interpreted_errors()))"
     )
     environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=environment, cwd=ROOT, capture_output=True, text=True
-    )
+    done = subprocess.run([sys.executable, "-c", code], env=environment, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads(done.stdout.splitlines()[-1])
 

@@ -77,12 +77,8 @@ def golden() -> dict[str, torch.Tensor]:
 
 @pytest.fixture(scope="module")
 def released(golden) -> FrequencySerialization:
-    module = FrequencySerialization(
-        image_size=224, patch_size=16, embed_dim=8, variant="as_released"
-    ).double()
-    module.load_state_dict(
-        {"proj.weight": golden["param_proj_weight"], "proj.bias": golden["param_proj_bias"]}
-    )
+    module = FrequencySerialization(image_size=224, patch_size=16, embed_dim=8, variant="as_released").double()
+    module.load_state_dict({"proj.weight": golden["param_proj_weight"], "proj.bias": golden["param_proj_bias"]})
     return module
 
 
@@ -104,14 +100,7 @@ def test_low_passed_images_and_kept_coefficients_are_those_of_the_release(golden
 @pytest.mark.parametrize("bands", BANDS)
 @pytest.mark.parametrize(
     ("size", "patch", "levels"),
-    [
-        ((16, 16), 4, 2),
-        ((16, 24), 2, 3),
-        ((21, 15), 3, 3),
-        ((56, 56), 4, 4),
-        ((32, 48), 2, 5),
-        ((32, 32), 1, 6),
-    ],
+    [((16, 16), 4, 2), ((16, 24), 2, 3), ((21, 15), 3, 3), ((56, 56), 4, 4), ((32, 48), 2, 5), ((32, 32), 1, 6)],
 )
 def test_products_of_small_matrices_equal_the_formulas_written_out(variant, bands, size, patch, levels):
     module = build(size, patch, levels, variant=variant, bands=bands).double()
@@ -156,9 +145,7 @@ def test_a_constant_image_is_the_same_constant_in_every_level(variant):
 def test_orders_are_permutations_of_each_other_and_raster_order_stays_inside_a_level():
     images = picture()
     low_high = build().double()(images)
-    assert torch.equal(
-        build(order="high-low").double()(images), torch.cat(low_high.split([6, 24, 96], 1)[::-1], 1)
-    )
+    assert torch.equal(build(order="high-low").double()(images), torch.cat(low_high.split([6, 24, 96], 1)[::-1], 1))
     shuffled = build(order="random").double()(images)
     matches = (shuffled[0, :, None] == low_high[0, None]).all(-1)  # (T, T)
     assert (matches.sum(0) == 1).all() and (matches.sum(1) == 1).all() and not torch.equal(shuffled, low_high)
@@ -263,9 +250,7 @@ def test_half_precision_works_on_a_cpu(dtype, content):
 @pytest.mark.parametrize("choices", [{}, {"bands": "disjoint", "order": "random"}, {"content": "replicated"}])
 def test_export_and_compile_give_the_same_tokens(choices):
     images, module = picture().float(), build(**choices)
-    exported = torch.export.export(
-        module, (images,), dynamic_shapes=({0: torch.export.Dim("batch")},)
-    ).module()
+    exported = torch.export.export(module, (images,), dynamic_shapes=({0: torch.export.Dim("batch")},)).module()
     compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
     more = picture(batch=3).float()
     assert torch.equal(exported(more), module(more)) and torch.equal(compiled(more), module(more))

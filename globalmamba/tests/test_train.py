@@ -236,6 +236,5 @@ def test_converted_weights_are_scored_like_the_run_they_came_from(tmp_path):
     cfg.output.pictures = False
     metrics = evaluate.evaluate_checkpoint(cfg, path, tmp_path)
     assert (
-        metrics["top1"] == evaluate.score(cfg, network, torch.device("cpu"))["top1"]
-        and "steps_trained" not in metrics
+        metrics["top1"] == evaluate.score(cfg, network, torch.device("cpu"))["top1"] and "steps_trained" not in metrics
     )

@@ -88,9 +88,7 @@ def test_every_parameter_gets_gradient(class_token, mixer, mlp_ratio):
     assert still == one_step and all(p.grad is not None for p in net.parameters())
 
 
-@pytest.mark.parametrize(
-    "class_token, length, position", [("last", 5, 4), ("middle", 5, 2), ("mean", 4, None)]
-)
+@pytest.mark.parametrize("class_token, length, position", [("last", 5, 4), ("middle", 5, 2), ("mean", 4, None)])
 def test_class_token_stands_where_it_is_asked_for(class_token, length, position):
     net = build(class_token=class_token, depth=0)
     features = net.forward_features(images())

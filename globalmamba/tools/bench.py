@@ -117,9 +117,7 @@ def serialization_table(repeats: int, threads: int) -> Table:
 
 def main() -> None:
     """Measure and print the tables."""
-    parser = argparse.ArgumentParser(
-        prog="python -m globalmamba.tools.bench", description=__doc__.split("\n")[0]
-    )
+    parser = argparse.ArgumentParser(prog="python -m globalmamba.tools.bench", description=__doc__.split("\n")[0])
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeat", type=int, default=5)
     parser.add_argument("--lengths", type=int, nargs="+", default=[196, 784, 3136])

@@ -72,11 +72,7 @@ def build_ways(batch: int, image_size: int, patch_size: int, embed_dim: int, lev
     torch.manual_seed(0)
     images = torch.randn(batch, 3, image_size, image_size, device=device)
     module = FrequencySerialization(
-        image_size=image_size,
-        patch_size=patch_size,
-        embed_dim=embed_dim,
-        levels=levels,
-        variant="as_released",
+        image_size=image_size, patch_size=patch_size, embed_dim=embed_dim, levels=levels, variant="as_released"
     ).to(device)
     masks = [torch.from_numpy(m).to(images) for m in band_masks(image_size, image_size, levels, "nested")]
     matrix = torch.from_numpy(dct_matrix(image_size)).to(images)

@@ -36,9 +36,7 @@ class Slots(nn.Module):
         self.proj = nn.Conv2d(projection[1], projection[0], projection[2:])
 
 
-def vim_from_official(
-    state: dict[str, Tensor], tokens: int = SMALL_TOKENS, causal: bool = False
-) -> dict[str, Tensor]:
+def vim_from_official(state: dict[str, Tensor], tokens: int = SMALL_TOKENS, causal: bool = False) -> dict[str, Tensor]:
     """Return the state dict of ``Vim(class_token="middle")`` from an official one, every tensor taken.
 
     ``tokens`` is the number of patch tokens that the position embedding has to fit: it is never resized.
@@ -88,9 +86,7 @@ def vim_from_official(
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m globalmamba.tools.convert", description=__doc__.splitlines()[0]
-    )
+    parser = argparse.ArgumentParser(prog="python -m globalmamba.tools.convert", description=__doc__.splitlines()[0])
     models = parser.add_subparsers(dest="model", required=True)
     for name in ("vim", "vmamba"):
         model = models.add_parser(name)

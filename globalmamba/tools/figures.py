@@ -73,19 +73,13 @@ def draw_levels(path: Path, image: Tensor, serialization: FrequencySerialization
 def _draw_grid(axis, patch_size: int, grid: tuple[int, int]) -> None:
     """Draw the borders between the patches of a shrunk image."""
     rows, columns = grid
-    axis.hlines(
-        np.arange(1, rows) * patch_size - 0.5, -0.5, columns * patch_size - 0.5, "white", linewidth=0.4
-    )
-    axis.vlines(
-        np.arange(1, columns) * patch_size - 0.5, -0.5, rows * patch_size - 0.5, "white", linewidth=0.4
-    )
+    axis.hlines(np.arange(1, rows) * patch_size - 0.5, -0.5, columns * patch_size - 0.5, "white", linewidth=0.4)
+    axis.vlines(np.arange(1, columns) * patch_size - 0.5, -0.5, rows * patch_size - 0.5, "white", linewidth=0.4)
 
 
 def main() -> None:
     """Draw the levels of one image file."""
-    parser = argparse.ArgumentParser(
-        prog="python -m globalmamba.tools.figures", description=__doc__.split("\n")[0]
-    )
+    parser = argparse.ArgumentParser(prog="python -m globalmamba.tools.figures", description=__doc__.split("\n")[0])
     parser.add_argument("image", type=Path, help="an image file")
     parser.add_argument("figure", type=Path, help="the PNG file to write")
     for name, default in {"size": 224, "patch": 16, "levels": 4}.items():
@@ -100,11 +94,7 @@ def main() -> None:
             image_size=args.size, patch_size=args.patch, embed_dim=1, levels=args.levels, **choices
         )
         draw_levels(args.figure, load_image(args.image, args.size), serialization)
-    except (
-        UserError,
-        OSError,
-        ValueError,
-    ) as error:  # of matplotlib, for a folder or a kind of file it cannot write
+    except (UserError, OSError, ValueError) as error:  # of matplotlib, for a folder or a kind of file it cannot write
         Console(stderr=True, soft_wrap=True).print(f"error: {error}", markup=False)
         sys.exit(2)
 

@@ -69,17 +69,7 @@ def case(length, state, dtype=torch.float32, reverse=(False,), transposed=False,
 BOTH = (False, True)
 CHECKED = [
     case(length, state, dtype, reverse, transposed)
-    for length, state in (
-        (1, 16),
-        (7, 1),
-        (14, 16),
-        (31, 3),
-        (63, 5),
-        (196, 16),
-        (197, 16),
-        (255, 64),
-        (1023, 16),
-    )
+    for length, state in ((1, 16), (7, 1), (14, 16), (31, 3), (63, 5), (196, 16), (197, 16), (255, 64), (1023, 16))
     for dtype in BOUND
     for reverse, transposed in (((False,), False), (BOTH, True))
 ]
@@ -151,9 +141,7 @@ def check(length, state, dtype, reverse, transposed, width, absent) -> dict:
     return checked | {"worst": worst, "error": errors[worst], "repeatable": repeatable, "green": green}
 
 
-def peer_calls(
-    extension, arguments: dict[str, Tensor], dy: Tensor, directions: int
-) -> tuple[Callable, Callable]:
+def peer_calls(extension, arguments: dict[str, Tensor], dy: Tensor, directions: int) -> tuple[Callable, Callable]:
     """Return mamba-ssm's forward and backward; one call for each direction, each with its part of the channels."""
     parts = [{name: tensor.chunk(directions, 1 if tensor.dim() == 3 else 0)[d].contiguous()
               for name, tensor in arguments.items() if name not in ("B", "C")}
@@ -165,9 +153,7 @@ def peer_calls(
 
     def backward():
         for arguments, gradient, (out, kept, *_) in zip(ordered, slopes, states, strict=True):
-            extension.bwd(
-                *arguments, gradient, kept, out if arguments[6] is not None else None, None, True, False
-            )
+            extension.bwd(*arguments, gradient, kept, out if arguments[6] is not None else None, None, True, False)
 
     return lambda: [extension.fwd(*arguments, True) for arguments in ordered], backward
 
@@ -180,9 +166,7 @@ def timed(shape: tuple[int, ...], extension) -> dict:
     *sizes, directions = shape
     reverse, scan = tuple(d % 2 == 1 for d in range(directions)), op._module("triton")
     # mamba-ssm wants channels first; Triton is timed on that and on channels last.
-    both = {
-        layout: inputs(*sizes, torch.bfloat16, layout == "channels last", directions) for layout in LAYOUTS
-    }
+    both = {layout: inputs(*sizes, torch.bfloat16, layout == "channels last", directions) for layout in LAYOUTS}
     if directions > 1:  # a mixer of two directions gates their sum
         for arguments in both.values():
             del arguments["z"]
@@ -224,15 +208,11 @@ def bars(figures: dict) -> list[dict]:
             medians = {name: time["median"] for name, time in times.get(of, {}).items()}
             theirs = medians.pop("mamba-ssm", None)
             for name, ours in medians.items() if theirs else ():
-                rows.append(
-                    {"bar": f"{shape}, {of}, {name}: times mamba-ssm", "wanted": bar, "found": theirs / ours}
-                )
+                rows.append({"bar": f"{shape}, {of}, {name}: times mamba-ssm", "wanted": bar, "found": theirs / ours})
     for name, time in figures["milliseconds"].get("N = 1", {}).get("forward", {}).items():
         share = share_of_copy(SHAPES["N = 1"], time["median"] / 1e3, figures["copy_bytes_per_second"])
         if name != "mamba-ssm":
-            rows.append(
-                {"bar": f"N = 1, forward, {name}: share of a copy", "wanted": COPY_BAR, "found": share}
-            )
+            rows.append({"bar": f"N = 1, forward, {name}: share of a copy", "wanted": COPY_BAR, "found": share})
     return [row | {"holds": row["found"] >= row["wanted"]} for row in rows]
 
 
@@ -241,9 +221,7 @@ def times_of(figures: dict) -> Table:
     for shape, passes in figures.get("milliseconds", {}).items():
         for of, forms in passes.items():
             for name, time in forms.items():
-                table.add_row(
-                    shape, of, name, *(f"{time[key]:.3f}" for key in ("median", "least", "largest"))
-                )
+                table.add_row(shape, of, name, *(f"{time[key]:.3f}" for key in ("median", "least", "largest")))
     return table
 
 

@@ -97,10 +97,7 @@ CONTRACT = Contract(
     mixed=["optim.batch_size=30"],
     misspelt=("cub50-idml-pb", "cub50-idml-pa"),
     unknown_keys=("optim.lrr", "data.sizes", "nothing", "objective.mixup"),
-    same={
-        "idml-pa-cub-r-4": "idml-pa-cub",
-        "idml-pa-cars-r-4": "idml-pa-cars196",
-    },  # another metric of the same run
+    same={"idml-pa-cub-r-4": "idml-pa-cub", "idml-pa-cars-r-4": "idml-pa-cars196"},  # another metric of the same run
     differing=({"row"}, {"metric", "objective", "model", "variant"}),
     toy=toy,
     dead=dead,
@@ -110,32 +107,19 @@ CONTRACT = Contract(
     pictures=("uncertainty.png",),
     bad={
         "no weights": Bad(
-            ["data.manifest=digits"],
-            "starts from ImageNet's weights",
-            "paths.weights=<file>",
-            row="idml-pa-cub",
+            ["data.manifest=digits"], "starts from ImageNet's weights", "paths.weights=<file>", row="idml-pa-cub"
         ),
         "no data root": Bad([], "data root is not set", "set DATA_ROOT=<folder>", row="cub50-idml-pa"),
         "unknown scaling": Bad(["metric.scaling=log"], "metric.scaling=log", "choose the scaling from raw"),
-        "unknown combination": Bad(
-            ["metric.combination=mean"], "metric.combination=mean", "the combination from sum"
-        ),
+        "unknown combination": Bad(["metric.combination=mean"], "metric.combination=mean", "the combination from sum"),
         "tau of zero": Bad(["metric.tau=0"], "metric.tau=0", "set tau above 0"),
         "unknown selection": Bad(["selection=best"], "selection=best is unknown", "choose one of last-epoch"),
-        "nothing held out": Bad(
-            ["selection=held-out"], "needs training classes that do not train", "data.held_out"
-        ),
+        "nothing held out": Bad(["selection=held-out"], "needs training classes that do not train", "data.held_out"),
         "too much held out": Bad(["data.held_out=0.9"], "data.held_out=0.9 of 5 classes", "set 0, or a part"),
         "no epochs": Bad(["scale.epochs=0"], "scale.epochs=0 trains nothing", "give 1 or more"),
-        "batch larger than the data": Bad(
-            ["optim.batch_size=5000"], "do not fill one batch", "lower optim.batch_size"
-        ),
-        "batch that cannot be balanced": Bad(
-            ["data.per_class=7"], "two or more groups of 7", "a multiple of"
-        ),
-        "unknown backbone": Bad(
-            ["model.backbone=vgg"], "model.backbone=vgg is unknown", "choose one of resnet50"
-        ),
+        "batch larger than the data": Bad(["optim.batch_size=5000"], "do not fill one batch", "lower optim.batch_size"),
+        "batch that cannot be balanced": Bad(["data.per_class=7"], "two or more groups of 7", "a multiple of"),
+        "unknown backbone": Bad(["model.backbone=vgg"], "model.backbone=vgg is unknown", "choose one of resnet50"),
         "no dimension": Bad(["model.semantic_dim=0"], "model.semantic_dim=0", "to 1 or more"),
     },
 )

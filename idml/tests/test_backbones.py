@@ -76,9 +76,7 @@ def published():
 
 
 @pytest.mark.parametrize("source, ending", [("timm", ".safetensors"), ("torchvision", ".pth")])
-def test_weights_of_a_file_give_the_features_of_the_network_that_wrote_it(
-    published, source, ending, tmp_path
-):
+def test_weights_of_a_file_give_the_features_of_the_network_that_wrote_it(published, source, ending, tmp_path):
     network, path = published[source], tmp_path / f"weights{ending}"
     (save_file if ending == ".safetensors" else torch.save)(network.state_dict(), path)
     backbone = build_backbone("resnet50", path).eval()

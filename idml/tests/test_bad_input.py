@@ -18,9 +18,7 @@ def error(tmp_path, *overrides: str, row: str | None = None) -> str:
 
 
 def test_one_class_alone_in_a_batch_is_one_line(tmp_path):
-    words = (
-        "a batch of 1 images has one class alone, and contrastive compares classes: raise optim.batch_size"
-    )
+    words = "a batch of 1 images has one class alone, and contrastive compares classes: raise optim.batch_size"
     assert words in error(tmp_path, "loss=contrastive", "optim.batch_size=1")
 
 

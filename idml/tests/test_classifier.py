@@ -178,9 +178,7 @@ def starts_with_gradient(body: nn.Module, size: int, classes: int, uncertainty_d
     """Assert what the module's docstring says of an untrained network: nothing underflows, few rows are dead."""
     torch.manual_seed(0)
     images = F.interpolate(torch.randn(16, 3, size // 8, size // 8), scale_factor=8, mode="bilinear")
-    network = ClassificationNetwork(
-        body, IntrospectiveClassifier(body.num_features, classes, uncertainty_dim)
-    )
+    network = ClassificationNetwork(body, IntrospectiveClassifier(body.num_features, classes, uncertainty_dim))
     features = network.train().features(images).detach()
     logits, u = network.head(features), network.head.uncertainty_of(features)
     exponential = (1 - logits) / (1 - network.head.classifier(features))

@@ -18,9 +18,7 @@ from shared.errors import UserError
 EXACT = 1e-12
 NMI_EXACT = 1e-9  # entropies near 0 are differences of sums; scikit-learn's differs from a plain sum there
 
-partitions = st.integers(2, 40).flatmap(
-    lambda n: st.tuples(*[st.lists(st.integers(0, 6), min_size=n, max_size=n)] * 2)
-)
+partitions = st.integers(2, 40).flatmap(lambda n: st.tuples(*[st.lists(st.integers(0, 6), min_size=n, max_size=n)] * 2))
 
 
 def f1_of_pairs(labels, assignment) -> float:
@@ -147,9 +145,7 @@ def test_nmi_is_that_of_the_public_calculator():
     labels = torch.where(torch.arange(120) % 5 == 0, 0, labels)
     assignment = kmeans(rows, 4, 0)
     calculator = AccuracyCalculator(
-        include=("NMI",),
-        device=torch.device("cpu"),
-        kmeans_func=lambda query, clusters: torch.from_numpy(assignment),
+        include=("NMI",), device=torch.device("cpu"), kmeans_func=lambda query, clusters: torch.from_numpy(assignment)
     )
     expected = calculator.get_accuracy(rows, labels)["NMI"]
     assert clustering_scores(labels, assignment)["nmi"] == pytest.approx(expected, abs=EXACT)

@@ -13,9 +13,7 @@ from shared.bench.gpu import train_rows
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU, which would be measured")
 def test_without_a_gpu_it_says_so_in_one_sentence_and_writes_nothing(tmp_path, capsys):
     assert gpu_evidence.main(["--out", str(tmp_path / "figures")]) == 2
-    assert capsys.readouterr().err.strip() == (
-        "error: no GPU is visible to PyTorch: run this on a machine with one"
-    )
+    assert capsys.readouterr().err.strip() == ("error: no GPU is visible to PyTorch: run this on a machine with one")
     assert not (tmp_path / "figures").exists()
 
 
@@ -50,9 +48,7 @@ def test_a_wrong_loss_is_seen(monkeypatch):
 
     def off(loss, embeddings, labels):
         actual = right(loss, embeddings, labels)
-        return {
-            name: value * (1.001 if value.dtype == torch.float32 else 1) for name, value in actual.items()
-        }
+        return {name: value * (1.001 if value.dtype == torch.float32 else 1) for name, value in actual.items()}
 
     monkeypatch.setattr(gpu_evidence, "outcome", off)
     assert not gpu_evidence.check_loss("contrastive", "plain")["green"]

@@ -116,9 +116,7 @@ def test_the_width_of_the_uncertainty_does_not_change_its_scale():
     torch.testing.assert_close(metric()(narrow), metric()(wide))
 
 
-@pytest.mark.parametrize(
-    "values", [{"scaling": "log"}, {"combination": "mean"}, {"tau": 0.0}, {"offset": -1.0}]
-)
+@pytest.mark.parametrize("values", [{"scaling": "log"}, {"combination": "mean"}, {"tau": 0.0}, {"offset": -1.0}])
 def test_values_that_mean_nothing_are_refused(values):
     arguments = {"tau": 5.0, "offset": 0.0, "scaling": "rms", "combination": "sum", **values}
     with pytest.raises(UserError, match=f"metric.{next(iter(values))}="):

@@ -58,9 +58,7 @@ def test_semantic_uncertainty_and_proxies_all_get_gradient(name):
 def test_without_uncertainty_the_introspective_loss_is_the_baseline(name):
     x = embeddings()
     x[:, S:] = 0
-    torch.testing.assert_close(
-        made(name)(x, LABELS), made(name, PLAIN)(x[:, :S], LABELS), rtol=1e-4, atol=1e-5
-    )
+    torch.testing.assert_close(made(name)(x, LABELS), made(name, PLAIN)(x[:, :S], LABELS), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", BUILDERS)

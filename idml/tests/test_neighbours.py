@@ -35,13 +35,7 @@ def whole_numbers(n: int, d: int, largest: int, seed: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("backend, dtype", CASES, ids=IDS)
 @settings(max_examples=40, deadline=None, derandomize=True)
-@given(
-    n=st.integers(2, 60),
-    d=st.integers(1, 8),
-    k=st.integers(1, 70),
-    largest=st.integers(1, 3),
-    seed=st.integers(0),
-)
+@given(n=st.integers(2, 60), d=st.integers(1, 8), k=st.integers(1, 70), largest=st.integers(1, 3), seed=st.integers(0))
 def test_neighbours_are_those_of_brute_force_with_ties_by_index(backend, dtype, n, d, k, largest, seed):
     embeddings = whole_numbers(n, d, largest, seed % 2**32).to(dtype)
     actual = nearest_neighbours(embeddings, k, backend)
@@ -119,9 +113,7 @@ def test_extreme_lengths_are_directions_all_the_same():
 def test_rows_that_are_not_finite_are_one_sentence(value):
     embeddings = torch.ones(9, 3)
     embeddings[4, 1] = embeddings[7, 2] = value
-    sentence = (
-        r"^2 of 9 embeddings \(the first is row 4\) hold NaN or infinity: the training diverged, .*optim\.lr"
-    )
+    sentence = r"^2 of 9 embeddings \(the first is row 4\) hold NaN or infinity: the training diverged, .*optim\.lr"
     with pytest.raises(UserError, match=sentence):
         nearest_neighbours(embeddings, 2)
 

@@ -30,9 +30,7 @@ def run(arrays, normalize: bool):
     return value.detach(), semantic.grad, uncertainty.grad, loss.loss.proxies.grad
 
 
-@pytest.mark.parametrize(
-    "normalize, key", [(True, "released_l2norm_uncertainty"), (False, "raw_uncertainty")]
-)
+@pytest.mark.parametrize("normalize, key", [(True, "released_l2norm_uncertainty"), (False, "raw_uncertainty")])
 def test_the_released_loss_and_every_gradient_are_the_golden_ones(arrays, normalize, key):
     names = ["out_loss", "grad_semantic", "grad_uncertainty", "grad_proxies"]
     for name, actual in zip(names, run(arrays, normalize), strict=True):

@@ -57,9 +57,7 @@ def cub(root):
 
 
 def cars(root, whole: bool):
-    name, file = (
-        ("cars196", "toy/cars_annos.mat") if whole else ("cars196_train", "toy/devkit/cars_train_annos.mat")
-    )
+    name, file = ("cars196", "toy/cars_annos.mat") if whole else ("cars196_train", "toy/devkit/cars_train_annos.mat")
     describe(name, [file])
     key, folder = ("relative_im_path", "car_ims/") if whole else ("fname", "")
     rows = [(f"{folder}{n}.png", c) for n, c, _ in images()]
@@ -115,18 +113,14 @@ def test_every_set_has_a_manifest_whose_counts_are_those_of_two_splits(name):
 
 def test_an_annotated_image_that_is_not_there_is_one_sentence(root):
     (cub(root) / "images/001.bird/1.png").unlink()
-    with pytest.raises(
-        UserError, match=r"1.png is missing, which the annotations name: .* source: the toy shop"
-    ):
+    with pytest.raises(UserError, match=r"1.png is missing, which the annotations name: .* source: the toy shop"):
         load_retrieval_set("cub50", "train", root)
 
 
 def test_annotation_files_that_do_not_match_each_other_are_one_sentence(root):
     folder = cub(root)
     (folder / "image_class_labels.txt").write_text("1 1\n2 1\n")
-    with pytest.raises(
-        UserError, match="images.txt and .*image_class_labels.txt do not match, image 3 is in one"
-    ):
+    with pytest.raises(UserError, match="images.txt and .*image_class_labels.txt do not match, image 3 is in one"):
         load_retrieval_set("cub50", "train", root)
 
 

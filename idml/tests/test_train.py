@@ -12,14 +12,7 @@ from idml.scoring import Embedded, chance_level, embed, recall_at_1
 from idml.selection import EpochSelection
 from idml.sets import load_retrieval_set
 from idml.tests.small import BATCHES_AN_EPOCH, INTROSPECTIVE, small_config
-from idml.uncertainty import (
-    auroc,
-    blurred,
-    certain_half,
-    occluded,
-    partners_of_another_class,
-    uncertainty_scores,
-)
+from idml.uncertainty import auroc, blurred, certain_half, occluded, partners_of_another_class, uncertainty_scores
 
 HELD_OUT = ["data.held_out=0.4", "selection=held-out"]
 
@@ -199,10 +192,7 @@ def test_chance_level_is_the_share_of_pairs_of_one_class():
 def test_recall_at_1_counts_nearest_images_of_the_own_class():
     angles = torch.tensor([0.0, 0.1, 1.0, 1.05, 2.0])
     embedded = Embedded(
-        torch.stack([angles.cos(), angles.sin()], 1),
-        torch.ones(5),
-        torch.zeros(5),
-        torch.tensor([0, 0, 1, 0, 1]),
+        torch.stack([angles.cos(), angles.sin()], 1), torch.ones(5), torch.zeros(5), torch.tensor([0, 0, 1, 0, 1])
     )
     assert recall_at_1(embedded) == 2 / 5
 

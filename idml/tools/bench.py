@@ -98,9 +98,7 @@ class Rows:
     """The table as it grows: every part's seconds and memory, its peer's seconds, and how often faster."""
 
     def __init__(self, title: str):
-        self.table = Table(
-            "part", "ours, s", "peer", "peer, s", "peer / ours", "extra memory, MB", title=title
-        )
+        self.table = Table("part", "ours, s", "peer", "peer, s", "peer / ours", "extra memory, MB", title=title)
         for column in self.table.columns[1:2] + self.table.columns[3:]:
             column.justify = "right"
 
@@ -137,9 +135,7 @@ def add_search(rows: Rows, samples: int, queries: int, k: int, threads: int) -> 
     return neighbours[0]
 
 
-def add_scores(
-    rows: Rows, neighbours, labels, ks, assignment, reference_queries: int | None, threads: int
-) -> None:
+def add_scores(rows: Rows, neighbours, labels, ks, assignment, reference_queries: int | None, threads: int) -> None:
     """Measure the scores of retrieval and clustering beside the reference, apart and together."""
     reference_queries = min(reference_queries or len(neighbours), len(neighbours))
     ours = measured(retrieval_call, neighbours, labels, ks, threads=threads, repeats=3)
@@ -148,15 +144,11 @@ def add_scores(
     ).seconds
     reference_seconds *= len(neighbours) / reference_queries
     peer = (
-        "reference"
-        if reference_queries == len(neighbours)
-        else f"reference, scaled from {reference_queries} queries"
+        "reference" if reference_queries == len(neighbours) else f"reference, scaled from {reference_queries} queries"
     )
     rows.add(f"recall@{ks}, RP, MAP@R", ours, peer, reference_seconds)
     clusters = measured(clustering_call, labels, assignment, threads=threads, repeats=3)
-    cluster_reference_seconds = measured(
-        clustering_reference_call, labels, assignment, threads=threads
-    ).seconds
+    cluster_reference_seconds = measured(clustering_reference_call, labels, assignment, threads=threads).seconds
     rows.add("NMI, F1", clusters, "reference", cluster_reference_seconds)
     measured_memory = ours.extra_bytes is not None
     both = max(ours.extra_bytes, clusters.extra_bytes) if measured_memory else None
@@ -173,12 +165,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m idml.tools.bench", description=__doc__.split("\n")[0])
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--samples", type=int, default=SAMPLES, help="size of the set")
-    parser.add_argument(
-        "--queries", type=int, help="samples whose neighbours are searched among all (default: all)"
-    )
-    parser.add_argument(
-        "--reference-queries", type=int, help="queries that the reference scores (default: all)"
-    )
+    parser.add_argument("--queries", type=int, help="samples whose neighbours are searched among all (default: all)")
+    parser.add_argument("--reference-queries", type=int, help="queries that the reference scores (default: all)")
     parser.add_argument("--k", type=int, default=100, help="recall is scored at powers of ten up to this")
     args = parser.parse_args()
     queries = min(args.queries or args.samples, args.samples)

@@ -24,9 +24,7 @@ def recall(neighbours: np.ndarray, labels: np.ndarray, k: int, queries: Iterable
     return hits / total
 
 
-def precision_scores(
-    neighbours: np.ndarray, labels: np.ndarray, queries: Iterable[int]
-) -> tuple[float, float]:
+def precision_scores(neighbours: np.ndarray, labels: np.ndarray, queries: Iterable[int]) -> tuple[float, float]:
     """Return R-precision and MAP@R, means over the queries that are not alone in their class."""
     precisions, averages = [], []
     for query in queries:
@@ -44,9 +42,7 @@ def precision_scores(
     return math.fsum(precisions) / len(precisions), math.fsum(averages) / len(averages)
 
 
-def retrieval_metrics(
-    neighbours: np.ndarray, labels: np.ndarray, ks: Sequence[int], queries=None
-) -> dict[str, float]:
+def retrieval_metrics(neighbours: np.ndarray, labels: np.ndarray, ks: Sequence[int], queries=None) -> dict[str, float]:
     """Return recall@k, ``rp`` and ``map@r`` from neighbours (n, m) and labels (n,), for all or some queries."""
     queries = range(len(labels)) if queries is None else queries
     metrics = {f"recall@{k}": recall(neighbours, labels, k, queries) for k in ks}

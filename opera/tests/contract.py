@@ -101,22 +101,16 @@ CONTRACT = Contract(
     moves_at_once=False,
     unfit=["objective=moco-v3"],
     bad={
-        "no labels": Bad(
-            ["data.labelled=0"], "needs labels and data.labelled=0.0 leaves none", "raise it, or choose"
-        ),
+        "no labels": Bad(["data.labelled=0"], "needs labels and data.labelled=0.0 leaves none", "raise it, or choose"),
         "a part above the whole": Bad(["data.labelled=2"], "data.labelled=2.0 is no part", "set 0 to 1"),
-        "batch larger than the data": Bad(
-            ["optim.batch_size=5000"], "do not fill one batch", "lower optim.batch_size"
-        ),
+        "batch larger than the data": Bad(["optim.batch_size=5000"], "do not fill one batch", "lower optim.batch_size"),
         "probe's batch larger than the data": Bad(
             ["task.batch_size=5000"], "do not fill one batch", "lower task.batch_size"
         ),
         "no data root": Bad([], "data root is not set", "set DATA_ROOT=<folder>", row="cifar10-opera"),
         "no epochs": Bad(["scale.epochs=0"], "scale.epochs=0 trains nothing", "give 1 or more"),
         "no epochs of the task": Bad(["task.epochs=0"], "task.epochs=0 trains nothing", "give 1 or more"),
-        "unknown arrangement": Bad(
-            ["objective.arrangement=omni"], "arrangement=omni is unknown", "one-space"
-        ),
+        "unknown arrangement": Bad(["objective.arrangement=omni"], "arrangement=omni is unknown", "one-space"),
         "unknown optimiser": Bad(["optim.name=adam"], "optim.name=adam is unknown", "choose one of lars"),
         "unknown set": Bad(["task.sets=[stl10]"], "there is no image set 'stl10'", "choose one of"),
         "no temperature": Bad(["objective.temperature=0"], "temperature=0", "set it above 0"),

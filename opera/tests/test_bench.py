@@ -16,10 +16,7 @@ def test_the_reference_has_our_objective_gradients_and_momentum_encoder(network)
     torch.manual_seed(0)
     first, second = torch.randn(2, 6, 3, 16, 16, dtype=torch.float64)
     labels = torch.tensor([0, 1, 2, 0, 5, 9])
-    wanted, actual = (
-        ours(first, second, labels).total,
-        reference.objective(reference_model, first, second, labels),
-    )
+    wanted, actual = (ours(first, second, labels).total, reference.objective(reference_model, first, second, labels))
     torch.testing.assert_close(actual, wanted, rtol=1e-9, atol=0)
     wanted.backward()
     actual.backward()

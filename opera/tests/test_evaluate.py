@@ -126,10 +126,7 @@ def test_every_set_of_the_task_is_scored_by_the_names_of_a_run(whole, tmp_path, 
     both = cfg.copy()
     both.task.sets = ["digits", "half"]
     scores = evaluate_checkpoint(both, path, tmp_path)
-    assert scores["top1_knn"] == metrics["top1_knn"] and (scores["n_test"], scores["n_test_half"]) == (
-        359,
-        180,
-    )
+    assert scores["top1_knn"] == metrics["top1_knn"] and (scores["n_test"], scores["n_test_half"]) == (359, 180)
     assert 0.5 < scores["top1_knn_half"] <= 1
     # The folder tells which one a classifier was tuned on; their classes would not.
     assert evaluate_checkpoint(both, tuned, tmp_path)["top1"] == metrics["top1"]
@@ -138,9 +135,7 @@ def test_every_set_of_the_task_is_scored_by_the_names_of_a_run(whole, tmp_path, 
     half.write_bytes(tuned.read_bytes())
     assert set(evaluate_checkpoint(both, half, tmp_path)) >= {"top1_half", "n_test_half"}
     (tmp_path / "last.ckpt").write_bytes(tuned.read_bytes())
-    with pytest.raises(
-        UserError, match=r"10 classes apart, .* digits 10, half 10; say which one .* task.sets="
-    ):
+    with pytest.raises(UserError, match=r"10 classes apart, .* digits 10, half 10; say which one .* task.sets="):
         evaluate_checkpoint(both, tmp_path / "last.ckpt", tmp_path)
 
 

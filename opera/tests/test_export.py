@@ -86,9 +86,7 @@ def test_a_vit_goes_to_timm_with_the_arguments_that_its_file_names(tmp_path):
     meta = export.export(tmp_path / "last.ckpt", "timm", tmp_path / "out.pth")
     assert meta["backbone"] == "vit-tiny" and meta["image_size"] == 24
     described = meta["architecture"]
-    theirs = timm.create_model(
-        described["model"], **described["arguments"], checkpoint_path=str(tmp_path / "out.pth")
-    )
+    theirs = timm.create_model(described["model"], **described["arguments"], checkpoint_path=str(tmp_path / "out.pth"))
     assert_same_features(theirs.double().eval()(images(24)), ours(images(24)))
 
 
@@ -239,11 +237,7 @@ def moco_file(path, encoder: nn.Module, end: str, kind: str = "pretraining", **m
             others = randomised(encoder, seed=9).state_dict()
             state |= {f"module.momentum_encoder.{name}": others[name] for name in own}
         projector = {"0.weight": torch.ones(4, 4), "1.running_mean": torch.ones(4)}
-        state |= {
-            f"module.base_encoder.{end}.{name}": value
-            for name, value in projector.items()
-            if kind != "momentum"
-        }
+        state |= {f"module.base_encoder.{end}.{name}": value for name, value in projector.items() if kind != "momentum"}
         state |= {f"module.predictor.{name}": value for name, value in projector.items()}
     state = {name: value.clone() for name, value in state.items()}
     torch.save({"epoch": 300, "arch": "any", "state_dict": state, "optimizer": {"state": {}}, **more}, path)
@@ -306,14 +300,8 @@ def test_what_was_taken_is_logged(tmp_path, caplog):
         (lambda path: None, "is missing: give an official file"),
         (lambda path: path.write_bytes(b"PK no archive"), "is damaged or no checkpoint"),
         (lambda path: torch.save({"model": {}}, path), "holds no state_dict of tensors"),
-        (
-            lambda path: torch.save({"state_dict": {"module.conv1.weight": 3}}, path),
-            "holds no state_dict of tensors",
-        ),
-        (
-            lambda path: torch.save({"state_dict": {"conv1.weight": torch.ones(2)}}, path),
-            "no tensors named module",
-        ),
+        (lambda path: torch.save({"state_dict": {"module.conv1.weight": 3}}, path), "holds no state_dict of tensors"),
+        (lambda path: torch.save({"state_dict": {"conv1.weight": torch.ones(2)}}, path), "no tensors named module"),
         (lambda path: moco_file(path, timm_vit(), "head"), "holds a ViT of another architecture"),
         (lambda path: moco_file(path, torchvision.models.resnet18(), "fc"), "holds a ResNet of another"),
     ],

@@ -7,15 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from opera.hierarchy import (
-    ARRANGEMENTS,
-    UNLABELLED,
-    Hierarchy,
-    conflict,
-    cross_entropy,
-    info_nce,
-    supervised_contrast,
-)
+from opera.hierarchy import ARRANGEMENTS, UNLABELLED, Hierarchy, conflict, cross_entropy, info_nce, supervised_contrast
 from shared.errors import UserError
 
 GOLDEN = 1e-9  # relative, float64
@@ -187,10 +179,7 @@ def test_the_conflict_is_the_cosine_of_the_two_objectives_gradients():
         second,
         labels,
     )
-    a, b = (
-        torch.cat([g.flatten() for g in torch.autograd.grad(t, y, retain_graph=True)])
-        for t in (instance, classes)
-    )
+    a, b = (torch.cat([g.flatten() for g in torch.autograd.grad(t, y, retain_graph=True)]) for t in (instance, classes))
     assert actual == pytest.approx(float(a @ b / (a.norm() * b.norm())), rel=1e-9) and -1 <= actual <= 1
     with pytest.raises(UserError, match="has one objective alone"):
         conflict(small("instance"), first, second, labels)
@@ -217,10 +206,7 @@ def test_views_share_one_pass_on_a_gpu_where_no_batch_statistics_tell_them_apart
     "arguments, words",
     [
         ({"arrangement": "omni"}, "objective.arrangement=omni is unknown: choose one of one-space"),
-        (
-            {"loss_weights": "equal"},
-            "objective.loss_weights=equal is unknown: choose one of released, printed",
-        ),
+        ({"loss_weights": "equal"}, "objective.loss_weights=equal is unknown: choose one of released, printed"),
         ({"denominator": "none"}, "objective.denominator=none is unknown: choose one of all, others"),
         ({"temperature": 0.0}, "temperature=0.0: set it above 0"),
         ({"classes": 0}, "arrangement=hierarchy needs labels of two classes"),

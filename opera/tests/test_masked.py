@@ -46,9 +46,7 @@ def cut(image: torch.Tensor, place: int) -> torch.Tensor:
     return image[:, 2 * row : 2 * row + 2, 2 * column : 2 * column + 2]
 
 
-def looped(
-    model: MaskedHierarchy, image: torch.Tensor, order: list[int]
-) -> tuple[torch.Tensor, torch.Tensor]:
+def looped(model: MaskedHierarchy, image: torch.Tensor, order: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
     """Return y (C,) and the mean squared error of one image, its patches at their rows and columns."""
     vit, decoder, hidden = model.online.backbone, model.decoder, set(order[16:])
     project = vit.patch_embed.proj
@@ -117,10 +115,7 @@ def test_the_objective_is_that_of_loops_over_images_and_patches(arrangement):
     model, (first, second, labels) = small(arrangement, weight=0.7, temperature=0.3), batch()
     views = (first, second)
     actual = [
-        [
-            looped(model, image, order)
-            for image, order in zip(view, model.order(BATCH, n, KEY).tolist(), strict=True)
-        ]
+        [looped(model, image, order) for image, order in zip(view, model.order(BATCH, n, KEY).tolist(), strict=True)]
         for n, view in enumerate(views)
     ]
     masked = torch.stack([error for view in actual for _, error in view]).mean()
@@ -173,9 +168,7 @@ def test_hidden_pixels_do_not_reach_the_encoder_and_visible_ones_are_no_target()
     term = model.masked_term(views, first, second)
     assert torch.equal(model.masked_term(views, *seen), term)
     assert model.masked_term(views, *unseen).isnan()
-    changed = [
-        one + where * torch.randn_like(one) for one, where in zip((first, second), hidden, strict=True)
-    ]
+    changed = [one + where * torch.randn_like(one) for one, where in zip((first, second), hidden, strict=True)]
     assert not torch.allclose(model.masked_term(views, *changed), term)
 
 
@@ -195,9 +188,7 @@ def test_features_are_those_of_the_whole_image(arrangement):
     # The encoder of all patches, in any order, is the backbone.
     tokens = model.encoded(first, model.order(BATCH, 0))
     torch.testing.assert_close(tokens[:, 0], features, **CLOSE)
-    torch.testing.assert_close(
-        model.encoded(first, model.order(BATCH, 0)[:, :16])[:, 0].shape, features.shape
-    )
+    torch.testing.assert_close(model.encoded(first, model.order(BATCH, 0)[:, :16])[:, 0].shape, features.shape)
 
 
 def test_keys_are_the_momentum_encoders_of_whole_views_and_it_follows_the_online_one():

@@ -139,9 +139,7 @@ def test_schedules_are_those_of_moco_v3():
 
 
 @pytest.mark.parametrize("arrangement", ARRANGEMENTS)
-def test_a_run_gives_the_scores_of_probe_and_neighbours_and_the_conflict_where_there_is_one(
-    tmp_path, arrangement
-):
+def test_a_run_gives_the_scores_of_probe_and_neighbours_and_the_conflict_where_there_is_one(tmp_path, arrangement):
     metrics = train.run(small_config(tmp_path, f"objective.arrangement={arrangement}"), tmp_path / "run")
     # Two epochs of a probe on one of pre-training tell little; neighbours need no training.
     assert 0 < metrics["top1"] <= metrics["top5"] <= 1 and metrics["top1_knn"] > 0.5

@@ -39,9 +39,7 @@ def largest_difference(cfg: ViewsConfig, images: torch.Tensor) -> float:
     return max(float((one - other).abs().max()) for one, other in zip(actual, ours, strict=True))
 
 
-@pytest.mark.parametrize(
-    "changes", [{}, {"grey": 1.0}, {"flip": 0.0, "blur": [0.0, 1.0]}, {"solarize": [1.0, 0.0]}]
-)
+@pytest.mark.parametrize("changes", [{}, {"grey": 1.0}, {"flip": 0.0, "blur": [0.0, 1.0]}, {"solarize": [1.0, 0.0]}])
 def test_without_chance_both_views_are_ours_pixel_by_pixel(changes):
     assert largest_difference(ViewsConfig(**(CERTAIN | changes)), pictures(3)) < CLOSE
 
@@ -57,9 +55,7 @@ def test_colours_are_drawn_from_our_ranges():
         (applied,) = (part for part in view.transforms if isinstance(part, v2.RandomApply) and part.p == 0.8)
         (jitter,) = applied.transforms
         ranges = [jitter.brightness, jitter.contrast, jitter.saturation, jitter.hue]
-        for (low, high), wanted in zip(
-            ranges, [(0.6, 1.4), (0.6, 1.4), (0.8, 1.2), (-0.1, 0.1)], strict=True
-        ):
+        for (low, high), wanted in zip(ranges, [(0.6, 1.4), (0.6, 1.4), (0.8, 1.2), (-0.1, 0.1)], strict=True):
             assert (low, high) == pytest.approx(wanted)
 
 

@@ -15,13 +15,7 @@ from opera.tuning import TuningModule, tuning_data
 from shared.errors import UserError
 from shared.training.fit import fit
 
-FINETUNE = [
-    "task=finetune",
-    "task.sets=[digits]",
-    "task.epochs=2",
-    "task.batch_size=128",
-    "task.warmup_epochs=0",
-]
+FINETUNE = ["task=finetune", "task.sets=[digits]", "task.epochs=2", "task.batch_size=128", "task.warmup_epochs=0"]
 
 
 def tuned(folder, backbone: nn.Module, *overrides: str, callbacks=()) -> TuningModule:
@@ -87,13 +81,9 @@ def test_biases_normalisations_positions_and_class_token_are_not_decayed(tmp_pat
     module = module_of(tmp_path, "vit-tiny", *FINETUNE)
     decayed, others = module.parameter_groups()
     assert {"backbone.pos_embed", "backbone.cls_token", "head.bias", "backbone.norm.weight"} <= set(others)
-    assert {"head.weight", "backbone.patch_embed.proj.weight", "backbone.blocks.0.mlp.fc1.weight"} <= set(
-        decayed
-    )
+    assert {"head.weight", "backbone.patch_embed.proj.weight", "backbone.blocks.0.mlp.fc1.weight"} <= set(decayed)
     assert len(decayed) + len(others) == len(list(module.model.parameters()))
-    assert all(
-        p.ndim < 2 or name in ("backbone.pos_embed", "backbone.cls_token") for name, p in others.items()
-    )
+    assert all(p.ndim < 2 or name in ("backbone.pos_embed", "backbone.cls_token") for name, p in others.items())
     optimizer = module.configure_optimizers()["optimizer"]
     sizes = [(group["weight_decay"], len(group["params"])) for group in optimizer.param_groups]
     assert sizes == [(0.05, len(decayed)), (0.0, len(others))]

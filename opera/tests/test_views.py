@@ -131,8 +131,7 @@ def test_colours_change_in_every_order():
 
 
 @pytest.mark.parametrize(
-    "field, value",
-    [("scale", [0.0, 1.0]), ("jitter", [0.4, 0.4, 0.2, 0.6]), ("blur", [0.5]), ("std", [0, 1, 1])],
+    "field, value", [("scale", [0.0, 1.0]), ("jitter", [0.4, 0.4, 0.2, 0.6]), ("blur", [0.5]), ("std", [0, 1, 1])]
 )
 def test_values_that_cannot_be_used_are_one_sentence(field, value):
     with pytest.raises(UserError, match=f"views.{field} = .* cannot be used: set"):

@@ -127,14 +127,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     title = f"a pre-training step of OPERA, batch {options.batch}, {options.threads} threads"
-    columns = (
-        "network",
-        "form",
-        "images/s",
-        "seconds, least to largest",
-        "times the reference",
-        "extra memory, MB",
-    )
+    columns = ("network", "form", "images/s", "seconds, least to largest", "times the reference", "extra memory, MB")
     table = Table(*columns, title=title)
     shares = Table("network", *PARTS, title="% of a step of ours")
     for name, overrides in NETWORKS.items():

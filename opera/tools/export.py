@@ -87,18 +87,14 @@ class DenseBlock(nn.Module):
 class DenseViT(nn.Module):
     """Images (B, 3, S, S) -> class token (B, C): what mmsegmentation 1.2's VisionTransformer of these arguments has."""
 
-    def __init__(
-        self, img_size, patch_size, embed_dims, num_layers, num_heads, mlp_ratio, norm_cfg, **implied
-    ):
+    def __init__(self, img_size, patch_size, embed_dims, num_layers, num_heads, mlp_ratio, norm_cfg, **implied):
         super().__init__()
         self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dims))
         self.pos_embed = nn.Parameter(torch.zeros(1, 1 + (img_size // patch_size) ** 2, embed_dims))
         projection = nn.Conv2d(3, embed_dims, patch_size, patch_size)
         self.patch_embed = nn.ModuleDict({"projection": projection})
         eps = norm_cfg["eps"]
-        self.layers = nn.Sequential(
-            *(DenseBlock(embed_dims, num_heads, mlp_ratio, eps) for _ in range(num_layers))
-        )
+        self.layers = nn.Sequential(*(DenseBlock(embed_dims, num_heads, mlp_ratio, eps) for _ in range(num_layers)))
         self.ln1 = nn.LayerNorm(embed_dims, eps)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -133,11 +129,7 @@ def architecture(name: str, backbone: nn.Module, form: str) -> dict[str, Any]:
         return {
             "timm": {"library": "timm", "model": "resnet50", "arguments": {"num_classes": 0}},
             "torchvision": {"library": "torchvision", "model": "resnet50", "replaced": {"fc": "Identity"}},
-            "dense": {
-                "library": "mmdet, mmseg",
-                "model": "ResNet",
-                "arguments": {"depth": 50, "style": "pytorch"},
-            },
+            "dense": {"library": "mmdet, mmseg", "model": "ResNet", "arguments": {"depth": 50, "style": "pytorch"}},
         }[form]
     if form == "torchvision":
         raise UserError(
@@ -184,9 +176,7 @@ def require_same_features(backbone: nn.Module, state: dict[str, Tensor], describ
     ours = backbone.double().eval()(images)
     theirs = features(network.double().eval()(images))
     if not ours.isfinite().all():
-        raise UserError(
-            "the features of this checkpoint are not finite: its training diverged, train it again"
-        )
+        raise UserError("the features of this checkpoint are not finite: its training diverged, train it again")
     difference = float((theirs - ours).abs().max() / ours.abs().max())
     if not difference <= SAME:  # NaN as well
         raise UserError(
@@ -207,9 +197,7 @@ def backbone_state(path: Path) -> tuple[dict[str, Tensor], int | None]:
     backbone = {k.removeprefix(PREFIX): value for k, value in state.items() if k.startswith(PREFIX)}
     if not backbone:
         kind = "a tuned classifier's" if "head.weight" in state else "another network's"
-        raise UserError(
-            f"{path} is {kind} checkpoint: give the last.ckpt of a pre-training (runs/opera/pretraining)"
-        )
+        raise UserError(f"{path} is {kind} checkpoint: give the last.ckpt of a pre-training (runs/opera/pretraining)")
     return backbone, steps
 
 
@@ -225,9 +213,7 @@ def recognised(state: dict[str, Tensor], path: Path) -> tuple[str, int | None]:
             own = build_backbone(name, size or SIZE).state_dict()
         if shapes == {key: value.shape for key, value in own.items()}:
             return name, size
-    raise UserError(
-        f"{path} holds none of the backbones {', '.join(BUILDERS)}: give the checkpoint of one of them"
-    )
+    raise UserError(f"{path} holds none of the backbones {', '.join(BUILDERS)}: give the checkpoint of one of them")
 
 
 def export(path: Path, form: str, out: Path, row: str | None = None, force: bool = False) -> dict[str, Any]:
@@ -266,9 +252,7 @@ def export(path: Path, form: str, out: Path, row: str | None = None, force: bool
     try:
         AtomicCheckpointIO().save_checkpoint({"state_dict": state, "meta": meta}, out)
     except OSError as error:
-        raise UserError(
-            f"{out} cannot be written ({error.strerror}): give another place with --out"
-        ) from error
+        raise UserError(f"{out} cannot be written ({error.strerror}): give another place with --out") from error
     return meta
 
 
@@ -277,9 +261,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--ckpt", type=Path, required=True, help="last.ckpt of a pre-training, or MoCo-v3's")
     parser.add_argument("--form", choices=FORMS, required=True, help="who is to load it")
     parser.add_argument("--out", type=Path, required=True, help="the file to write")
-    parser.add_argument(
-        "--row", help="the row that it was pre-trained for: tells image size, mean and deviation"
-    )
+    parser.add_argument("--row", help="the row that it was pre-trained for: tells image size, mean and deviation")
     parser.add_argument("--force", action="store_true", help="replace the file where it is there already")
     return parser.parse_args(arguments)
 

@@ -196,9 +196,7 @@ def times_of(figures: dict) -> Table:
         for form, times in forms.items():
             if isinstance(times, dict):
                 memory = f"{times['peak_bytes'] / 1e9:.2f}"
-                table.add_row(
-                    name, form, f"{times['median']:.2f}", f"{times['images_per_second']:.0f}", memory
-                )
+                table.add_row(name, form, f"{times['median']:.2f}", f"{times['images_per_second']:.0f}", memory)
     return table
 
 

@@ -36,11 +36,7 @@ class HybridSN(Backbone):
     ):
         length = bands - sum(spectral_kernels) + len(spectral_kernels)
         super().__init__(
-            bands,
-            patch_size,
-            dense_widths[-1],
-            fewest_bands=bands - length + 1,
-            reach=len(spectral_widths) + 1,
+            bands, patch_size, dense_widths[-1], fewest_bands=bands - length + 1, reach=len(spectral_widths) + 1
         )
         self.spectral = nn.ModuleList()
         before = 1

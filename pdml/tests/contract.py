@@ -65,12 +65,8 @@ CONTRACT = Contract(
     draw=["output.maps=true", "output.region=scene"],
     pictures=("classification.png", "uncertainty.png"),
     bad={
-        "batch larger than the data": Bad(
-            ["optim.batch_size=5000"], "do not fill one batch", "lower optim.batch_size"
-        ),
+        "batch larger than the data": Bad(["optim.batch_size=5000"], "do not fill one batch", "lower optim.batch_size"),
         "even patch size": Bad(["patch_size=4"], "", "set an odd one, such as 5"),
-        "no data root": Bad(
-            [], "data root is not set", "set DATA_ROOT=<folder>", row="jasper-random-ssrn-plain"
-        ),
+        "no data root": Bad([], "data root is not set", "set DATA_ROOT=<folder>", row="jasper-random-ssrn-plain"),
     },
 )

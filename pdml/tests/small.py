@@ -4,18 +4,10 @@ from pathlib import Path
 
 from shared.claims.compose import compose
 
-SMALL = [
-    "model=ssftt",
-    "patch_size=5",
-    "optim.batch_size=8",
-    "trainer.accelerator=cpu",
-    "logger=none",
-]
+SMALL = ["model=ssftt", "patch_size=5", "optim.batch_size=8", "trainer.accelerator=cpu", "logger=none"]
 BATCHES_AN_EPOCH = 14
 
 
 def small_config(folder: Path, *overrides: str):
     """Return the config of such a run with its paths under ``folder``."""
-    return compose(
-        "pdml", [*SMALL, f"paths.runs={folder}/runs", f"paths.results={folder}/results", *overrides]
-    )
+    return compose("pdml", [*SMALL, f"paths.runs={folder}/runs", f"paths.results={folder}/results", *overrides])

@@ -80,9 +80,7 @@ def test_symmetric_kl_is_the_mean_of_the_divergences_of_torch():
 def test_mutual_likelihood_score_is_the_density_of_the_difference_of_means_in_torch():
     (a, s), (b, t) = gaussians(3, 4, 5), gaussians(4, 3, 5)
     expected = Normal(b[None], (s[:, None] + t[None]).sqrt()).log_prob(a[:, None]).sum(2)
-    torch.testing.assert_close(
-        METRICS["mutual_likelihood"].pairs(a, s, b, t), expected, rtol=0, atol=CONSTANT
-    )
+    torch.testing.assert_close(METRICS["mutual_likelihood"].pairs(a, s, b, t), expected, rtol=0, atol=CONSTANT)
 
 
 @pytest.mark.parametrize("name", ["expected_squared_distance", "wasserstein"])
@@ -119,10 +117,7 @@ def test_all_pairs_are_returned_each_as_it_is_alone_and_symmetric(name, n, m, wi
     values = pairs(a, s, b, t)
     assert values.shape == (n, m) and values.isfinite().all()
     torch.testing.assert_close(values, pairs(b, t, a, s).T, rtol=EXACT, atol=EXACT)
-    alone = [
-        [pairs(a[i : i + 1], s[i : i + 1], b[j : j + 1], t[j : j + 1])[0, 0] for j in range(m)]
-        for i in range(n)
-    ]
+    alone = [[pairs(a[i : i + 1], s[i : i + 1], b[j : j + 1], t[j : j + 1])[0, 0] for j in range(m)] for i in range(n)]
     torch.testing.assert_close(values, torch.tensor(alone, dtype=torch.float64), rtol=EXACT, atol=EXACT)
 
 

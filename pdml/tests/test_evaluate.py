@@ -53,12 +53,8 @@ def test_evaluation_gives_the_scores_of_the_run_and_leaves_its_files_alone(resul
     drawn = sorted(path.name for path in (checkpoint.parent / "evaluation-1").iterdir())
     assert drawn == ["classification.png", "confusion.png", "split.png", "uncertainty.png"]
     # Beyond the two digits that are printed, and per class: the same weights decide the same.
-    again = evaluate_checkpoint(
-        row_config("pdml", ROW, 0, [*FEW, "output.maps=false"]), checkpoint, results / "none"
-    )
-    assert {
-        key: again[key] for key in measured if key in again and "seconds" not in key
-    }.items() <= measured.items()
+    again = evaluate_checkpoint(row_config("pdml", ROW, 0, [*FEW, "output.maps=false"]), checkpoint, results / "none")
+    assert {key: again[key] for key in measured if key in again and "seconds" not in key}.items() <= measured.items()
     assert again["per_class"] == measured["per_class"] and not (results / "none").exists()
 
 
@@ -72,9 +68,7 @@ def test_evaluation_gives_the_scores_of_the_run_and_leaves_its_files_alone(resul
         (ROW, 0, ["patch_size=8"], "odd patch_size"),
     ],
 )
-def test_checkpoint_of_another_row_or_arrangement_is_refused(
-    row, seed, overrides, words, checkpoint, tmp_path
-):
+def test_checkpoint_of_another_row_or_arrangement_is_refused(row, seed, overrides, words, checkpoint, tmp_path):
     with pytest.raises(UserError, match=words):
         evaluate_checkpoint(row_config("pdml", row, seed, [*FEW, *overrides]), checkpoint, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
@@ -82,11 +76,7 @@ def test_checkpoint_of_another_row_or_arrangement_is_refused(
 
 def test_damaged_checkpoint_is_one_line_with_the_file(checkpoint, tmp_path, capfd):
     content = checkpoint.read_bytes()
-    damaged = {
-        "truncated": content[: len(content) // 2],
-        "empty": b"",
-        "text": b"not a checkpoint\n" * 99,
-    }
+    damaged = {"truncated": content[: len(content) // 2], "empty": b"", "text": b"not a checkpoint\n" * 99}
     for name, part in damaged.items():
         (tmp_path / name).write_bytes(part)
     torch.save({"weights": torch.zeros(3)}, tmp_path / "foreign")

@@ -54,9 +54,7 @@ def test_config_builds_and_gives_the_documented_shapes(model, method):
         whole = net.encode(patches(3))
         assert [x.shape for x in whole] == [(3, net.width, P, P)] * 2
         assert all(torch.equal(c, w[:, :, P // 2, P // 2]) for c, w in zip(centre, whole, strict=True))
-        assert [x.shape for x in net.encode_scene(torch.randn(1, BANDS, 11, 12))] == [
-            (1, net.width, 11, 12)
-        ] * 2
+        assert [x.shape for x in net.encode_scene(torch.randn(1, BANDS, 11, 12))] == [(1, net.width, 11, 12)] * 2
     mean, variance = centre[0], centre[1].exp()
     decision, uncertainty = net.decide(mean, variance), net.uncertainty(mean, variance)
     assert decision.shape == (3, CLASSES) and uncertainty.shape == (3,) and (uncertainty > 0).all()
@@ -127,9 +125,7 @@ def test_components_of_a_constant_band_are_finite():
 
 @pytest.mark.parametrize("pixels, bands", [(4, 12), (12, 4)])
 def test_more_components_than_training_pixels_or_bands_are_refused(pixels, bands):
-    with pytest.raises(
-        UserError, match=f"5 principal components .* are {pixels} and {bands}: lower 'components'"
-    ):
+    with pytest.raises(UserError, match=f"5 principal components .* are {pixels} and {bands}: lower 'components'"):
         PrincipalComponents(bands, 5).fit(np.ones((pixels, bands)))
 
 

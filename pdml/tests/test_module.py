@@ -42,12 +42,8 @@ def trained(cfg, folder) -> dict[str, torch.Tensor]:
     return module.state_dict()
 
 
-@pytest.mark.parametrize(
-    "split, method", [("percent", "pdml"), ("disjoint", "pdml"), ("percent", "every-pixel")]
-)
-def test_noise_for_validation_and_test_labels_leaves_the_weights_bit_identical(
-    split, method, tmp_path, monkeypatch
-):
+@pytest.mark.parametrize("split, method", [("percent", "pdml"), ("disjoint", "pdml"), ("percent", "every-pixel")])
+def test_noise_for_validation_and_test_labels_leaves_the_weights_bit_identical(split, method, tmp_path, monkeypatch):
     cfg = small_config(f"data.split.kind={split}", f"method={method}")
     clean = trained(cfg, tmp_path / "clean")
     monkeypatch.setattr(train, "load_scene", noisy_outside_training(train.load_scene))

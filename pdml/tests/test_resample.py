@@ -77,9 +77,7 @@ def test_unlabelled_pixels_take_the_class_of_the_nearest_labelled_one():
     spectra_labels = np.array([1, 1, 2, 2])
     split = Split(labels > 0, labels < 0, np.ones(2, bool))
     abundances = resample_scene(labels, split, np.eye(4), spectra_labels, SIGMA, 0.0, 0)[1]
-    assert (abundances[:, :13, 0] > 1 - CUBE_TOLERANCE).all() and (
-        abundances[:, 17:, 1] > 1 - CUBE_TOLERANCE
-    ).all()
+    assert (abundances[:, :13, 0] > 1 - CUBE_TOLERANCE).all() and (abundances[:, 17:, 1] > 1 - CUBE_TOLERANCE).all()
 
 
 def test_cube_is_mixing_times_spectra_plus_noise_of_the_given_deviation(scene):
@@ -87,9 +85,7 @@ def test_cube_is_mixing_times_spectra_plus_noise_of_the_given_deviation(scene):
     assert np.allclose(cube.reshape(-1, BANDS), mixing @ scene.spectra, atol=CUBE_TOLERANCE)
     assert np.allclose(abundances.sum(2), 1, atol=CUBE_TOLERANCE)
     noise = mixed(scene, 0.25)[0] - cube
-    assert (
-        abs(noise.std() / 0.25 - 1) < 0.03 and abs(noise.mean()) < 0.01
-    )  # 18,900 draws: five deviations and more
+    assert abs(noise.std() / 0.25 - 1) < 0.03 and abs(noise.mean()) < 0.01  # 18,900 draws: five deviations and more
 
 
 def test_scene_depends_on_the_seed_and_on_nothing_else(scene):

@@ -113,9 +113,7 @@ def test_jasper_cube_and_abundances_have_the_same_pixel_order():
     cfg = data_config("jasper")
     scene, split = load_scene(cfg, 0, 9, root)
     assert np.bincount(scene.labels.ravel()).tolist() == [0, 3493, 3326, 2428, 753]
-    members = loadmat(Path(root) / cfg.abundances_file)[
-        "M"
-    ]  # (bands, 4), for a cube scaled to a maximum of 1
+    members = loadmat(Path(root) / cfg.abundances_file)["M"]  # (bands, 4), for a cube scaled to a maximum of 1
     cube = scene.cube / scene.cube.max()
     assert np.linalg.norm(cube - scene.abundances @ members.T) < RESIDUAL * np.linalg.norm(cube)
     # Column-major pixels: the second pixel of the file lies below the first.
@@ -165,9 +163,7 @@ def test_column_major_pixels_come_out_as_rows_and_columns_and_the_largest_abunda
     share = np.arange(120) % 6 < 2  # the first material fills the upper two of six rows
     (tmp_path / cfg.cube_file).parent.mkdir(parents=True)
     savemat(tmp_path / cfg.cube_file, {cfg.cube_key: np.arange(240).reshape(2, 120)})
-    savemat(
-        tmp_path / cfg.abundances_file, {cfg.abundances_key: np.where(share, [[0.9], [0.1]], [[0.3], [0.7]])}
-    )
+    savemat(tmp_path / cfg.abundances_file, {cfg.abundances_key: np.where(share, [[0.9], [0.1]], [[0.3], [0.7]])})
     scene, _ = load_scene(cfg, 0, 3, str(tmp_path))
     assert scene.cube[1, 0].tolist() == [1, 121] and scene.cube[0, 1].tolist() == [6, 126]
     assert (scene.labels[:2] == 1).all() and (scene.labels[2:] == 2).all()

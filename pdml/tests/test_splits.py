@@ -16,9 +16,7 @@ CLASSES = 4
 
 
 def options(kind="percent", amount=5, **changes):
-    return SimpleNamespace(
-        **{"kind": kind, "amount": amount, "minimum": 3, "block": 20, "assignments": 200, **changes}
-    )
+    return SimpleNamespace(**{"kind": kind, "amount": amount, "minimum": 3, "block": 20, "assignments": 200, **changes})
 
 
 def label_map(height=61, width=44, cell=9, seed=0):
@@ -106,12 +104,7 @@ def test_chosen_assignment_has_the_most_classes_with_training_and_scored_pixels(
 def test_no_other_assignment_keeps_more_classes_behind_the_guard():
     labels = label_map(height=80, width=80, cell=5, seed=1)
     labels[labels > 2] = 0
-    for row, column, number in (
-        (1, 1, 3),
-        (41, 38, 3),
-        (18, 61, 4),
-        (62, 18, 4),
-    ):  # small fields near borders
+    for row, column, number in ((1, 1, 3), (41, 38, 3), (18, 61, 4), (62, 18, 4)):  # small fields near borders
         labels[row : row + 4, column : column + 4] = number
     chosen = split_of(labels, kind="disjoint", patch_size=9, seed=2)
     kept = []
@@ -138,11 +131,7 @@ def test_percent_split_draws_the_rounded_up_share_of_every_class_and_scores_the_
     sizes = counts_of(labels, labels > 0)
     expected = np.maximum(-np.floor(-sizes * (amount / 100) + 1e-9), 3)
     assert np.array_equal(counts_of(labels, split.train), expected)
-    assert (
-        np.array_equal(split.test, (labels > 0) & ~split.train)
-        and split.blocks is None
-        and split.classes.all()
-    )
+    assert np.array_equal(split.test, (labels > 0) & ~split.train) and split.blocks is None and split.classes.all()
 
 
 def test_an_exact_percentage_is_not_rounded_up_by_floating_point():
@@ -182,9 +171,7 @@ def test_class_with_too_few_labelled_pixels_is_named_with_file_and_remedy(kind, 
     labels = label_map()
     labels[labels == 3] = 0
     labels[0, :3] = 3
-    with pytest.raises(
-        UserError, match=r"labels\.mat: class 3 has 3 labelled pixels.*lower data\.split\.amount"
-    ):
+    with pytest.raises(UserError, match=r"labels\.mat: class 3 has 3 labelled pixels.*lower data\.split\.amount"):
         split_of(labels, kind=kind, amount=amount)
 
 

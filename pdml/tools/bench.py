@@ -93,17 +93,7 @@ def run_form(form: str, model, cube: np.ndarray, wanted: np.ndarray | None = Non
 def run_in_process(form: str, shape: tuple[int, int, int], patch_size: int, folder: Path):
     """Run one of FORMS in a fresh process; returns what ``run_form`` does, NpzFile for dict."""
     height, width, bands = (str(n) for n in shape)
-    command = [
-        sys.executable,
-        "-m",
-        "pdml.tools.bench",
-        "--height",
-        height,
-        "--width",
-        width,
-        "--bands",
-        bands,
-    ]
+    command = [sys.executable, "-m", "pdml.tools.bench", "--height", height, "--width", width, "--bands", bands]
     command += ["--patch", str(patch_size), "--form", form, "--folder", str(folder)]
     subprocess.run(command, check=True)
     return np.load(folder / f"{form}.npz"), json.loads((folder / f"{form}.json").read_text())
@@ -124,9 +114,7 @@ def _streaming_table(costs: dict, maps: dict, shape: tuple[int, int, int]) -> Ta
         table.add_row(f"{name}, s", f"{streaming[name]:.1f}", f"{reference_cost[name]:.1f}")
     table.add_row("peak memory, MB", *(f"{cost['bytes'] / 1e6:.0f}" for cost in (streaming, reference_cost)))
     cube_bytes = 4 * np.prod(shape)
-    table.add_row(
-        "x cube in float32", *(f"{cost['bytes'] / cube_bytes:.2f}" for cost in (streaming, reference_cost))
-    )
+    table.add_row("x cube in float32", *(f"{cost['bytes'] / cube_bytes:.2f}" for cost in (streaming, reference_cost)))
     for readout in ("centre", "fused"):
         apart = difference(maps["streaming"], maps["reference"], readout)
         table.add_row(f"{readout}: largest difference", f"{apart['largest']:.1e}", "")

@@ -14,11 +14,7 @@ from pdml.patches import PatchSource
 
 
 def predict_scene(
-    model,
-    cube: np.ndarray,
-    batch_size: int = BATCH_SIZE,
-    probabilities: bool = False,
-    timer: dict | None = None,
+    model, cube: np.ndarray, batch_size: int = BATCH_SIZE, probabilities: bool = False, timer: dict | None = None
 ) -> ScenePrediction:
     """Decide every pixel of a cube (H, W, bands), with the read-outs and the timer of ``inference.predict_scene``."""
     source = PatchSource(cube, model.patch_size)

@@ -54,10 +54,7 @@ def milliseconds(
 
 
 def _strictly(check: Callable[..., dict], case: dict) -> dict:
-    before = (
-        torch.are_deterministic_algorithms_enabled(),
-        torch.is_deterministic_algorithms_warn_only_enabled(),
-    )
+    before = (torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled())
     torch.use_deterministic_algorithms(True, warn_only=True)  # fresh memory holds NaN
     try:
         return check(**case)
@@ -91,9 +88,7 @@ class Figures:
         try:
             self.add()
         except OSError as error:
-            raise UserError(
-                f"{path} cannot be written ({error.strerror}): give another folder with --out"
-            ) from error
+            raise UserError(f"{path} cannot be written ({error.strerror}): give another folder with --out") from error
 
     def add(self, **parts) -> None:
         self.parts |= parts
@@ -108,9 +103,7 @@ class Figures:
         checks = self.parts["checks"]
         red = [check for check in checks if not check["green"]]
         console = Console()
-        console.print(
-            f"{len(checks) - len(red)} of {len(checks)} checks hold; all figures: {self.path}", markup=False
-        )
+        console.print(f"{len(checks) - len(red)} of {len(checks)} checks hold; all figures: {self.path}", markup=False)
         for check in red:
             console.print(f"red: {check}", markup=False)
         if table.rows:
@@ -121,9 +114,7 @@ class Figures:
 
 def verdict_on(bar: dict) -> str:
     """Return a bar (``bar`` what, ``found``, ``wanted``, ``holds``) in words."""
-    return (
-        f"{bar['bar']}: {bar['found']:.2f}, wanted {bar['wanted']}: {'holds' if bar['holds'] else 'missed'}"
-    )
+    return f"{bar['bar']}: {bar['found']:.2f}, wanted {bar['wanted']}: {'holds' if bar['holds'] else 'missed'}"
 
 
 def run_script(
@@ -141,12 +132,8 @@ def run_script(
     """
     parser = Parser(prog=f"python -m {paper}.tools.gpu_evidence", description=description)
     parser.add_argument("--out", type=Path, default=Path("runs/gpu"), help="folder of the figures")
-    parser.add_argument(
-        "--mamba-ssm-source", type=Path, help="its checkout, to compile and time beside the scans"
-    )
-    parser.add_argument(
-        "--timed-forms-only", action="store_true", help="of the scans check what is timed alone"
-    )
+    parser.add_argument("--mamba-ssm-source", type=Path, help="its checkout, to compile and time beside the scans")
+    parser.add_argument("--timed-forms-only", action="store_true", help="of the scans check what is timed alone")
     parser.add_argument("--data-root", type=Path, help="train the lite rows meant for a GPU too, from here")
     parser.add_argument("--workers", type=int, default=workers, help="processes that train side by side")
     try:

@@ -20,9 +20,7 @@ class Measured(NamedTuple):
     result: object
 
 
-def measured(
-    prepare: Callable[..., Callable[[], object]], *arguments, threads: int, repeats: int = 1
-) -> Measured:
+def measured(prepare: Callable[..., Callable[[], object]], *arguments, threads: int, repeats: int = 1) -> Measured:
     """Measure the call that ``prepare(*arguments)`` returns; a call of its own before that is up to it.
 
     ``prepare`` is importable from its module; arguments and result are pickled. Only Linux tells memory.

@@ -15,9 +15,7 @@ def mamba_ssm(source: Path | None):
 
         folder = source / "csrc" / "selective_scan"
         if not folder.is_dir():
-            raise UserError(
-                f"{folder} is missing: give the folder of mamba-ssm's source with --mamba-ssm-source"
-            )
+            raise UserError(f"{folder} is missing: give the folder of mamba-ssm's source with --mamba-ssm-source")
         os.environ["TORCH_CUDA_ARCH_LIST"] = "{}.{}".format(*torch.cuda.get_device_capability())
         files = [str(path) for path in (*folder.glob("*.cpp"), *folder.glob("*.cu"))]
         flags = ["-O3", "--use_fast_math", "--expt-relaxed-constexpr", "--expt-extended-lambda"]

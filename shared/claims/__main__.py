@@ -70,9 +70,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     show.add_argument("--seed", type=seed, default=0)
     options, overrides = parser.parse_known_args(arguments)
     if any(part.startswith("-") for part in overrides):
-        raise UserError(
-            f"unknown option {overrides[0]}; see python -m shared.claims {options.command} --help"
-        )
+        raise UserError(f"unknown option {overrides[0]}; see python -m shared.claims {options.command} --help")
     if options.command == "reproduce" and bool(options.paper) == options.all:
         raise UserError("give one paper or --all, and overrides as key=value behind the paper")
     options.overrides = overrides
@@ -86,10 +84,7 @@ def overrides_of(options: argparse.Namespace, paper: str) -> list[str]:
         overrides.append(f"paths.data_root={quoted(os.path.abspath(options.data_root))}")
     if options.results:
         results = os.path.join(os.path.abspath(options.results), paper)
-        overrides += [
-            f"paths.results={quoted(results)}",
-            f"paths.runs={quoted(os.path.join(results, 'runs'))}",
-        ]
+        overrides += [f"paths.results={quoted(results)}", f"paths.runs={quoted(os.path.join(results, 'runs'))}"]
     return overrides
 
 
@@ -122,9 +117,7 @@ def write_tables(options: argparse.Namespace) -> int:
     if options.report:
         for name in options.paper or known:
             page = pages(Paper(name, options.root), hashes, functools.partial(count, name))
-            print_tables(
-                [table for blocks in page.tables.values() for block in blocks.values() for table in block]
-            )
+            print_tables([table for blocks in page.tables.values() for block in blocks.values() for table in block])
         return 0
     for path in update(options.root, hashes, count, options.paper, options.check):
         print(f"rewritten: {path.relative_to(options.root)}")
@@ -153,17 +146,13 @@ def reproduce(options: argparse.Namespace) -> int:
     papers = [load_paper(options.root, name) for name in names]
     # All are planned first: a mistake in the command is said before anything runs.
     plans = [
-        plan(paper, options.scale, options.rows, options.seeds, overrides_of(options, paper.name))
-        for paper in papers
+        plan(paper, options.scale, options.rows, options.seeds, overrides_of(options, paper.name)) for paper in papers
     ]
     for paper, jobs in zip(papers, plans, strict=True):
         if jobs:
             codes.add(run_jobs(paper, jobs, options))
         else:
-            print(
-                f"{paper.name}: every row of scale {options.scale} has its evidence; nothing to run",
-                flush=True,
-            )
+            print(f"{paper.name}: every row of scale {options.scale} has its evidence; nothing to run", flush=True)
     for paper in papers:
         if options.scale == "full":
             plain = functools.partial(expected_hash, root=paper.root)

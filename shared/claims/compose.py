@@ -70,13 +70,9 @@ def row_overrides(paper: Paper, row: str, seed: int, overrides: Sequence[str]) -
     require_row(paper, row)
     for override in overrides:
         if override[:1] in ("+", "~"):
-            raise UserError(
-                f"{override}: the configuration has the keys of its YAML files; say key=value for one"
-            )
+            raise UserError(f"{override}: the configuration has the keys of its YAML files; say key=value for one")
         if override.split("=")[0].strip() == "seed":
-            raise UserError(
-                f"{override}: seeds are no override; say SEEDS= (--seeds) or SEED= (--seed) instead"
-            )
+            raise UserError(f"{override}: seeds are no override; say SEEDS= (--seeds) or SEED= (--seed) instead")
     return [f"+experiment={row}", f"seed={seed}", *overrides]
 
 
@@ -95,8 +91,6 @@ def row_config(paper: Paper | str, row: str, seed: int, overrides: Sequence[str]
     return cfg
 
 
-def expected_hash(
-    paper: str, row: str, seed: int, overrides: Sequence[str] = (), root: Path | None = None
-) -> str:
+def expected_hash(paper: str, row: str, seed: int, overrides: Sequence[str] = (), root: Path | None = None) -> str:
     """Return the config hash that evidence of a row and seed must carry; UserError for a row without config."""
     return hash_of(row_config(load_paper(root or repository_root(), paper), row, seed, overrides))[0]

@@ -43,9 +43,7 @@ class Paper:
         """Return parameters and FLOPs of a configuration's network; UserError for a paper that does not count."""
         counter = getattr(importlib.import_module(f"{self.name}.model"), "count", None)
         if counter is None:
-            raise UserError(
-                f"{self.name}/model.py has no count(cfg), but {cfg.row} claims what it counts: add it."
-            )
+            raise UserError(f"{self.name}/model.py has no count(cfg), but {cfg.row} claims what it counts: add it.")
         return counter(cfg)
 
     def seconds_of_run(self, cfg) -> float:

@@ -57,9 +57,7 @@ def plan(
     first = {row: row_config(paper, row, 0, overrides) for row in rows}
     for row, cfg in first.items():
         if cfg.scale.name != scale:
-            raise UserError(
-                f"row {row!r} belongs to scale {cfg.scale.name}, not {scale}: say SCALE={cfg.scale.name}"
-            )
+            raise UserError(f"row {row!r} belongs to scale {cfg.scale.name}, not {scale}: say SCALE={cfg.scale.name}")
         own = row_config(paper, row, 0)
         if cfg.paths.results == own.paths.results and hash_of(cfg) != hash_of(own):
             raise UserError(

@@ -53,9 +53,7 @@ class Derived:
     measured: dict[str, Interval] = field(default_factory=dict)
     counts: dict[str, tuple[float, bool]] = field(default_factory=dict)  # claim key -> measured, agrees
     gains: dict[str, Paired] = field(default_factory=dict)  # over the baseline's row, as `measured`
-    settings: dict[str, dict[str, Interval]] = field(
-        default_factory=dict
-    )  # of the claim's further configs, by row
+    settings: dict[str, dict[str, Interval]] = field(default_factory=dict)  # of the claim's further configs, by row
     n: int = 0
     stale: list[str] = field(default_factory=list)  # commits
 
@@ -144,11 +142,7 @@ def _baseline_evidence(ledger: Ledger, claim: Claim, of_row: Callable[[str], Evi
     for model in ledger.Models:
         other = model.Claim
         same_table = (other.Source.table, other.Source.row) == (claim.Source.table, claim.Baseline.name)
-        if (
-            row is None
-            and other is not claim
-            and (claim.Baseline.name in (model.Name, other.Row) or same_table)
-        ):
+        if row is None and other is not claim and (claim.Baseline.name in (model.Name, other.Row) or same_table):
             row = other.Row
     if row is None:
         return None
@@ -243,9 +237,7 @@ def _check_typed(file: str, claim: Claim, derived: Derived, is_stale: bool) -> N
         raise UserError(f"{start} does not follow from its evidence: write Status: {derived.status}.")
 
 
-def derive(
-    root, paper: str, ledger: Ledger, model: Model, expected_hash: ExpectedHash, count: Count
-) -> Derived:
+def derive(root, paper: str, ledger: Ledger, model: Model, expected_hash: ExpectedHash, count: Count) -> Derived:
     """Derive status, results and evidence of a claimed row; UserError if the typed status does not follow."""
     claim, root = model.Claim, Path(root)
     results = root / paper / "results"
@@ -257,9 +249,7 @@ def derive(
     at_demo_scale = functools.partial(expected_hash, overrides=("scale=demo",))
     demo = collect(results, paper, "demo", claim.Row, at_demo_scale)
     ours, counts, scores = counting(full, claim), compare_counts(model, count), _claimed(claim)
-    undefined = sorted(
-        {s for name, _ in scores.values() for s in ours.fresh.keys() - ours.values(name).keys()}
-    )
+    undefined = sorted({s for name, _ in scores.values() for s in ours.fresh.keys() - ours.values(name).keys()})
     status, why, rests_on = "not-run", claim.Why, None
     if not scores and ours.fresh:
         status, why, rests_on = "blocked", UNKNOWN, ours

@@ -51,9 +51,7 @@ def interval_text(values: Interval, factor: float = 1.0, digits: int = 2, bounds
     if values.std is None:
         return text
     text += f" ± {values.std * factor:.{digits}f}"
-    return text + (
-        f" [{values.low * factor:.{digits}f}, {values.high * factor:.{digits}f}]" if bounds else ""
-    )
+    return text + (f" [{values.low * factor:.{digits}f}, {values.high * factor:.{digits}f}]" if bounds else "")
 
 
 def _metric_cell(row: OwnRow, evidence: Evidence, metric: str) -> str:
@@ -68,9 +66,7 @@ def _metric_cell(row: OwnRow, evidence: Evidence, metric: str) -> str:
         return "undefined"
     known = load_names().metrics[metric]
     text = interval_text(interval(list(values.values())), known.factor, known.digits)
-    return (
-        text if len(values) == len(present) else f"{text} (undefined for {len(present) - len(values)} seeds)"
-    )
+    return text if len(values) == len(present) else f"{text} (undefined for {len(present) - len(values)} seeds)"
 
 
 Comparisons = dict[tuple[str, str, str], Paired]  # (row, baseline, metric) -> paired test
@@ -96,9 +92,7 @@ def _difference_text(test: Paired, metric: str) -> str:
     return text + " [{}, {}]".format(*(f"{b * known.factor:.{known.digits}f}" for b in (test.low, test.high)))
 
 
-def _difference_cell(
-    row: OwnRow, metric: str, tests: Comparisons, holding: set, labels: dict[str, str]
-) -> str:
+def _difference_cell(row: OwnRow, metric: str, tests: Comparisons, holding: set, labels: dict[str, str]) -> str:
     """Return the differences with all baselines of a row, a line each; a mark where Holm's correction leaves one."""
     lines = []
     for baseline in row.Baseline:
@@ -150,15 +144,11 @@ def _where_from(evidence: list[Evidence]) -> list[str]:
     if not records:
         return []
     machines = Counter(
-        ", ".join(
-            [str(r.hardware.get("cpu")), f"{r.hardware.get('cores')} cores", *r.hardware.get("gpus", [])]
-        )
+        ", ".join([str(r.hardware.get("cpu")), f"{r.hardware.get('cores')} cores", *r.hardware.get("gpus", [])])
         for r in records
     )
     commits = Counter(commit_text(record.commit, record.dirty) for record in records)
-    parts = [
-        "; ".join(f"{name} ({n} runs)" for name, n in sorted(seen.items())) for seen in (machines, commits)
-    ]
+    parts = ["; ".join(f"{name} ({n} runs)" for name, n in sorted(seen.items())) for seen in (machines, commits)]
     return [f"Hardware: {parts[0]}. Commits: {parts[1]}."]
 
 
@@ -222,9 +212,7 @@ def _notes(rows: list[OwnRow], evidence: dict[str, Evidence], p_values: dict, ho
 
 
 def _claimed_cell(metrics: dict) -> str:
-    return LINE.join(
-        f"{key}: {'not known' if v is None else getattr(v, 'text', v)}" for key, v in metrics.items()
-    )
+    return LINE.join(f"{key}: {'not known' if v is None else getattr(v, 'text', v)}" for key, v in metrics.items())
 
 
 def _measured_cell(claim: Claim, derived: Derived) -> str:
@@ -232,23 +220,17 @@ def _measured_cell(claim: Claim, derived: Derived) -> str:
     for key in claim.Metrics:
         if key in derived.counts:
             measured, agreed = derived.counts[key]
-            lines.append(
-                f"{key}: {measured / names.claims[key].unit:.4g} ({'agrees' if agreed else 'differs'})"
-            )
+            lines.append(f"{key}: {measured / names.claims[key].unit:.4g} ({'agrees' if agreed else 'differs'})")
         for name in names.claims[key].names:
             if name in derived.measured:
-                lines.append(
-                    f"{names.metrics[name].label}: {interval_text(derived.measured[name], bounds=True)}"
-                )
+                lines.append(f"{names.metrics[name].label}: {interval_text(derived.measured[name], bounds=True)}")
     for name, gain in derived.gains.items():
         bounds = f" [{gain.low:.2f}, {gain.high:.2f}]" if gain.n > 1 else ""
         lines.append(
             f"{names.metrics[name].label} less {claim.Baseline.Row or 'the baseline'}: {gain.mean:+.2f}{bounds}"
         )
     for row, measured in derived.settings.items():
-        lines += [
-            f"{row}: {names.metrics[n].label} {interval_text(v, bounds=True)}" for n, v in measured.items()
-        ]
+        lines += [f"{row}: {names.metrics[n].label} {interval_text(v, bounds=True)}" for n, v in measured.items()]
     if derived.stale:
         lines.append(stale_text(derived.stale))
     return LINE.join(lines) or "not run"
@@ -256,15 +238,7 @@ def _measured_cell(claim: Claim, derived: Derived) -> str:
 
 def claims_table(ledger: Ledger, derived: dict[str, Derived], title: str = "") -> Table:
     """Return the table of a paper's claimed rows; ``derived`` is keyed by row."""
-    columns = [
-        "row",
-        "paper",
-        "baseline in the paper",
-        "measured, mean ± std [95 %]",
-        "seeds",
-        "status",
-        "why",
-    ]
+    columns = ["row", "paper", "baseline in the paper", "measured, mean ± std [95 %]", "seeds", "status", "why"]
     rows = []
     for claim in (model.Claim for model in ledger.Models):
         row, baseline = derived[claim.Row], _claimed_cell(claim.Baseline.Metrics)
@@ -303,10 +277,7 @@ def headline_text(paper: str, root, expected_hash: ExpectedHash) -> str:
         return NOTHING
     rows = {row.Row: row for row in ledger.Lite}
     row, baseline = rows[ledger.Headline.Row], rows[ledger.Headline.Baseline]
-    evidence, metric = (
-        _evidence(root, paper, "lite", expected_hash),
-        ledger.Headline.Metric or row.compared[0],
-    )
+    evidence, metric = (_evidence(root, paper, "lite", expected_hash), ledger.Headline.Metric or row.compared[0])
     test = paired(evidence[row.Row].values(metric), evidence[baseline.Row].values(metric))
     pair = f"{row.Label} against {baseline.Label}"
     if test.n < 2:

@@ -12,14 +12,7 @@ import scipy.io
 import torchvision
 
 from shared.data.folders import Listing
-from shared.data.images import (
-    ArrayImages,
-    ImageFiles,
-    ImageSet,
-    image_set_names,
-    load_image_set,
-    require_known,
-)
+from shared.data.images import ArrayImages, ImageFiles, ImageSet, image_set_names, load_image_set, require_known
 from shared.data.manifest import Manifest, load_manifest, locate
 
 CIFAR = {"cifar10": torchvision.datasets.CIFAR10, "cifar100": torchvision.datasets.CIFAR100}

@@ -43,9 +43,7 @@ def preload(papers: list[Paper]) -> None:
     SERVER.set_forkserver_preload([__name__, *modules])
 
 
-def _application(
-    module: str, arguments: list[str], cwd: Path, environment: dict[str, str], where: str
-) -> None:
+def _application(module: str, arguments: list[str], cwd: Path, environment: dict[str, str], where: str) -> None:
     import torch
 
     for number, name in ((1, "out"), (2, "err")):
@@ -59,9 +57,7 @@ def _application(
     importlib.import_module(module).main()
 
 
-def run_application(
-    paper: Paper, name: str, *arguments: str, cwd: Path | None = None, **environment: str
-) -> Finished:
+def run_application(paper: Paper, name: str, *arguments: str, cwd: Path | None = None, **environment: str) -> Finished:
     """Return how ``python -m <paper>.<name> arguments`` ends."""
     with TemporaryDirectory() as where:
         environment = {**os.environ, **environment}  # the server's is that of its start

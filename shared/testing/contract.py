@@ -70,12 +70,8 @@ class Contract:
     random: list[str] = field(default_factory=list)
     steps_per_epoch: int = 1
     steps: int = 1
-    copies: tuple[str, str] | None = (
-        None  # prefixes of weights and of the average that a checkpoint keeps of them
-    )
-    stops: list[tuple[int, int]] = field(
-        default_factory=list
-    )  # (training, step) where a signal ends an application
+    copies: tuple[str, str] | None = None  # prefixes of weights and of the average that a checkpoint keeps of them
+    stops: list[tuple[int, int]] = field(default_factory=list)  # (training, step) where a signal ends an application
     # Ranks: cases of overrides; the loss and whatever goes with it, of which the first is minimised.
     rank_cases: dict[str, list[str]] = field(default_factory=dict)
     losses: Callable[[Any, Any, int], Tensor] | None = None
@@ -83,33 +79,24 @@ class Contract:
     labelled: Callable[[Any], int] = _labels
     rate: float = 0.1
     is_share: bool = False  # a rank's loss is its share, times the ranks
-    mixed: list[str] = field(
-        default_factory=list
-    )  # a batch of mixed images that three ranks can share, and two not
+    mixed: list[str] = field(default_factory=list)  # a batch of mixed images that three ranks can share, and two not
     rank_run: list[str] = field(default_factory=list)  # overrides of an application on ranks
     rank_tolerance: float = 1e-9
     # Rows and keys.
     named_by: tuple[str, ...] = ("seed", "hash", "row")  # what a folder of checkpoints is named by
-    unfit: list[str] = field(
-        default_factory=list
-    )  # overrides of a network that the row's checkpoint does not fit
+    unfit: list[str] = field(default_factory=list)  # overrides of a network that the row's checkpoint does not fit
     misspelt: tuple[str, str] = ("", "")  # an unknown row, and one that is meant by it
     unknown_keys: tuple[str, ...] = ("optim.lrr", "nothing")
     gives_epochs: bool = True  # the ledger's Metadata of a claim that is not blocked
     same: dict[str, str] = field(default_factory=dict)  # rows that are the same measurement
-    differing: tuple[set[str], set[str]] = (
-        set(),
-        set(),
-    )  # keys in which a row must, and may, differ from a baseline
+    differing: tuple[set[str], set[str]] = (set(), set())  # keys in which a row must, and may, differ from a baseline
     toy: Callable[[DictConfig], None] | None = None  # makes any row tiny, on embedded data
     dead: Callable[[DictConfig, Any], tuple[set[str], set[str]]] = _all_have_gradients
     moves_at_once: bool = True  # the first step's rate is above 0
     # Bad input by name; pictures that an evaluation leaves.
     bad: dict[str, Bad] = field(default_factory=dict)
     bad_evaluation: dict[str, Bad] = field(default_factory=dict)
-    scores: tuple[str, ...] = (
-        "top1",
-    )  # fractions that a run and the evaluation of its checkpoint have alike
+    scores: tuple[str, ...] = ("top1",)  # fractions that a run and the evaluation of its checkpoint have alike
     draw: list[str] = field(default_factory=list)  # overrides that ask for the pictures
     pictures: tuple[str, ...] = ()
 

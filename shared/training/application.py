@@ -91,9 +91,7 @@ def _run_in_own_process(cfg: DictConfig) -> str:
         raise RunInterrupted(code)
     if code:
         failed = failure_path(cfg)
-        sentence = (
-            failed.read_text(encoding="utf-8").partition("\n")[0] if failed.exists() else f"code {code}"
-        )
+        sentence = failed.read_text(encoding="utf-8").partition("\n")[0] if failed.exists() else f"code {code}"
         raise UserError(sentence) if code == 2 else RuntimeError(sentence)
     return "done"
 
@@ -117,9 +115,7 @@ def measure(cfg: DictConfig, train: Train, check: Check | None = None) -> str:
         if is_held:
             return "measured already" if has_evidence(cfg) else _record(cfg, train, folder)
     if ranks_of(cfg.trainer) > 1:  # the other ranks would wait for this one
-        raise UserError(
-            f"{folder} is in use by another run: wait for it, or give another folder as paths.runs"
-        )
+        raise UserError(f"{folder} is in use by another run: wait for it, or give another folder as paths.runs")
     return "running elsewhere"
 
 
@@ -130,9 +126,7 @@ def _record(cfg: DictConfig, train: Train, folder: Path) -> str:
     # A paper knows of checkpoints elsewhere. The seconds of a resumed run are of its last part alone.
     metrics["resumed"] = max(float(was_started), metrics.get("resumed", 0.0))
     # Paths are the machine's own: they change no number and are nobody's business.
-    config = {
-        key: value for key, value in OmegaConf.to_container(cfg, resolve=True).items() if key != "paths"
-    }
+    config = {key: value for key, value in OmegaConf.to_container(cfg, resolve=True).items() if key != "paths"}
     record = RunRecord(
         **{key: config[key] for key in ("paper", "row", "seed", "selection", "variant")},
         scale=cfg.scale.name,
@@ -146,9 +140,7 @@ def _record(cfg: DictConfig, train: Train, folder: Path) -> str:
     is_replaced = evidence_path(cfg).exists()
     write_record(evidence_path(cfg), record, overwrite=True)
     if is_replaced:
-        log.warning(
-            "%s held evidence of another configuration; paths.results= keeps both", evidence_path(cfg)
-        )
+        log.warning("%s held evidence of another configuration; paths.results= keeps both", evidence_path(cfg))
     headline, names = load_names().headline(record.metrics), load_names().metrics
     score = f"{names[headline].label} {names[headline].text(metrics[headline])}" if headline else "measured"
     return f"{score} ({format_duration(record.wall_seconds)})"

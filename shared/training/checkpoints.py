@@ -36,9 +36,7 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], int]:
 
 def load_weights(network: nn.Module, state: dict[str, Tensor], row: str, path: Path) -> None:
     """Put the tensors into the network; UserError where they are not those of this very arrangement."""
-    own, given = (
-        {name: value.shape for name, value in tensors.items()} for tensors in (network.state_dict(), state)
-    )
+    own, given = ({name: value.shape for name, value in tensors.items()} for tensors in (network.state_dict(), state))
     unfit = sorted(name for name in own.keys() | given.keys() if own.get(name) != given.get(name))
     if unfit:
         raise UserError(

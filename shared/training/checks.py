@@ -75,9 +75,7 @@ def join_torchrun(trainer) -> None:
     devices = int(os.environ["LOCAL_WORLD_SIZE"])
     for key, started in (("devices", devices), ("num_nodes", int(os.environ["WORLD_SIZE"]) // devices)):
         if trainer[key] not in (1, started):
-            raise UserError(
-                f"trainer.{key}={trainer[key]}, but torchrun started {started}: leave the key to torchrun"
-            )
+            raise UserError(f"trainer.{key}={trainer[key]}, but torchrun started {started}: leave the key to torchrun")
         trainer[key] = started
 
 
@@ -93,10 +91,7 @@ def refusals(cfg):
         f"trainer.devices={devices} on trainer.num_nodes={nodes} need {ranks} ranks, but srun started {tasks}: set "
         f"--ntasks-per-node={devices} and --nodes={nodes}",
     )
-    yield (
-        min(devices, nodes) < 1,
-        f"trainer.devices={devices} and trainer.num_nodes={nodes}: set 1 or more of each",
-    )
+    yield (min(devices, nodes) < 1, f"trainer.devices={devices} and trainer.num_nodes={nodes}: set 1 or more of each")
     yield (
         trainer.accumulate_grad_batches != 1,
         f"trainer.accumulate_grad_batches={trainer.accumulate_grad_batches} is not implemented yet (batch statistics "

@@ -88,6 +88,4 @@ def _resolve_run_folder(*, _root_: DictConfig) -> str:
 
 Plugins.instance().register(SharedConfigs)
 OmegaConf.register_new_resolver("run_folder", _resolve_run_folder, replace=True)
-OmegaConf.register_new_resolver(
-    "runs_folder", lambda *, _root_: str(root_of(_root_) / _root_.paths.runs), replace=True
-)
+OmegaConf.register_new_resolver("runs_folder", lambda *, _root_: str(root_of(_root_) / _root_.paths.runs), replace=True)

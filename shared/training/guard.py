@@ -51,9 +51,7 @@ class GuardedModule(pl.LightningModule):
         self.skipped_steps += 1
         log.warning("skipped step %d: its loss or a gradient is not finite", self.global_step)
 
-    def configure_gradient_clipping(
-        self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None
-    ) -> None:
+    def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None) -> None:
         if not self.step_was_skipped:  # without gradients clipping by value fails
             super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
 

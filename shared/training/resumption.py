@@ -38,9 +38,7 @@ class Resumption(pl.Callback):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if state.get("run", self.run) != self.run:
-            raise UserError(
-                f"{self.path} is a checkpoint of {state['run']}: move it away, and the run begins anew"
-            )
+            raise UserError(f"{self.path} is a checkpoint of {state['run']}: move it away, and the run begins anew")
         self.consumed, self.generators = state["consumed"], state["generators"]
         self.sampler.resume_at(self.consumed)
         if self.consumed < self.sampler.steps and rank() == 0:

@@ -14,9 +14,7 @@ TOYS = repository_root() / "shared" / "tests" / "papers"
 if str(TOYS) not in sys.path:
     sys.path.insert(0, str(TOYS))
 PAPERS = [*(Paper(name, repository_root()) for name in paper_names(repository_root())), Paper("toy", TOYS)]
-CONTRACTS: list[Contract] = [
-    importlib.import_module(f"{paper.name}.tests.contract").CONTRACT for paper in PAPERS
-]
+CONTRACTS: list[Contract] = [importlib.import_module(f"{paper.name}.tests.contract").CONTRACT for paper in PAPERS]
 preload(PAPERS)
 
 

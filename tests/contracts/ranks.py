@@ -33,9 +33,7 @@ def train_case(rank: int, ranks: int, contract: Contract, folder, case: str, ste
     counts, losses = [], []
     for number, batch in zip(range(steps), data.train_dataloader(), strict=False):
         counts.append(contract.labelled(batch))
-        values = step(
-            tree_map(lambda part: part.double() if part.is_floating_point() else part, batch), number
-        )
+        values = step(tree_map(lambda part: part.double() if part.is_floating_point() else part, batch), number)
         optimizer.zero_grad()
         values[0].backward()
         optimizer.step()

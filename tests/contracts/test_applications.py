@@ -134,9 +134,7 @@ def test_the_joblib_launcher_runs_a_multirun(contract, tmp_path):
 
 @of_papers("application", "key", cases=lambda c: [("train", c.unknown_keys[0]), ("evaluate", "ckpts")])
 def test_an_unknown_key_is_one_line_and_code_2_and_nothing_is_written(contract, application, key, tmp_path):
-    ended = run_application(
-        contract.paper, application, *contract.overrides(tmp_path, f"{key}=1"), cwd=tmp_path
-    )
+    ended = run_application(contract.paper, application, *contract.overrides(tmp_path, f"{key}=1"), cwd=tmp_path)
     assert ended.code == 2 and ended.out == "" and len(ended.errors) == 1
     assert key.split(".")[-1] in ended.err and "fix the key or the value" in ended.err
     assert files(tmp_path) == []

@@ -35,9 +35,7 @@ def test_bad_input_is_one_line_and_code_2_and_nothing_is_overwritten(contract, n
     checkpoint = run_folder(cfg) / "last.ckpt"
     checkpoint.parent.mkdir(parents=True)
     checkpoint.write_bytes(b"weights")
-    ended = call_application(
-        contract.paper, "train", *contract.overrides(tmp_path, *bad.overrides, row=bad.row)
-    )
+    ended = call_application(contract.paper, "train", *contract.overrides(tmp_path, *bad.overrides, row=bad.row))
     assert_one_line(ended, bad.wrong, bad.remedy)
     after = {path.name: path.read_bytes() for path in run_folder(cfg).iterdir() if path.is_file()}
     assert after.pop("failed.txt").decode() == ended.err, "the failure is recorded beside the run"

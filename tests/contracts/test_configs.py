@@ -90,9 +90,7 @@ def test_claimed_row_is_run_as_the_ledger_says(contract, row):
 
 @of_papers()
 def test_what_a_claim_counts_the_paper_counts(contract):
-    names = {
-        name for model in ledger(contract).Models for name, value in model.Claim.Metrics.items() if value
-    }
+    names = {name for model in ledger(contract).Models for name, value in model.Claim.Metrics.items() if value}
     counted = {name for name in names if name.removesuffix("_M").removesuffix("_G") in (*COUNTED, "params")}
     if not counted:
         assert not hasattr(importlib.import_module(f"{contract.paper.name}.train"), "count")

@@ -168,9 +168,7 @@ SLURM = {
 
 
 @of_papers(slow=True)
-def test_neither_slurms_signal_nor_a_checkpoint_in_the_working_folder_reaches_the_next_seed(
-    contract, tmp_path
-):
+def test_neither_slurms_signal_nor_a_checkpoint_in_the_working_folder_reaches_the_next_seed(contract, tmp_path):
     """Lightning answers SIGUSR1 under Slurm with ``hpc_ckpt_1.ckpt`` in the working folder, and begins from such."""
     where, clean = tmp_path / "where", tmp_path / "clean"
     where.mkdir(), clean.mkdir()

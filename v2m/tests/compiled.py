@@ -55,9 +55,7 @@ def backward_branches(code: list[tuple[int, str, str]]) -> list[tuple[int, int]]
     return [
         (places[int(target[1], 16)], place)
         for place, (address, name, operands) in enumerate(code)
-        if name.split(".")[0] == "BRA"
-        and (target := TARGET.search(operands))
-        and int(target[1], 16) < address
+        if name.split(".")[0] == "BRA" and (target := TARGET.search(operands)) and int(target[1], 16) < address
     ]
 
 
@@ -84,8 +82,6 @@ def _disassemble(cubin: bytes) -> list[tuple[int, str, str]]:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        text = subprocess.run(
-            [_tool("cuobjdump"), "-sass", file.name], check=True, capture_output=True, text=True
-        )
+        text = subprocess.run([_tool("cuobjdump"), "-sass", file.name], check=True, capture_output=True, text=True)
     matches = (INSTRUCTION.match(line) for line in text.stdout.splitlines())
     return [(int(match[1], 16), match[2], match[3]) for match in matches if match]

@@ -37,12 +37,7 @@ TOY = {
     # One path in so shallow a network would often be dropped whole, and its parameters with it.
     "model.network.drop_path": 0.0,
 }
-PLAIN = {
-    "data.image_size": 8,
-    "model.network.patch_size": 2,
-    "model.network.embed_dim": 12,
-    "model.network.depth": 2,
-}
+PLAIN = {"data.image_size": 8, "model.network.patch_size": 2, "model.network.embed_dim": 12, "model.network.depth": 2}
 # Two tokens a side at the last stage: the scan of a single one has no past, so its A would have no gradient.
 PYRAMID = {"data.image_size": 64, "model.network.dims": 8, "model.network.depths": [1, 1, 1, 1]}
 # The general recurrence begins without a way back, p2 = 0, and q2 is multiplied by it: it has a gradient from the
@@ -105,40 +100,26 @@ CONTRACT = Contract(
     draw=["output.pictures=true"],
     bad={
         "size that the patches do not tile": Bad(
-            ["model.network.patch_size=3"],
-            "patches of 3 do not tile an image of 8 x 8",
-            "multiples of patch_size",
+            ["model.network.patch_size=3"], "patches of 3 do not tile an image of 8 x 8", "multiples of patch_size"
         ),
         "patch of no pixels": Bad(["model.network.patch_size=0"], "patches of 0 do not tile", "multiples of"),
-        "unknown class token": Bad(
-            ["model.network.class_token=first"], "class_token 'first'", "choose one of mean"
-        ),
-        "unknown corners": Bad(
-            ["model.network.mixer.corners=3"], "corners 3 is unknown", "choose one of 1, 2, 4"
-        ),
+        "unknown class token": Bad(["model.network.class_token=first"], "class_token 'first'", "choose one of mean"),
+        "unknown corners": Bad(["model.network.mixer.corners=3"], "corners 3 is unknown", "choose one of 1, 2, 4"),
         "unknown composition": Bad(
-            ["model.network.mixer.composition=woven"],
-            "composition 'woven' is unknown",
-            "choose one of sequential",
+            ["model.network.mixer.composition=woven"], "composition 'woven' is unknown", "choose one of sequential"
         ),
         "negative window": Bad(
             ["model.network.mixer.window=-1"], "window -1 is no number of tokens", "or 0 for the whole grid"
         ),
-        "broken window": Bad(
-            ["model.network.mixer.window=1.5"], "window 1.5 is no number", "or 0 for the whole"
-        ),
-        "corners of a word": Bad(
-            ["model.network.mixer.corners=true"], "corners True is unknown", "choose one of 1"
-        ),
+        "broken window": Bad(["model.network.mixer.window=1.5"], "window 1.5 is no number", "or 0 for the whole"),
+        "corners of a word": Bad(["model.network.mixer.corners=true"], "corners True is unknown", "choose one of 1"),
         "order without its corners": Bad(
             ["model.network.mixer.order=rotated", "model.network.mixer.corners=2"],
             "order rotated turns the image",
             "set corners 4",
         ),
         "no state": Bad(["model.network.mixer.state_dim=0"], "state_dim 0", "give 1 to 64 states"),
-        "more states than a scan has": Bad(
-            ["model.network.mixer.state_dim=65"], "state_dim 65", "give 1 to 64"
-        ),
+        "more states than a scan has": Bad(["model.network.mixer.state_dim=65"], "state_dim 65", "give 1 to 64"),
         "no tap": Bad(["model.network.mixer.conv_kernel=0"], "conv_kernel 0", "1 tap or more"),
         "no block": Bad(["model.network.depth=0"], "depth 0", "give 1 block or more"),
         "drop path of two": Bad(["model.network.drop_path=2"], "drop_path 2", "rates of 0 or more, below 1"),
@@ -148,16 +129,12 @@ CONTRACT = Contract(
         "no time to train": Bad(["scale.epochs=-1"], "scale.epochs=-1", "give a positive number"),
         "unknown backend": Bad(["trainer.backend=fast"], "trainer.backend=fast", "choose one of auto"),
         "no such augmentation": Bad(["augment.crop=round"], "crop = round", "set random-resized or pad"),
-        "batch larger than the data": Bad(
-            ["optim.batch_size=5000"], "do not fill one batch", "lower optim.batch_size"
-        ),
+        "batch larger than the data": Bad(["optim.batch_size=5000"], "do not fill one batch", "lower optim.batch_size"),
         "subset larger than the data": Bad(["data.train_images=5000"], "a subset of 5000", "ask for 1 to"),
         "no data root": Bad([], "data root is not set", "set DATA_ROOT=<folder>", row="cifar10-v2m"),
         "dense task": Bad([], "is blocked", "choose a row of classification", row="v2m-coco-sstar-1x-ap"),
     },
     bad_evaluation={
-        "unknown backend": Bad(
-            ["trainer.backend=fast"], "trainer.backend=fast is not known here", "choose one of auto"
-        )
+        "unknown backend": Bad(["trainer.backend=fast"], "trainer.backend=fast is not known here", "choose one of auto")
     },
 )

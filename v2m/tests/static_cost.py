@@ -37,9 +37,7 @@ def static_cost(kernel, signature: dict, constants: dict, options: dict, capabil
     """Compile a `triton.jit` function for sm_<capability> and read its cost; arguments as ``compiled_for``."""
     compiled = compiled_for(kernel, signature, constants, options, capability)
     loop, line, program, opcodes = _loops(compiled.code)
-    return StaticCost(
-        loop, line, program, compiled.registers, compiled.spill_bytes, compiled.shared_bytes, opcodes
-    )
+    return StaticCost(loop, line, program, compiled.registers, compiled.spill_bytes, compiled.shared_bytes, opcodes)
 
 
 def _loops(code: list[tuple[int, str, str]]) -> tuple[int, int, int, dict[str, int]]:

@@ -27,9 +27,7 @@ SIZES = {"tiny": 192, "small": 384}
 NUMBERS = {"tiny": 7_148_008, "small": 25_796_584}
 
 
-def official_shapes(
-    width: int, depth: int = 24, state: int = 16, classes: int = 1000, slots: int = 197
-) -> dict:
+def official_shapes(width: int, depth: int = 24, state: int = 16, classes: int = 1000, slots: int = 197) -> dict:
     """Names and shapes of hustvl/Vim's bimambav2 models with a middle class token, patch 16."""
     inner, rank = 2 * width, math.ceil(width / 16)
     shapes = {

@@ -24,9 +24,7 @@ SAME = {"rtol": 1e-5, "atol": 1e-6}  # float32, sums in another order
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here, it would be measured")
 def test_without_a_gpu_it_says_so_in_one_sentence_and_writes_nothing(tmp_path, capsys):
     assert gpu_evidence.main(["--out", str(tmp_path / "figures")]) == 2
-    assert capsys.readouterr().err.strip() == (
-        "error: no GPU is visible to PyTorch: run this on a machine with one"
-    )
+    assert capsys.readouterr().err.strip() == ("error: no GPU is visible to PyTorch: run this on a machine with one")
     assert not (tmp_path / "figures").exists()
 
 
@@ -79,9 +77,7 @@ def test_the_release_on_the_peers_scan_computes_what_it_computes_on_ours():
     ours = released_composition(mixer, grid)
     theirs = released_composition(mixer, grid, gpu_evidence.peer_pass(Peer))
     torch.testing.assert_close(theirs, ours, **SAME)
-    for got, want in zip(
-        *(torch.autograd.grad(y, leaves, torch.ones_like(y)) for y in (theirs, ours)), strict=True
-    ):
+    for got, want in zip(*(torch.autograd.grad(y, leaves, torch.ones_like(y)) for y in (theirs, ours)), strict=True):
         torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
 
 
@@ -112,17 +108,10 @@ def rehearse(out: str) -> None:
         gpu_evidence.case(1, 4, 2, torch.float32, ("left",), "both", 4),
         gpu_evidence.case(1, 2, 2, torch.float32, ("left", "down"), "both", 4, shared=True),
     ]
-    changes = {
-        "DEVICE": "cpu",
-        "require_triton": lambda: None,
-        "milliseconds": called,
-        "CHECKED": few,
-        "AS_TIMED": [],
-    }
+    changes = {"DEVICE": "cpu", "require_triton": lambda: None, "milliseconds": called, "CHECKED": few, "AS_TIMED": []}
     changes |= {"mamba_ssm_or_reason": lambda source: Peer, "MIXER": (1, 4, 2)}
     changes["SHAPES"] = {
-        name: (1, 4, 2 if shape[2] > 1 else 1, 3, 2, shape[5], shape[6])
-        for name, shape in gpu_evidence.SHAPES.items()
+        name: (1, 4, 2 if shape[2] > 1 else 1, 3, 2, shape[5], shape[6]) for name, shape in gpu_evidence.SHAPES.items()
     }
     for name, value in changes.items():
         setattr(gpu_evidence, name, value)
@@ -135,9 +124,7 @@ def rehearse(out: str) -> None:
 def test_the_whole_script_runs_in_tritons_interpreter_and_holds_the_bars_against_the_peer(tmp_path):
     code = f"from v2m.tests import test_gpu_evidence as test; test.rehearse({str(tmp_path)!r})"
     environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=environment, cwd=ROOT, capture_output=True, text=True
-    )
+    done = subprocess.run([sys.executable, "-c", code], env=environment, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     figures = json.loads((tmp_path / "scan2d.json").read_text())
     assert set(figures["milliseconds"]) == set(gpu_evidence.SHAPES) and len(figures["checks"]) == 3
@@ -158,10 +145,5 @@ def test_trainings_are_the_lite_rows_for_a_gpu_and_a_failed_one_shows(monkeypatc
 
     monkeypatch.setattr(subprocess, "run", run)
     assert train_rows("v2m", gpu_evidence.GPU_ROWS, tmp_path, 2) == 1
-    assert {
-        "v2m-cifar10-all-vim",
-        "cifar10-all-v2m",
-        "tiny32-v2m-released",
-        "imagenette-v2m-corners1",
-    } <= rows
+    assert {"v2m-cifar10-all-vim", "cifar10-all-v2m", "tiny32-v2m-released", "imagenette-v2m-corners1"} <= rows
     assert not {"v2m-cifar10-vim", "cifar10-v2m"} & rows

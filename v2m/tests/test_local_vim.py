@@ -77,11 +77,7 @@ def by_definition(mixer: LocalVimMixer, grid: torch.Tensor, directions: list[str
         u = F.silu(u).mT
         ranks, B, C = getattr(mixer, f"x_proj_{k}")(u).split((mixer.rank, 4, 4), -1)
         delta = F.softplus(getattr(mixer, f"dt_proj_{k}")(ranks))
-        A, state, y = (
-            -getattr(mixer, f"A_{k}_log").exp(),
-            0,
-            grid.new_zeros(batch, height, width, x.shape[-1]),
-        )
+        A, state, y = (-getattr(mixer, f"A_{k}_log").exp(), 0, grid.new_zeros(batch, height, width, x.shape[-1]))
         for t, place in enumerate(order):
             state = torch.exp(delta[:, t, :, None] * A) * state
             state = state + (delta[:, t] * u[:, t])[..., None] * B[:, t, None]
@@ -141,9 +137,7 @@ def test_rotation_turns_pairs_by_row_and_column_and_keeps_their_length():
     pairs, got = (torch.view_as_complex(x.unflatten(-1, (-1, 2))) for x in (grid, turned))
     for i, j in [(0, 0), (3, 0), (0, 5), (13, 2)]:
         angles = torch.cat([i * frequencies, j * frequencies])
-        torch.testing.assert_close(
-            got[:, i, j], pairs[:, i, j] * torch.exp(1j * angles), rtol=1e-9, atol=1e-12
-        )
+        torch.testing.assert_close(got[:, i, j], pairs[:, i, j] * torch.exp(1j * angles), rtol=1e-9, atol=1e-12)
     torch.testing.assert_close(got.abs(), pairs.abs())
 
 
@@ -186,9 +180,7 @@ def test_configured_networks_have_the_published_number_of_parameters(size, width
         network = build_model(cfg)
     assert sum(p.numel() for p in network.parameters()) == PARAMETERS[width]
     scans = [len(layer.mixer.paths) for layer in network.layers]
-    assert len(scans) == 20 and all(
-        sum(map(len, layer.mixer.paths.values())) == 4 for layer in network.layers
-    )
+    assert len(scans) == 20 and all(sum(map(len, layer.mixer.paths.values())) == 4 for layer in network.layers)
 
 
 @pytest.mark.parametrize("mixer", [LocalVimMixer, V2MLocalMixer])

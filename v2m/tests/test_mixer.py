@@ -31,9 +31,7 @@ def build(cls=V2MMixer, **options):
 
 
 def grid(height, width, batch=2):
-    return torch.randn(
-        batch, height, width, E, generator=torch.Generator().manual_seed(1), dtype=torch.float64
-    )
+    return torch.randn(batch, height, width, E, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 
 
 def same(got, expected):
@@ -61,10 +59,7 @@ def identity_scans(mixer):
 @pytest.mark.parametrize("backend", ["reference", "auto"])
 @pytest.mark.parametrize(
     ("name", "cls", "shape"),
-    [
-        ("v2m_mixer_as_released", ReleasedMixer, (2, 5, 5, 16)),
-        ("vim_mixer_bidirectional", VimMixer, (2, 4, 6, 16)),
-    ],
+    [("v2m_mixer_as_released", ReleasedMixer, (2, 5, 5, 16)), ("vim_mixer_bidirectional", VimMixer, (2, 4, 6, 16))],
 )
 def test_mixers_match_their_golden_files_in_output_and_all_gradients(name, cls, shape, backend):
     mixer = cls(16, backend=backend).double()
@@ -109,9 +104,7 @@ def test_the_release_puts_tokens_in_transposed_places():
 def test_mirroring_the_input_mirrors_the_output_of_four_corners(axis):
     mixer, tokens = build(), grid(4, 6)
     same(mixer(tokens.flip(axis)), mixer(tokens).flip(axis))
-    assert not torch.allclose(
-        build(ReleasedMixer)(grid(4, 4).flip(axis)), build(ReleasedMixer)(grid(4, 4)).flip(axis)
-    )
+    assert not torch.allclose(build(ReleasedMixer)(grid(4, 4).flip(axis)), build(ReleasedMixer)(grid(4, 4)).flip(axis))
 
 
 def test_turning_the_input_turns_the_output_of_the_rotated_order_alone():
@@ -188,17 +181,14 @@ def test_two_row_passes_serve_four_corners():
     mixer, tokens = build(), grid(3, 5)
     x, gate = mixer.project_in(tokens)
     branches = mixer.corner_branches(x, gate)
-    for number, (row, column) in enumerate(
-        [("right", "down"), ("right", "up"), ("left", "down"), ("left", "up")]
-    ):
+    for number, (row, column) in enumerate([("right", "down"), ("right", "up"), ("left", "down"), ("left", "up")]):
         rows = mixer.run_pass(x, (row,), ("",), "B") * gate
         same(mixer.run_pass(rows, (column,), ("_2",), "C")[:, 0], branches[:, number])
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 7), (6, 1), (3, 8)])
 @pytest.mark.parametrize(
-    "options",
-    [{}, {"corners": 1}, {"corners": 2}, {"composition": "parallel"}, {"norm_between": True}, {"window": 2}],
+    "options", [{}, {"corners": 1}, {"corners": 2}, {"composition": "parallel"}, {"norm_between": True}, {"window": 2}]
 )
 def test_any_grid_has_an_output_of_its_shape_and_gradients_to_every_parameter(size, options):
     mixer, tokens = build(**options), grid(*size)
@@ -250,10 +240,7 @@ def test_the_kernels_are_given_the_whole_grid_at_once(monkeypatch):
 
     monkeypatch.setattr("v2m.passes.scan2d", spy)
     build()(grid(3, 5))
-    assert calls == [
-        ((2, 2, 2 * E, 3, 5), ("right", "left")),
-        ((2, 4, 2 * E, 3, 5), ("down", "up", "down", "up")),
-    ]
+    assert calls == [((2, 2, 2 * E, 3, 5), ("right", "left")), ((2, 4, 2 * E, 3, 5), ("down", "up", "down", "up"))]
 
 
 def test_the_general_recurrence_begins_at_a_row_pass_and_a_column_pass_without_anything_between():

@@ -90,9 +90,7 @@ def test_diagonals_give_the_outputs_and_gradients_of_the_definition(height, colu
 
 @pytest.mark.parametrize("kinds", [(kind,) * 8 for kind in KINDS] + [tuple(KINDS[k % 3] for k in range(8))])
 @pytest.mark.parametrize(("height", "columns"), [(1, 20), (20, 1), (7, 13), (12, 6)])
-def test_several_chunks_of_diagonals_and_every_kind_of_matrix_match_the_definition(
-    height, columns, kinds, poisoned
-):
+def test_several_chunks_of_diagonals_and_every_kind_of_matrix_match_the_definition(height, columns, kinds, poisoned):
     assert height + columns - 1 > 2 * wavefront.DIAGONALS
     arguments = make(height, columns, kinds)
     assert_same(run(arguments, "wavefront"), run(arguments, "reference"), EXACT)
@@ -126,14 +124,9 @@ def test_without_couplings_it_is_the_sum_of_a_row_pass_and_a_column_pass(backend
     nothing = torch.zeros_like(arguments["A1"])
     y = roesser_scan(**arguments | {"p2": nothing, "p3": nothing}, backend=backend)
     expected = 0
-    for delta, A, B, C, direction in (
-        ("delta1", "A1", "B1", "C1", "right"),
-        ("delta2", "A4", "B2", "C2", "down"),
-    ):
+    for delta, A, B, C, direction in (("delta1", "A1", "B1", "C1", "right"), ("delta2", "A4", "B2", "C2", "down")):
         x, step, B, C = (arguments[name][:, None] for name in ("x", delta, B, C))
-        expected = expected + scan2d(
-            x, step, arguments[A][None], B, C, directions=(direction,), backend="reference"
-        )
+        expected = expected + scan2d(x, step, arguments[A][None], B, C, directions=(direction,), backend="reference")
     assert relative_error(y, expected[:, 0]) < PASSES
 
 

@@ -41,11 +41,7 @@ def make(height, width, dtype=torch.float64, kinds=("variable", "variable"), gro
     def grid(count):
         return draw(2, groups, height, width, count).permute(0, 1, 4, 2, 3)
 
-    sizes = {
-        "fixed": lambda: draw(groups, channels, state),
-        "variable": lambda: grid(state),
-        None: lambda: None,
-    }
+    sizes = {"fixed": lambda: draw(groups, channels, state), "variable": lambda: grid(state), None: lambda: None}
     u, delta = grid(channels), grid(channels)
     A = -torch.exp(draw(groups, channels, state, into=kept) / 2)
     B, C = (sizes[kind]() for kind in kinds)
@@ -129,9 +125,7 @@ def test_the_definition_step_by_step():
 
 
 @pytest.mark.parametrize("backend", HERE)
-@pytest.mark.parametrize(
-    ("height", "width"), list(zip(SIDES, SIDES[3:] + SIDES[:3], strict=True)) + [(1, 1), (31, 1)]
-)
+@pytest.mark.parametrize(("height", "width"), list(zip(SIDES, SIDES[3:] + SIDES[:3], strict=True)) + [(1, 1), (31, 1)])
 def test_every_size_matches_the_definition_forward_and_backward(height, width, backend, poisoned):
     arguments = make(height, width, kinds=("variable", None))
     assert_same(run(arguments, backend=backend), judge(arguments), ERROR[torch.float64])
@@ -208,9 +202,7 @@ def test_inputs_of_any_strides_and_one_input_shared_by_all_groups_give_the_same(
 @pytest.mark.parametrize("kinds", [("variable", None), (None, "variable"), ("fixed", "fixed")])
 def test_gradients_are_those_of_finite_differences(kinds, backend):
     arguments = make(2, 3, kinds=kinds, channels=2, state=2)
-    leaves = [
-        None if t is None else t.detach()[:1] if t.dim() == 5 else t.detach() for t in arguments.values()
-    ]
+    leaves = [None if t is None else t.detach()[:1] if t.dim() == 5 else t.detach() for t in arguments.values()]
     leaves = [None if t is None else t.clone().requires_grad_() for t in leaves]
 
     def function(u, delta, A, B, C, bias):

@@ -27,9 +27,7 @@ LEVELS = build.supported() if not cpu.unavailable() else []
 pytestmark = pytest.mark.skipif(not LEVELS, reason="no C++ compiler is here")
 
 
-@pytest.fixture(
-    params=[pytest.param(name, marks=[pytest.mark.slow] * (i > 0)) for i, name in enumerate(LEVELS)]
-)
+@pytest.fixture(params=[pytest.param(name, marks=[pytest.mark.slow] * (i > 0)) for i, name in enumerate(LEVELS)])
 def level(request, monkeypatch):
     """Each set of vector instructions of this machine; those that it would not choose compile in a slow test."""
     monkeypatch.setenv("VISREP_CPU_LEVEL", request.param)
@@ -83,9 +81,7 @@ def test_columns_are_scanned_where_they_lie(monkeypatch):
     assert len(given) == 2  # one call an axis
     for call, results in given:
         for name in ("u", "delta", "B", "C"):
-            assert (
-                call.inputs[name].untyped_storage().data_ptr() == arguments[name].untyped_storage().data_ptr()
-            )
+            assert call.inputs[name].untyped_storage().data_ptr() == arguments[name].untyped_storage().data_ptr()
         assert results["y"].untyped_storage().data_ptr() == y.untyped_storage().data_ptr()
 
 
@@ -93,10 +89,7 @@ def _ratios(side: int) -> tuple[float, float]:
     """Return by how many times the composition's time is that of the kernel, from medians of alternating runs."""
     passes = [
         (make(side, side, torch.float32, kinds, channels=384, state=16), directions)
-        for kinds, directions in (
-            (("variable", None), ("right", "left") * 2),
-            ((None, "variable"), ("down", "up") * 2),
-        )
+        for kinds, directions in ((("variable", None), ("right", "left") * 2), ((None, "variable"), ("down", "up") * 2))
     ]
 
     def forward(scan):

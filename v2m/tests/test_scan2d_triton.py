@@ -30,15 +30,9 @@ CASES = {
         ALL,
     ),
     "a sequence": ({"height": 1, "width": 14, "groups": 2, "channels": 2, "kinds": VIM}, ("right", "left")),
-    "a column alone": (
-        {"height": 11, "width": 1, "groups": 2, "channels": 2, "kinds": COLUMNS},
-        ("down", "up"),
-    ),
+    "a column alone": ({"height": 11, "width": 1, "groups": 2, "channels": 2, "kinds": COLUMNS}, ("down", "up")),
     "V2M's rows": ({"height": 2, "width": 9, "groups": 2, "channels": 2, "kinds": ROWS}, ("right", "left")),
-    "V2M's columns": (
-        {"height": 9, "width": 2, "channels": 2, "kinds": COLUMNS},
-        ("down", "up", "down", "up"),
-    ),
+    "V2M's columns": ({"height": 9, "width": 2, "channels": 2, "kinds": COLUMNS}, ("down", "up", "down", "up")),
     "fixed B and C": ({"height": 2, "width": 6, "channels": 2, "kinds": ("fixed", "fixed")}, ALL),
     "nothing chosen": ({"height": 2, "width": 3, "channels": 2, "state": 1, "kinds": (None, None)}, ALL),
     "more channels than a program": (
@@ -46,31 +40,18 @@ CASES = {
         ("left",),
     ),
     "sixteen states, bfloat16": (
-        {
-            "height": 2,
-            "width": 5,
-            "groups": 1,
-            "channels": 32,
-            "state": 16,
-            "kinds": ROWS,
-            "dtype": torch.bfloat16,
-        },
+        {"height": 2, "width": 5, "groups": 1, "channels": 32, "state": 16, "kinds": ROWS, "dtype": torch.bfloat16},
         ("up",),
     ),
     "float64": ({"height": 2, "width": 5, "groups": 1, "channels": 3, "kinds": VIM}, ("left",)),
-    "a program for several lines": (
-        {"height": 5, "width": 2, "channels": 2, "kinds": ROWS, "enough": 1},
-        ALL,
-    ),
+    "a program for several lines": ({"height": 5, "width": 2, "channels": 2, "kinds": ROWS, "enough": 1}, ALL),
     "one state, several channels a thread": (
         {"height": 1, "width": 5, "groups": 1, "channels": 128, "state": 1, "kinds": VIM, "enough": 1},
         ("left",),
     ),
 }
 
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("triton") is None, reason="Triton runs on Linux only"
-)
+pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton runs on Linux only")
 
 
 def made(enough: int = 2048, dtype: torch.dtype | None = None, **shape) -> dict:
@@ -105,10 +86,7 @@ def error_of_a_shared_input() -> dict[str, float]:
     other = {k: t if t is None or t.dim() != 5 else t.permute(4, 3, 2, 1, 0).contiguous().permute(4, 3, 2, 1, 0)
              for k, t in arguments.items()}  # fmt: skip
     again = run(other, backend="triton")
-    return {
-        k: max(relative_error(outputs[k], value) for outputs in (first, again))
-        for k, value in expected.items()
-    }
+    return {k: max(relative_error(outputs[k], value) for outputs in (first, again)) for k, value in expected.items()}
 
 
 def interpreted_errors() -> dict[str, dict[str, float]]:
@@ -123,22 +101,15 @@ def interpreted_errors() -> dict[str, dict[str, float]]:
         if name == "fixed B and C":  # whose sums are over tokens, lines and programs
             again = run(arguments, directions, "triton", given_in=type_of(name))
             assert all(torch.equal(got[key], again[key]) for key in got), "not the same twice"
-        errors[name] = {
-            key: relative_error(got[key], value) for key, value in judge(arguments, directions).items()
-        }
+        errors[name] = {key: relative_error(got[key], value) for key, value in judge(arguments, directions).items()}
     return errors | {"one input for all groups, in another order": error_of_a_shared_input()}
 
 
 @pytest.fixture(scope="module")
 def errors() -> dict[str, dict[str, float]]:
-    code = (
-        "import json; from v2m.tests import test_scan2d_triton as test; "
-        "print(json.dumps(test.interpreted_errors()))"
-    )
+    code = "import json; from v2m.tests import test_scan2d_triton as test; print(json.dumps(test.interpreted_errors()))"
     environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=environment, cwd=ROOT, capture_output=True, text=True
-    )
+    done = subprocess.run([sys.executable, "-c", code], env=environment, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -152,11 +123,7 @@ def test_outputs_and_gradients_are_those_of_the_definition(name, errors):
 # The forms that are counted, at N = 16 in bfloat16, with softplus and bias. Kinds of B and C: 0 is the constant 1, 1
 # fixed, 2 variable.
 PLAIN = {"PADDED": 16, "CHANNELS": 32, "SOFTPLUS": True, "KIND_B": 2, "KIND_C": 2, "EVEN": True}
-COUNTED = {
-    "V2M's rows": {"KIND_C": 0},
-    "V2M's columns": {"KIND_B": 0},
-    "a sequence, as Vim's": {},
-}
+COUNTED = {"V2M's rows": {"KIND_C": 0}, "V2M's columns": {"KIND_B": 0}, "a sequence, as Vim's": {}}
 
 
 def compiled(direction: str, capability: int, changes: dict):
@@ -199,9 +166,7 @@ def signature(kernel, constants: dict, inputs: str) -> dict[str, str]:
 @pytest.mark.parametrize("form", COUNTED)
 @pytest.mark.parametrize("capability", [pytest.param(80, marks=pytest.mark.slow), 90])
 @pytest.mark.parametrize("direction, most", [("forward", MOST_FORWARD), ("backward", MOST_BACKWARD)])
-def test_the_compiled_loop_is_short_and_nothing_is_spilled(
-    direction, most, capability, form, record_property
-):
+def test_the_compiled_loop_is_short_and_nothing_is_spilled(direction, most, capability, form, record_property):
     from v2m.kernels.scan2d.triton import STEPS
 
     counted = cost(direction, capability, form)

@@ -33,13 +33,7 @@ def build(mixer="v2m", image_size=(8, 12), depth=2, classes=3, **choices) -> Vim
     torch.manual_seed(0)
     part = functools.partial(MIXERS.get(mixer, mixer), state_dim=4)
     return Vim(
-        image_size=image_size,
-        patch_size=2,
-        embed_dim=16,
-        depth=depth,
-        num_classes=classes,
-        mixer=part,
-        **choices,
+        image_size=image_size, patch_size=2, embed_dim=16, depth=depth, num_classes=classes, mixer=part, **choices
     )
 
 
@@ -111,9 +105,7 @@ def test_positions_are_unchanged_at_the_own_size_and_smooth_at_another(class_tok
 def test_class_tokens_stand_where_their_names_say(class_token, expected):
     network = build("vim", image_size=(6, 4), class_token=class_token)
     grid = torch.arange(6.0).view(1, 3, 2, 1)
-    tokens = (
-        None if class_token == "mean" else torch.arange(10.0, 10 + network.cls_token.shape[1]).view(1, -1, 1)
-    )
+    tokens = None if class_token == "mean" else torch.arange(10.0, 10 + network.cls_token.shape[1]).view(1, -1, 1)
     placed = network.with_class_tokens(grid, tokens)
     assert placed[0, :, :, 0].tolist() == expected
     patches, own = network.without_class_tokens(placed, (3, 2))
@@ -194,16 +186,12 @@ def test_one_projection_serves_four_corners_and_the_release_takes_four():
         with FlopCounterMode(display=False, depth=3) as counter, torch.no_grad():
             part.project_in(torch.zeros(1, 4, 4, 16)) if mixer is V2MMixer else part(torch.zeros(1, 4, 4, 16))
         products = (torch.ops.aten.mm, torch.ops.aten.bmm, torch.ops.aten.addmm)
-        return (
-            sum(flops for name, flops in counter.get_flop_counts()["Global"].items() if name in products) // 2
-        )
+        return sum(flops for name, flops in counter.get_flop_counts()["Global"].items() if name in products) // 2
 
     own = products(V2MMixer)
     assert own == 16 * 16 * 64
     released = ReleasedMixer(16, state_dim=4, backend="chunked")
-    weights = [
-        w for n, w in released.named_parameters() if n.endswith("proj.weight") or n.endswith("proj_2.weight")
-    ]
+    weights = [w for n, w in released.named_parameters() if n.endswith("proj.weight") or n.endswith("proj_2.weight")]
     tokens = [16 if w is released.out_proj.weight else 4 * 16 for w in weights]
     assert products(ReleasedMixer) == sum(n * w.numel() for n, w in zip(tokens, weights, strict=True))
 
@@ -225,10 +213,7 @@ def test_wrong_choices_are_refused_in_one_sentence(choices, words):
 
 @pytest.mark.parametrize(
     ("shape", "words"),
-    [
-        ((2, 1, 8, 12), r"takes images \(B, 3, height, width\)"),
-        ((2, 3, 8, 11), "do not tile an image of 8 x 11"),
-    ],
+    [((2, 1, 8, 12), r"takes images \(B, 3, height, width\)"), ((2, 3, 8, 11), "do not tile an image of 8 x 11")],
 )
 def test_images_that_do_not_fit_are_refused_in_one_sentence(shape, words):
     with pytest.raises(UserError, match=words):

@@ -107,9 +107,7 @@ def test_the_four_directions_are_rows_and_columns_and_both_backwards():
         assert torch.equal(got, expected)
 
 
-def corners(
-    sets: int = 2, conv_between: int = 0, norm_between: bool = False, state_dim: int = 2
-) -> CornerScan:
+def corners(sets: int = 2, conv_between: int = 0, norm_between: bool = False, state_dim: int = 2) -> CornerScan:
     torch.manual_seed(0)
     options = {"sets": sets, "conv_between": conv_between, "norm_between": norm_between}
     mixer = CornerScan(8, 1.0, state_dim, "reference", **options).double()
@@ -119,9 +117,7 @@ def corners(
     return mixer
 
 
-@pytest.mark.parametrize(
-    "options", [{}, {"sets": 1}, {"sets": 4}, {"conv_between": 4}, {"norm_between": True}]
-)
+@pytest.mark.parametrize("options", [{}, {"sets": 1}, {"sets": 4}, {"conv_between": 4}, {"norm_between": True}])
 @pytest.mark.parametrize("number", range(4))
 def test_a_corner_sees_the_rectangle_between_it_and_the_token_and_nothing_else(number, options):
     mixer, (height, width) = corners(**options), (3, 4)
@@ -189,10 +185,7 @@ def test_a_grid_of_one_row_or_column_has_an_output_of_its_shape(height, width, s
 def test_backends_agree_on_the_network(scan, options):
     images = noise(1, 3, 32, 48)
     expected = small(scan=scan, scan_options=options, backend="reference")(images).detach()
-    assert (
-        relative_error(small(scan=scan, scan_options=options, backend="auto")(images), expected)
-        < GOLDEN_ERROR
-    )
+    assert relative_error(small(scan=scan, scan_options=options, backend="auto")(images), expected) < GOLDEN_ERROR
 
 
 @pytest.mark.parametrize("features_only", [False, True])
@@ -257,9 +250,7 @@ def test_a_reloaded_network_gives_identical_outputs(tmp_path):
     assert torch.equal(there_and_back(images), moved(images))
 
 
-@pytest.mark.parametrize(
-    "scan, options", [("cross", {}), ("v2m", READING), ("v2m", {**READING, "norm_between": True})]
-)
+@pytest.mark.parametrize("scan, options", [("cross", {}), ("v2m", READING), ("v2m", {**READING, "norm_between": True})])
 def test_autocast_in_bfloat16_stays_close(scan, options):
     network, images = small(scan=scan, scan_options=options).float(), noise(1, 3, 32, 32).float()
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):

@@ -80,10 +80,7 @@ def training_call(backend: str, height: int, width: int):
     dy = torch.ones_like(both[0][0]["u"])
 
     def call():
-        return [
-            torch.autograd.grad(run(backend, *arguments), list(arguments[0].values()), dy)
-            for arguments in both
-        ]
+        return [torch.autograd.grad(run(backend, *arguments), list(arguments[0].values()), dy) for arguments in both]
 
     return call
 

@@ -34,13 +34,7 @@ ROTATION_ERROR = 1e-4  # of a rotation's tables: float32 at angles of up to 13
 
 
 def plain_from_official(
-    state: dict[str, Tensor],
-    cls: type[Vim],
-    mixer: Callable,
-    image_size: int,
-    name: str,
-    remedy: str,
-    **choices,
+    state: dict[str, Tensor], cls: type[Vim], mixer: Callable, image_size: int, name: str, remedy: str, **choices
 ) -> dict[str, Tensor]:
     """Return ``state`` where it is whole one of ``cls``; UserError, beginning and ending with the words given, if not.
 
@@ -105,10 +99,7 @@ def local_vim_from_official(state: dict[str, Tensor], image_size: int = IMAGE_SI
 
     Arguments and errors as ``vim_from_official``. Which directions its layers scan is not in a checkpoint.
     """
-    words = {
-        "name": "LocalVim",
-        "remedy": "give one of hunto/LocalMamba's LocalVim models with a mean token",
-    }
+    words = {"name": "LocalVim", "remedy": "give one of hunto/LocalMamba's LocalVim models with a mean token"}
     ours = {re.sub(r"\.A_log_(\d+)$", r".A_\1_log", name): tensor for name, tensor in state.items()}
     tables = [ours.pop(f"rope.freqs_{name}", None) for name in ("cos", "sin")]
     sizes = mixer_sizes(ours, suffix="_0", **words)
@@ -124,9 +115,7 @@ def local_vim_from_official(state: dict[str, Tensor], image_size: int = IMAGE_SI
     for own, table in zip(tables, rotation((side, side), width, torch.empty(0)), strict=True):
         expected = table.flatten(0, 1).repeat_interleave(2, 1)  # both channels of a pair
         if own is None or own.shape != expected.shape or (own - expected).abs().max() > ROTATION_ERROR:
-            raise UserError(
-                f"the checkpoint is no {words['name']}: its rotation is another; {words['remedy']}"
-            )
+            raise UserError(f"the checkpoint is no {words['name']}: its rotation is another; {words['remedy']}")
     return ours
 
 

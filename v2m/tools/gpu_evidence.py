@@ -47,10 +47,7 @@ SHAPES = {
     "Vim-S": (128, 768, 1, 197, 16, ("right", "left"), "both"),
     "800 x 1333, columns": (2, 768, 50, 83, 16, COLUMNS, "columns"),
 }
-BARS = {
-    "V2M-S, rows": (10.0, 8.0),
-    "V2M-S, columns": (10.0, 8.0),
-}  # times mamba-ssm's speed, forward and backward
+BARS = {"V2M-S, rows": (10.0, 8.0), "V2M-S, columns": (10.0, 8.0)}  # times mamba-ssm's speed, forward and backward
 MIXER = (64, 384, 14)  # images on a GPU, embed_dim and side of V2M-S
 MIXER_BAR = 3.0  # times the speed of the release's composition, forward and backward together
 GPU_ROWS = tuple(prefix + data for data in ("cifar10-all", "tiny32", "imagenette") for prefix in ("", "v2m-"))
@@ -130,9 +127,7 @@ def sequences(grid: Tensor, columns: bool) -> Tensor:
 
 def peer_arguments(arguments: dict[str, Tensor], columns: bool) -> list:
     """Return what mamba-ssm's forward takes: all groups' lines in one batch, which share A and bias of the first."""
-    tensors = {
-        name: sequences(arguments[name], columns) for name in ("u", "delta", "B", "C") if name in arguments
-    }
+    tensors = {name: sequences(arguments[name], columns) for name in ("u", "delta", "B", "C") if name in arguments}
     A, bias = arguments["A"][0].contiguous(), arguments["delta_bias"][0].contiguous()
     B, C = (tensors[name][:, None] if name in tensors else torch.ones_like(A) for name in "BC")
     return [tensors["u"], tensors["delta"], A, B, C, None, None, bias]
@@ -202,10 +197,7 @@ def timed_mixers(extension) -> dict:
     }
     if not isinstance(extension, str):
         one_pass = peer_pass(extension)
-        forms["release's composition, mamba-ssm"] = (
-            theirs,
-            lambda: released_composition(theirs, grid, one_pass),
-        )
+        forms["release's composition, mamba-ssm"] = (theirs, lambda: released_composition(theirs, grid, one_pass))
 
     def both(mixer, compute):
         with torch.autocast(grid.device.type, torch.bfloat16):
@@ -220,9 +212,7 @@ def bars(figures: dict) -> list[dict]:
     rows = []
     for shape, wanted in BARS.items():
         for of, bar in zip(("forward", "backward"), wanted, strict=True):
-            medians = {
-                n: time["median"] for n, time in figures["milliseconds"].get(shape, {}).get(of, {}).items()
-            }
+            medians = {n: time["median"] for n, time in figures["milliseconds"].get(shape, {}).get(of, {}).items()}
             if "mamba-ssm" in medians:
                 ratio = medians["mamba-ssm"] / medians["triton"]
                 rows.append({"bar": f"{shape}, {of}: times mamba-ssm", "wanted": bar, "found": ratio})
@@ -237,9 +227,7 @@ def bars(figures: dict) -> list[dict]:
 def times_of(figures: dict) -> Table:
     table = Table("shape", "pass", "form", "ms, median", "least", "largest")
     passes = {
-        (shape, of): forms
-        for shape, both in figures.get("milliseconds", {}).items()
-        for of, forms in both.items()
+        (shape, of): forms for shape, both in figures.get("milliseconds", {}).items() for of, forms in both.items()
     }
     passes |= {("mixer of V2M-S", "forward + backward"): figures["mixers"]} if "mixers" in figures else {}
     for (shape, of), forms in passes.items():

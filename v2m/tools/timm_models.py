@@ -52,9 +52,7 @@ def network_of(
     if drop_path_rate is not None:
         changes["drop_path"] = drop_path_rate
     model = row_config("v2m", row, 0).model
-    return build_network(
-        model, image_size=img_size, channels=in_chans, classes=num_classes, backend=backend, **changes
-    )
+    return build_network(model, image_size=img_size, channels=in_chans, classes=num_classes, backend=backend, **changes)
 
 
 for _name, _row in ROWS.items():

@@ -205,9 +205,7 @@ def _chunk_backward(dy, x, delta, z, B, C, A, D, delta_bias, delta_softplus, sta
     parts["A"] = torch.einsum("tbdn,tbd->dn", decay, step)
     dstep = torch.einsum("tbdn,dn->tbd", decay, A).addcmul_(ddriven, x)
     parts["delta"] = (
-        dstep * torch.sigmoid(delta if delta_bias is None else delta + delta_bias)
-        if delta_softplus
-        else dstep
+        dstep * torch.sigmoid(delta if delta_bias is None else delta + delta_bias) if delta_softplus else dstep
     )
     parts["u"] = ddriven * step
     if D is not None:

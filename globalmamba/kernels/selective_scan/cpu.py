@@ -126,9 +126,7 @@ class _Call:
                 strides = (ctypes.c_int64 * 5)(*tensor.stride())
                 setattr(scan, name, _Tensor(tensor.data_ptr(), TYPES[tensor.dtype], strides))
         threads = max(1, min(torch.get_num_threads(), scan.batch * self.tasks))
-        scan.scratch_bytes = self.library.visrep_scan_scratch_bytes(
-            ctypes.byref(scan), int(direction == "backward")
-        )
+        scan.scratch_bytes = self.library.visrep_scan_scratch_bytes(ctypes.byref(scan), int(direction == "backward"))
         scratch = torch.empty(threads * scan.scratch_bytes, dtype=torch.uint8)
         scan.scratch = scratch.data_ptr()
         kernel = getattr(self.library, f"visrep_scan_{direction}")

@@ -24,7 +24,5 @@ def scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus: bool, reverse: tup
         return tensor if tensor is None or tensor.dim() == 2 else flipped(tensor, reverse)
 
     options = {"delta_softplus": delta_softplus, "return_last_state": True}
-    y, last = selective_scan_fn(
-        turned(u), turned(delta), A, turned(B), turned(C), D, turned(z), delta_bias, **options
-    )
+    y, last = selective_scan_fn(turned(u), turned(delta), A, turned(B), turned(C), D, turned(z), delta_bias, **options)
     return turned(y), last

@@ -104,10 +104,7 @@ def _check(u, delta, A, B, C, D, z, delta_bias, directions: tuple[bool, ...]) ->
         else:
             fits = tensor.dim() == 4 and tensor.shape == (batch, tensor.shape[1], state, length)
             fits = (
-                fits
-                and tensor.shape[1] > 0
-                and width % tensor.shape[1] == 0
-                and tensor.shape[1] % len(directions) == 0
+                fits and tensor.shape[1] > 0 and width % tensor.shape[1] == 0 and tensor.shape[1] % len(directions) == 0
             )
         if not fits:
             raise ValueError(

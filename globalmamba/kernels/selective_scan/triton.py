@@ -69,9 +69,7 @@ class Launch:
         if len(set(reverse)) == 1:
             reverse = reverse[:1]
         if len(reverse) > MAX_DIRECTIONS:
-            raise ValueError(
-                f"the triton backend takes at most {MAX_DIRECTIONS} directions, got {len(reverse)}"
-            )
+            raise ValueError(f"the triton backend takes at most {MAX_DIRECTIONS} directions, got {len(reverse)}")
         groups = math.lcm(len(reverse), *(matrix.shape[1] for matrix in (B, C) if matrix.dim() == 4))
         group_width = width // groups
         padded = _power_of_two(A.shape[1])
@@ -193,8 +191,7 @@ def _alike(u: Tensor, *others: Tensor | None) -> tuple[Tensor | None, ...]:
     """
     like = torch.empty_like(u)
     return tuple(
-        t if t is None or t.stride() == like.stride() else torch.empty_like(like).copy_(t)
-        for t in (u, *others)
+        t if t is None or t.stride() == like.stride() else torch.empty_like(like).copy_(t) for t in (u, *others)
     )
 
 

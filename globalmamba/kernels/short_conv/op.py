@@ -44,9 +44,7 @@ def short_conv(
     weight, bias = weight.to(x.dtype), bias.to(x.dtype)  # under autocast x alone is in half precision
     traced = x.device.type == "meta"  # never computed; the operator counts its own FLOPs exactly
     if backend == "cpu" and not traced and not cpu.takes(x, weight, bias):
-        raise ValueError(
-            f"the compiled form takes {cpu.TAKEN}, got {x.dtype} on {x.device}, {weight.shape[2]} taps"
-        )
+        raise ValueError(f"the compiled form takes {cpu.TAKEN}, got {x.dtype} on {x.device}, {weight.shape[2]} taps")
     if backend == "auto":
         backend = "cpu" if traced or (cpu.takes(x, weight, bias) and _available()) else "reference"
     if backend == "reference":
@@ -62,9 +60,7 @@ def _check(x: Tensor, weight: Tensor, bias: Tensor, directions: tuple[str, ...])
         raise ValueError(f"x, weight and bias are (B, S, H, W, D), (K, D, T) and (K, D), got {shapes}")
     groups = weight.shape[0]
     if len(directions) != groups or any(name not in NAMES for name in directions):
-        raise ValueError(
-            f"directions are {groups} of {', '.join(NAMES)}, one for each group, got {directions}"
-        )
+        raise ValueError(f"directions are {groups} of {', '.join(NAMES)}, one for each group, got {directions}")
     if not x.numel():
         raise ValueError(f"nothing may be empty, got x {tuple(x.shape)}")
     if groups % x.shape[1]:
@@ -90,9 +86,7 @@ def _names(codes: list[int]) -> tuple[str, ...]:
 
 
 @torch.library.custom_op(f"{PAPER}::short_conv", mutates_args=())
-def _conv(
-    x: Tensor, weight: Tensor, bias: Tensor, directions: list[int], side_by_side: bool = False
-) -> Tensor:
+def _conv(x: Tensor, weight: Tensor, bias: Tensor, directions: list[int], side_by_side: bool = False) -> Tensor:
     return cpu.forward(x, weight, bias, _names(directions), side_by_side)
 
 

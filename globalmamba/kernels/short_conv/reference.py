@@ -14,9 +14,7 @@ from torch.nn import functional as F
 DIRECTIONS = {"right": (False, False), "left": (False, True), "down": (True, False), "up": (True, True)}
 
 
-def forward(
-    x: Tensor, weight: Tensor, bias: Tensor, directions: tuple[str, ...], side_by_side: bool = False
-) -> Tensor:
+def forward(x: Tensor, weight: Tensor, bias: Tensor, directions: tuple[str, ...], side_by_side: bool = False) -> Tensor:
     """(B, S, H, W, D), (K, D, T), (K, D) -> (B, K, H, W, D), differentiable; see ``short_conv``."""
     with torch.autocast(x.device.type, enabled=False) if x.device.type != "meta" else nullcontext():
         readers = len(directions) // x.shape[1]

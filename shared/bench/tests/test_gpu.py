@@ -45,15 +45,11 @@ def test_the_largest_error_is_one_that_is_no_number():
 @pytest.mark.parametrize(
     "green, trained, wanted", [(True, 0, 0), (False, 0, 1), (True, 1, 1), (True, None, 0), (False, None, 1)]
 )
-def test_the_exit_code_tells_of_red_checks_and_failed_trainings(
-    green, trained, wanted, tmp_path, monkeypatch
-):
+def test_the_exit_code_tells_of_red_checks_and_failed_trainings(green, trained, wanted, tmp_path, monkeypatch):
     seen = []
     monkeypatch.setattr(gpu, "train_rows", lambda *given: seen.append(given) or trained)
     arguments = ["--out", str(tmp_path)] + ([] if trained is None else ["--data-root", str(tmp_path)])
-    code = gpu.run_script(
-        "idml", "text", lambda options: options.out == tmp_path and green, ("a",), arguments, 3
-    )
+    code = gpu.run_script("idml", "text", lambda options: options.out == tmp_path and green, ("a",), arguments, 3)
     assert code == wanted
     assert seen == ([] if trained is None else [("idml", ("a",), tmp_path, 3)])
 
@@ -85,9 +81,7 @@ def test_every_row_that_starts_so_is_a_process_and_the_worst_code_comes_back(tmp
 @pytest.mark.parametrize(("code", "wanted"), [(0, 0), (1, 1), (2, 1), (-9, 1)])
 def test_a_training_that_failed_or_was_killed_is_code_1(code, wanted, tmp_path, monkeypatch):
     codes = iter([0, code] + [0] * 99)
-    monkeypatch.setattr(
-        subprocess, "run", lambda command, **more: subprocess.CompletedProcess(command, next(codes))
-    )
+    monkeypatch.setattr(subprocess, "run", lambda command, **more: subprocess.CompletedProcess(command, next(codes)))
     assert gpu.train_rows("pdml", ("jasper-random",), tmp_path, 1) == wanted
 
 

@@ -94,9 +94,7 @@ class Repository:
         """Add a place for a table."""
         file.write_text((file.read_text() if file.exists() else "") + markers(name))
 
-    def run(
-        self, row: str, values, metric: str = "top1", scale: str = "full", first: int = 0, **changes
-    ) -> None:
+    def run(self, row: str, values, metric: str = "top1", scale: str = "full", first: int = 0, **changes) -> None:
         """Write one record per value, from seed ``first`` on."""
         for seed, value in enumerate(values, start=first):
             metrics = value if isinstance(value, dict) else {metric: value}

@@ -110,9 +110,7 @@ def test_tables_are_printed_where_no_row_can_start_and_nothing_is_launched(run, 
     assert not (tmp_path / "r").exists()
 
 
-def test_all_runs_every_paper_and_a_paper_that_fails_does_not_keep_the_others(
-    run, paper, capsys, monkeypatch
-):
+def test_all_runs_every_paper_and_a_paper_that_fails_does_not_keep_the_others(run, paper, capsys, monkeypatch):
     codes = iter([1, 2, 0])
     (paper.parent / "other").symlink_to(paper)
     (paper.parent / "third").symlink_to(paper)

@@ -34,15 +34,11 @@ def test_what_a_caller_does_to_its_config_does_not_reach_the_cache(config):
 
 
 def test_hash_covers_what_can_change_a_number_and_nothing_else(config):
-    neutral = (
-        "paths.data_root=x paths.runs=y logger=default trainer.workers=2 output.checkpoint_every=7".split()
-    )
+    neutral = "paths.data_root=x paths.runs=y logger=default trainer.workers=2 output.checkpoint_every=7".split()
     same = hash_of(config("plain", 0))[0]
     assert hash_of(config("plain", 0, *neutral))[0] == same
     changes = ("optim.lr=1", "model=large", "scale.steps=61", "data.split.amount=6", "gate=true")
-    changed = {hash_of(config("plain", 0, change))[0] for change in changes} | {
-        hash_of(config("plain", 1))[0]
-    }
+    changed = {hash_of(config("plain", 0, change))[0] for change in changes} | {hash_of(config("plain", 1))[0]}
     assert len(changed) == len(changes) + 1 and same not in changed
 
 
@@ -92,9 +88,7 @@ def test_unknown_key_or_unfit_value_is_one_sentence(config, overrides, words):
     assert words in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_unknown_row_is_answered_with_the_nearest_ones_and_unknown_paper_with_those_that_are_here(
-    toy, config
-):
+def test_unknown_row_is_answered_with_the_nearest_ones_and_unknown_paper_with_those_that_are_here(toy, config):
     with pytest.raises(UserError, match="fake/configs/experiment .* did you mean plain"):
         config("plane")
     with pytest.raises(UserError, match="choose one of fake"):

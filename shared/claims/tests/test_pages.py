@@ -49,9 +49,7 @@ def test_update_writes_tables_and_ledger_and_a_second_time_changes_nothing(repos
     assert len(update_()) == 4
     claim = yaml.safe_load(repository.ledger.read_text())["Models"][0]["Claim"]
     assert claim["Status"] == "reproduced"
-    assert [file["File"] for file in claim["Evidence"]] == [
-        f"fake/results/full/fake-a/seed{k}.json" for k in range(3)
-    ]
+    assert [file["File"] for file in claim["Evidence"]] == [f"fake/results/full/fake-a/seed{k}.json" for k in range(3)]
     assert "# a comment that stays" in repository.ledger.read_text()
     assert "{top1: 76.20}  # printed so" in repository.ledger.read_text()
     results, readme = repository.results.read_text(), repository.readme.read_text()
@@ -88,8 +86,7 @@ def test_values_written_as_blocks_are_replaced_whole(repository, update_):
 
 def test_unknown_numbers_write_a_why_where_there_was_none(repository, update_):
     repository.edit(
-        "Metrics: {top1: 75.8}\n      Baseline: {name: null",
-        "Metrics: {top1: null}\n      Baseline: {name: null",
+        "Metrics: {top1: 75.8}\n      Baseline: {name: null", "Metrics: {top1: null}\n      Baseline: {name: null"
     )
     repository.run("fake-b", [0.7])
     update_()
@@ -111,9 +108,7 @@ def test_hand_edited_table_fails(repository, update_, file):
     update_()
     page = repository.root / file
     repository.edit("| ", "|  ", page)
-    fails_and_changes_nothing(
-        repository, update_, rf"{file}: the table .* edited by hand.*git checkout {file}"
-    )
+    fails_and_changes_nothing(repository, update_, rf"{file}: the table .* edited by hand.*git checkout {file}")
     fails_and_changes_nothing(repository, update_, "edited by hand", check=True)
 
 

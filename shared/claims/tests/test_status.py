@@ -31,8 +31,7 @@ def test_order_reversed_with_an_interval_that_excludes_zero_is_contradicted(repo
 
 
 @pytest.mark.parametrize(
-    "change",
-    [{"selection": "best-test-epoch"}, {"variant": "as_released"}, {"first": 7}, {"config_sha256": "old"}],
+    "change", [{"selection": "best-test-epoch"}, {"variant": "as_released"}, {"first": 7}, {"config_sha256": "old"}]
 )
 def test_evidence_of_another_kind_never_counts(repository, status, change):
     repository.run("fake-a", [0.760, 0.762, 0.764], **change)

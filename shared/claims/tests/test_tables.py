@@ -9,8 +9,7 @@ from shared.errors import UserError
 def test_lite_table_shows_means_paired_differences_and_their_number(repository, expected_hash):
     repository.run("lite-plain", [{"oa": v, "aa": 0.5} for v in (0.90, 0.91, 0.92)], scale="lite")
     extra = [
-        {"oa": v, "rho": r, "classes_scored": "4 of 5 classes"}
-        for v, r in ((0.91, 0.5), (0.93, 0.7), (0.93, None))
+        {"oa": v, "rho": r, "classes_scored": "4 of 5 classes"} for v, r in ((0.91, 0.5), (0.93, 0.7), (0.93, None))
     ]
     repository.run("lite-new", extra, scale="lite", dirty=True)
     (table,) = lite_table("fake", repository.root, "lite", expected_hash)

@@ -14,15 +14,7 @@ from timm.data import create_transform
 from timm.data.auto_augment import rand_augment_transform
 from timm.data.mixup import Mixup
 
-from shared.data.augment import (
-    CROP,
-    RAND_AUGMENT,
-    Augmentation,
-    AugmentationConfig,
-    crop_boxes,
-    erased_boxes,
-    mix,
-)
+from shared.data.augment import CROP, RAND_AUGMENT, Augmentation, AugmentationConfig, crop_boxes, erased_boxes, mix
 from shared.data.keyed import keyed_bits, keyed_uniform
 from shared.errors import UserError
 
@@ -91,9 +83,7 @@ def test_an_image_is_augmented_alike_alone_and_in_any_batch(cfg):
     assert torch.equal(augmentation.train(images, key(24)), batch)
     assert torch.equal(augmentation.train(list(images), key(24)), batch)
     for index in range(24):
-        assert torch.equal(
-            augmentation.train(images[index : index + 1], key(1, first=index))[0], batch[index]
-        )
+        assert torch.equal(augmentation.train(images[index : index + 1], key(1, first=index))[0], batch[index])
 
 
 @pytest.mark.parametrize("cfg", [SIMPLE, FULL], ids=["simple", "full"])
@@ -217,9 +207,7 @@ def test_posterize_to_no_bits_is_black_and_no_error():
 
 def test_colour_jitter_scales_brightness_within_its_range():
     cfg = dataclasses.replace(PLAIN, color_jitter=0.3)
-    grey = torch.full(
-        (400, 3, 32, 32), 100, dtype=torch.uint8
-    )  # has neither contrast nor saturation to change
+    grey = torch.full((400, 3, 32, 32), 100, dtype=torch.uint8)  # has neither contrast nor saturation to change
     batch = levels(Augmentation(cfg).train(grey, key(400))).float()
     assert torch.equal(batch, batch[:, :1, :1, :1].expand_as(batch))
     factors = (batch[:, 0, 0, 0] / 100 - 0.7) / 0.6
@@ -316,13 +304,7 @@ def test_padding_needs_a_number_and_square_images_of_one_size():
 
 # Mixing a batch
 
-SETTINGS = {
-    "mixup_alpha": 0.8,
-    "cutmix_alpha": 1.0,
-    "switch_probability": 0.5,
-    "smoothing": 0.1,
-    "classes": 5,
-}
+SETTINGS = {"mixup_alpha": 0.8, "cutmix_alpha": 1.0, "switch_probability": 0.5, "smoothing": 0.1, "classes": 5}
 
 
 def batch_of(count):

@@ -109,11 +109,7 @@ def test_ordered_batches_hold_every_sample_once_and_end_with_what_is_left(part, 
     batches = Batches(part, Augmentation(AUGMENT), seed=2, train=False, chosen=np.arange(12)[::-1])
     ordered = OrderedBatches(batches, 5, at_most)
     batches = [batch["indices"].tolist() for batch in ordered]
-    assert (
-        [len(batch) for batch in batches] == sizes
-        and len(ordered) == len(sizes)
-        and ordered.samples == sum(sizes)
-    )
+    assert [len(batch) for batch in batches] == sizes and len(ordered) == len(sizes) and ordered.samples == sum(sizes)
     assert [index for batch in batches for index in batch] == list(range(11, 11 - sum(sizes), -1))
     with pytest.raises(IndexError):
         ordered[-1]

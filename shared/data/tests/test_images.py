@@ -56,15 +56,7 @@ def root(tmp_path, monkeypatch) -> Path:
 def describe(root: Path, test: dict | None = None, **changes) -> None:
     """Write the manifest of the toy set as it is now, with changes to the training folder."""
     train = {"split": "train", "path": "toy/train", "classes": 3, "images": 12, "per_class": 4, "size": 8}
-    test = {
-        "split": "test",
-        "path": "toy/val",
-        "classes": 3,
-        "images": 6,
-        "per_class": 2,
-        "size": 8,
-        **(test or {}),
-    }
+    test = {"split": "test", "path": "toy/val", "classes": 3, "images": 6, "per_class": 2, "size": 8, **(test or {})}
     entries = [{**train, **changes}, test]
     for entry in entries:
         entry.setdefault("sha256", sha256sum(root / entry["path"]))
@@ -249,10 +241,7 @@ SPOILED = [
     (spoil_nothing, r"bee/2\.jpg is missing, truncated or no image"),
     (spoil_swap, r"toy/train has the wrong checksum: expected sha256 \w{64} .* found \w{64}"),
     (spoil_size, r"bee/2\.jpg has 6 x 7 pixels, not 8 x 8"),
-    (
-        spoil_animation,
-        r"bee/2\.jpg is missing, truncated or no image \(an animation, several images in one file\)",
-    ),
+    (spoil_animation, r"bee/2\.jpg is missing, truncated or no image \(an animation, several images in one file\)"),
     (spoil_class, r"toy/train has no class bee, which toy/val has"),
     (spoil_rename, r"toy/val has no class wasp, which toy/train has"),
     (spoil_all_bees, r"toy/train has 2 classes, not 3"),
@@ -303,12 +292,7 @@ def test_a_labels_file_that_is_missing_or_damaged_is_refused_by_name(root, text,
         ("toy", "val", None, "no split 'val': choose train or test"),
         ("toy", "train", None, "The data root is not set: set DATA_ROOT=.*put toy/train there.*the toy shop"),
         ("toy", "train", "", "The data root is not set"),
-        (
-            "toy",
-            "train",
-            "absent",
-            "The data root absent is not a folder: set DATA_ROOT=.*put toy/train there",
-        ),
+        ("toy", "train", "absent", "The data root absent is not a folder: set DATA_ROOT=.*put toy/train there"),
     ],
 )
 def test_an_unknown_name_and_an_absent_data_root_say_what_to_do(root, name, split, data_root, words):
@@ -345,10 +329,7 @@ def test_an_image_truncated_later_is_named_when_it_is_needed(root):
 
 def test_data_check_says_present_counted_missing_and_wrong(root):
     describe(root, {"sha256": None, "size": None})
-    assert [(row.file, row.status) for row in check_all(root)] == [
-        ("toy/train", "present"),
-        ("toy/val", "counted"),
-    ]
+    assert [(row.file, row.status) for row in check_all(root)] == [("toy/train", "present"), ("toy/val", "counted")]
     assert check_all(root)[0].detail == "3 classes, 12 images"
     spoil_swap(root)
     (row, _) = check_all(root)

@@ -14,15 +14,7 @@ import scipy.io
 
 from shared.data import manifest as module
 from shared.data.__main__ import check_all, main
-from shared.data.manifest import (
-    DataFile,
-    Manifest,
-    Variable,
-    load_manifest,
-    locate,
-    manifest_names,
-    manifest_sha256,
-)
+from shared.data.manifest import DataFile, Manifest, Variable, load_manifest, locate, manifest_names, manifest_sha256
 from shared.data.matlab import read_mat
 from shared.errors import UserError
 
@@ -175,9 +167,7 @@ def test_a_known_checksum_is_compared_and_nothing_is_recorded(tmp_path):
     assert locate(toy(sha256=digest), tmp_path, FILE) == tmp_path / FILE
     assert not (tmp_path / ".sha256").exists()
     wrong = "0" * 64
-    with pytest.raises(
-        UserError, match=rf"labels\.mat.*expected sha256 {wrong}, found {digest}.*the toy shop"
-    ):
+    with pytest.raises(UserError, match=rf"labels\.mat.*expected sha256 {wrong}, found {digest}.*the toy shop"):
         locate(toy(sha256=wrong), tmp_path, FILE)
 
 
@@ -271,9 +261,7 @@ def test_a_missing_file_says_what_to_put_where_and_doubts_a_strange_root(tmp_pat
     with pytest.raises(UserError, match=rf"{FILE} is missing.*has no hsi.*right folder.*put {FILE} there"):
         locate(toy(), tmp_path, FILE)
     (tmp_path / "hsi").mkdir()
-    with pytest.raises(
-        UserError, match=rf"{FILE} is missing in DATA_ROOT={tmp_path}: set DATA_ROOT"
-    ) as error:
+    with pytest.raises(UserError, match=rf"{FILE} is missing in DATA_ROOT={tmp_path}: set DATA_ROOT") as error:
         locate(toy(), tmp_path, FILE)
     assert "right folder" not in str(error.value)
 

@@ -15,9 +15,7 @@ from shared.data.matlab import read_mat, require_readable
 from shared.errors import UserError
 
 # The folder of a test is reused by hypothesis: every example writes its file anew.
-REUSED_FOLDER = settings(
-    suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40, deadline=None
-)
+REUSED_FOLDER = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40, deadline=None)
 
 CLASSES = {"uint8": "uint8", "int16": "int16", "float32": "single", "float64": "double"}
 ARRAYS = st.sampled_from(sorted(CLASSES)).flatmap(

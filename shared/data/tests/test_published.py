@@ -23,9 +23,7 @@ def small(monkeypatch):
     load = manifest.load_manifest
     counts = {"flowers102": [6, 3], "pets": [4, 2]}
     monkeypatch.setattr(
-        published,
-        "load_manifest",
-        lambda name: load(name).model_copy(update={"counts": {"images": counts[name]}}),
+        published, "load_manifest", lambda name: load(name).model_copy(update={"counts": {"images": counts[name]}})
     )
 
 
@@ -75,9 +73,7 @@ def cifar(monkeypatch, tmp_path):
         *files, meta = [tmp_path / entry.path for entry in manifest.load_manifest(name).files]
         for number, path in enumerate(files):
             parts.append((rng.integers(0, 256, (2, 3072), dtype=np.uint8), [number, 9 - number]))
-            sums.append(
-                [path.name, dump(path, {"data": parts[-1][0], "coarse_labels": [0, 0], fine: parts[-1][1]})]
-            )
+            sums.append([path.name, dump(path, {"data": parts[-1][0], "coarse_labels": [0, 0], fine: parts[-1][1]})])
         key = original.meta["key"]
         sums_of_meta = {"filename": meta.name, "key": key, "md5": dump(meta, {key: list("abcdefghij")})}
         lists = {"train_list": sums[:-1], "test_list": sums[-1:], "meta": sums_of_meta}
@@ -92,9 +88,7 @@ def test_cifar_keeps_the_pixels_the_labels_and_the_order_of_its_files(cifar, tmp
     parts = cifar(name)
     for split, chosen in {"train": parts[:-1], "test": parts[-1:]}.items():
         images = published.load_classification_set(name, split, tmp_path)
-        pixels = np.concatenate(
-            [data.reshape(-1, 3, 32, 32) for data, _ in chosen]
-        )  # rows are planes of colour
+        pixels = np.concatenate([data.reshape(-1, 3, 32, 32) for data, _ in chosen])  # rows are planes of colour
         assert images.classes == tuple("abcdefghij") and images.labels.dtype == np.int64
         assert images.labels.tolist() == [label for _, labels in chosen for label in labels]
         assert torch.equal(images.batch(np.arange(len(images))), torch.from_numpy(pixels))
@@ -104,28 +98,20 @@ def test_cifar_files_that_are_others_are_one_sentence(cifar, tmp_path):
     cifar("cifar100")
     path = tmp_path / "cifar-100-python/test"
     path.write_bytes(path.read_bytes() + b"0")
-    with pytest.raises(
-        UserError, match=r"cifar100 in .* is not as published: get the data again, source: A\. Kriz"
-    ):
+    with pytest.raises(UserError, match=r"cifar100 in .* is not as published: get the data again, source: A\. Kriz"):
         published.load_classification_set("cifar100", "train", tmp_path)
     path.unlink()
-    with pytest.raises(
-        UserError, match="cifar-100-python/test is missing in DATA_ROOT=.*: set DATA_ROOT=<folder>"
-    ):
+    with pytest.raises(UserError, match="cifar-100-python/test is missing in DATA_ROOT=.*: set DATA_ROOT=<folder>"):
         published.load_classification_set("cifar100", "train", tmp_path)
 
 
 def test_other_names_are_those_of_the_image_sets():
-    images, expected = (
-        load("digits", "test", None) for load in (published.load_classification_set, load_image_set)
-    )
+    images, expected = (load("digits", "test", None) for load in (published.load_classification_set, load_image_set))
     assert np.array_equal(images.labels, expected.labels) and np.array_equal(images.pixels, expected.pixels)
 
 
 def test_flowers_train_on_what_trains_and_validates_and_keep_their_labels(small, flowers):
-    train, test = (
-        published.load_classification_set("flowers102", split, flowers) for split in ("train", "test")
-    )
+    train, test = (published.load_classification_set("flowers102", split, flowers) for split in ("train", "test"))
     assert train.classes == ("1", "2", "3")
     assert train.labels.tolist() == [0, 1, 2, 1, 0, 2]  # images 1, 2, 3, 5, 7, 9
     assert test.labels.tolist() == [0, 2, 1]  # images 4, 6, 8
@@ -135,9 +121,7 @@ def test_flowers_train_on_what_trains_and_validates_and_keep_their_labels(small,
 
 def test_pets_are_read_by_their_lists(small, pets):
     lists = pets / "oxford-iiit-pet/annotations/trainval.txt"
-    lists.write_text(
-        "#Image CLASS-ID SPECIES BREED ID\n" + lists.read_text()
-    )  # as list.txt of the same archive begins
+    lists.write_text("#Image CLASS-ID SPECIES BREED ID\n" + lists.read_text())  # as list.txt of the same archive begins
     train, test = (published.load_classification_set("pets", split, pets) for split in ("train", "test"))
     assert train.classes == ("Abyssinian", "pug")
     assert train.labels.tolist() == [0, 1, 0, 1] and test.labels.tolist() == [0, 1]

@@ -53,8 +53,7 @@ def test_repeated_augmentation_resumes_and_is_shared_by_ranks():
     one = list(KeyedBatchSampler(23, 6, seed=4, steps=9, repeats=3))
     parts = [list(KeyedBatchSampler(23, 6, 4, 9, rank, 2, repeats=3)) for rank in range(2)]
     assert [
-        [i for pair in zip(*(p[1] for p in step), strict=True) for i in pair]
-        for step in zip(*parts, strict=True)
+        [i for pair in zip(*(p[1] for p in step), strict=True) for i in pair] for step in zip(*parts, strict=True)
     ] == [batch for _, batch in one]
     resumed = KeyedBatchSampler(23, 6, seed=4, steps=9, repeats=3)
     resumed.resume_at(5)

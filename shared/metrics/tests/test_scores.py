@@ -9,10 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from sklearn.metrics import balanced_accuracy_score
-from torchmetrics.functional.classification import (
-    multiclass_accuracy,
-    multiclass_cohen_kappa,
-)
+from torchmetrics.functional.classification import multiclass_accuracy, multiclass_cohen_kappa
 
 from shared.metrics.scores import classification_scores, top_hits, top_scores
 
@@ -58,9 +55,7 @@ def test_scores_equal_torchmetrics_and_scikit_learn():
     prediction = np.where(rng.random(400) < 0.7, target, noise)
     scores = classification_scores(target, prediction, 4)
     tensors = torch.tensor(prediction), torch.tensor(target)
-    assert scores["oa"] == pytest.approx(
-        float(multiclass_accuracy(*tensors, 4, average="micro")), abs=FLOAT32
-    )
+    assert scores["oa"] == pytest.approx(float(multiclass_accuracy(*tensors, 4, average="micro")), abs=FLOAT32)
     assert scores["kappa"] == pytest.approx(float(multiclass_cohen_kappa(*tensors, 4)), abs=FLOAT32)
     assert scores["aa"] == pytest.approx(balanced_accuracy_score(target, prediction), abs=EXACT)
 

@@ -179,15 +179,7 @@ def test_a_multirun_goes_on_behind_a_failure_and_ends_with_its_code(start, confi
 def test_a_job_of_a_multirun_on_several_devices_is_a_process_of_its_own(start, config, monkeypatch):
     commands, codes = [], iter([0, 2, 1, 143])
     monkeypatch.setattr(application, "run_command", lambda line: commands.append(line) or next(codes))
-    line = [
-        "python",
-        "-m",
-        "fake.train",
-        "-m",
-        "trainer.devices=2",
-        "trainer.accelerator=cpu",
-        "+experiment=plain",
-    ]
+    line = ["python", "-m", "fake.train", "-m", "trainer.devices=2", "trainer.accelerator=cpu", "+experiment=plain"]
     assert [start(line) for _ in range(4)] == [0, 2, 1, 143]
     assert commands[0][1:3] == ["-m", "fake.train"] and "-m" not in commands[0][3:]
     assert {"trainer.devices=2", "+experiment=plain"} <= set(commands[0])
@@ -196,9 +188,7 @@ def test_a_job_of_a_multirun_on_several_devices_is_a_process_of_its_own(start, c
     assert has_evidence(config())
 
 
-@pytest.mark.parametrize(
-    ("code", "shown"), [("raise SystemExit(2)", 2), ("import os; os.kill(os.getpid(), 9)", 137)]
-)
+@pytest.mark.parametrize(("code", "shown"), [("raise SystemExit(2)", 2), ("import os; os.kill(os.getpid(), 9)", 137)])
 def test_a_command_inside_a_command_gives_its_code(code, shown):
     assert run_command([sys.executable, "-c", code]) == shown
 
@@ -210,13 +200,10 @@ def test_sigterm_is_passed_on_and_waited_for(tmp_path):
         "signal.signal(signal.SIGTERM, end); pathlib.Path('ready').touch(); time.sleep(60)"
     )
     parent = (
-        "import sys; from shared.commands import run_command; "
-        f"sys.exit(run_command([sys.executable, '-c', {child!r}]))"
+        f"import sys; from shared.commands import run_command; sys.exit(run_command([sys.executable, '-c', {child!r}]))"
     )
     process = subprocess.Popen(
-        [sys.executable, "-c", parent],
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(repository_root())},
+        [sys.executable, "-c", parent], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(repository_root())}
     )
     for _ in range(600):
         if (tmp_path / "ready").exists():

@@ -28,9 +28,7 @@ def test_a_half_written_checkpoint_is_never_the_latest(tmp_path):
 def test_a_checkpoint_that_would_run_code_is_refused(tmp_path):
     path = tmp_path / "last.ckpt"
     torch.save({"function": torch.nn.Linear(1, 1)}, path)
-    with pytest.raises(
-        UserError, match=r"last.ckpt is damaged or no checkpoint \(UnpicklingError\): move it away"
-    ):
+    with pytest.raises(UserError, match=r"last.ckpt is damaged or no checkpoint \(UnpicklingError\): move it away"):
         AtomicCheckpointIO().load_checkpoint(path)
 
 

@@ -2,25 +2,14 @@
 
 import pytest
 import torch
-from lightning.fabric.plugins.environments import (
-    LightningEnvironment,
-    SLURMEnvironment,
-    TorchElasticEnvironment,
-)
+from lightning.fabric.plugins.environments import LightningEnvironment, SLURMEnvironment, TorchElasticEnvironment
 from omegaconf import OmegaConf
 
 from shared.errors import UserError
 from shared.training.checks import check_machine, cluster_environment, is_rank, process_rank
 
 ON_CPU = {"accelerator": "cpu", "devices": 1, "num_nodes": 1, "accumulate_grad_batches": 1}
-STARTERS = (
-    "SLURM_NTASKS",
-    "SLURM_JOB_NAME",
-    "SLURM_PROCID",
-    "TORCHELASTIC_RUN_ID",
-    "LOCAL_RANK",
-    "NODE_RANK",
-)
+STARTERS = ("SLURM_NTASKS", "SLURM_JOB_NAME", "SLURM_PROCID", "TORCHELASTIC_RUN_ID", "LOCAL_RANK", "NODE_RANK")
 
 
 @pytest.fixture(autouse=True)
@@ -59,9 +48,7 @@ def test_ranks_that_torchrun_started_are_joined(torchrun):
 
 @pytest.mark.parametrize("key", ["devices", "num_nodes"])
 def test_numbers_that_are_not_torchruns_are_refused(torchrun, key):
-    with pytest.raises(
-        UserError, match=f"trainer.{key}=3, but torchrun started 2: leave the key to torchrun"
-    ):
+    with pytest.raises(UserError, match=f"trainer.{key}=3, but torchrun started 2: leave the key to torchrun"):
         check_machine(settings(**{key: 3}))
 
 
@@ -134,9 +121,7 @@ def test_devices_that_are_not_here_are_refused(trainer, words):
 
 @pytest.mark.parametrize("precision", ["16-mixed", "16-true", "fp8"])
 def test_a_precision_that_does_not_go_with_skipped_steps_is_refused(precision):
-    with pytest.raises(
-        UserError, match=f"optim.precision={precision} is not known here: choose one of 32-true"
-    ):
+    with pytest.raises(UserError, match=f"optim.precision={precision} is not known here: choose one of 32-true"):
         check_machine(settings(precision))
 
 

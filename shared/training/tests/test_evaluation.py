@@ -8,9 +8,7 @@ from shared.training.config import run_folder
 @pytest.fixture
 def evaluate(start, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
-    return lambda *overrides: start(
-        ["python", "-m", "fake.evaluate", "+experiment=plain", "seed=1", *overrides]
-    )
+    return lambda *overrides: start(["python", "-m", "fake.evaluate", "+experiment=plain", "seed=1", *overrides])
 
 
 @pytest.fixture

@@ -18,9 +18,7 @@ class Small(GuardedModule):
     def __init__(self, poison: str):
         super().__init__()
         torch.manual_seed(0)
-        self.network = torch.nn.Sequential(
-            torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4), torch.nn.Linear(4, 1)
-        )
+        self.network = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4), torch.nn.Linear(4, 1))
         self.poison, self.states = poison, []
 
     def training_step(self, batch, batch_idx):

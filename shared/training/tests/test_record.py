@@ -83,9 +83,7 @@ def test_interrupted_write_leaves_what_was_there(tmp_path, record_of, monkeypatc
     assert list(tmp_path.iterdir()) == [path]
 
 
-@pytest.mark.parametrize(
-    "damage", [lambda text: text[: len(text) // 2], lambda text: "[]", lambda text: "{}"]
-)
+@pytest.mark.parametrize("damage", [lambda text: text[: len(text) // 2], lambda text: "[]", lambda text: "{}"])
 def test_malformed_record_is_one_sentence_with_the_file(tmp_path, record_of, damage):
     path = tmp_path / "seed0.json"
     write_record(path, record_of())
@@ -111,13 +109,7 @@ def test_hash_ignores_what_cannot_change_a_number(group):
 
 @pytest.mark.parametrize(
     "change",
-    [
-        {"seed": 1},
-        {"scale": "full"},
-        {"data": {"manifest_sha256": "abd"}},
-        {"model": {"width": 4}},
-        {"new": 1},
-    ],
+    [{"seed": 1}, {"scale": "full"}, {"data": {"manifest_sha256": "abd"}}, {"model": {"width": 4}}, {"new": 1}],
 )
 def test_hash_follows_what_can_change_a_number(change):
     assert config_sha256({**CONFIG, **change}) != config_sha256(CONFIG)

@@ -16,9 +16,7 @@ from v2m.kernels.roesser import reference, wavefront
 from v2m.kernels.roesser.reference import MATRICES, NAMES
 
 BACKENDS = ("auto", "reference", "wavefront")
-FLOPS_PER_STATE = (
-    2 * 9 + 2 * 2
-)  # two recurrences, and for each of two couplings an inner product and an update
+FLOPS_PER_STATE = 2 * 9 + 2 * 2  # two recurrences, and for each of two couplings an inner product and an update
 
 
 def roesser_scan(
@@ -77,9 +75,7 @@ def _check(inputs: dict[str, Tensor | None]) -> None:
         raise ValueError(f"nothing may be empty, got x {_shape(x)} and A1 {_shape(A1)}")
     for name, like in (("delta1", "x"), ("delta2", "x"), ("A4", "A1")):
         if inputs[name].shape != inputs[like].shape:
-            raise ValueError(
-                f"{name} has the shape of {like}, {_shape(inputs[like])}, got {_shape(inputs[name])}"
-            )
+            raise ValueError(f"{name} has the shape of {like}, {_shape(inputs[like])}, got {_shape(inputs[name])}")
     variable = (len(x), A1.shape[1], *x.shape[2:])
     for name in MATRICES:
         tensor = inputs[name]
@@ -155,9 +151,7 @@ def _roesser_backward(
 @_roesser_backward.register_fake
 def _(dy, x, *rest):
     *arguments, _ = (x, *rest)
-    return [
-        x.new_empty(0) if t is None else t.new_empty(t.shape) if t.dim() == 2 else _grid(t) for t in arguments
-    ]
+    return [x.new_empty(0) if t is None else t.new_empty(t.shape) if t.dim() == 2 else _grid(t) for t in arguments]
 
 
 def _grid(like: Tensor) -> Tensor:

@@ -154,8 +154,7 @@ def backward(dy, u, delta, A, B, C, delta_bias, saved, delta_softplus: bool, dir
     du, ddelta = empty_grid(u), empty_grid(u)
     # Gradients that are sums are gathered in A's dtype, so that half precision rounds them once.
     dA, dB, dC, dbias = (
-        None if t is None else torch.zeros(t.shape, dtype=A.dtype, device=A.device)
-        for t in (A, B, C, delta_bias)
+        None if t is None else torch.zeros(t.shape, dtype=A.dtype, device=A.device) for t in (A, B, C, delta_bias)
     )
     place = len(saved)
     for chain in reversed(list(chunks(u.shape, directions))):

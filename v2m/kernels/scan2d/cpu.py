@@ -116,9 +116,7 @@ def _ordered_sum(parts: Tensor, axis: int) -> Tensor:
 class _Call:
     """The scan of the groups of one axis, and how its channels are split into tasks."""
 
-    def __init__(
-        self, u, delta, A, B, C, delta_bias, delta_softplus: bool, axis: int, groups: list[int], back
-    ):
+    def __init__(self, u, delta, A, B, C, delta_bias, delta_softplus: bool, axis: int, groups: list[int], back):
         self.library = _library()
         self.axis, self.groups = axis, groups
         self.double = A.dtype == torch.float64
@@ -155,9 +153,7 @@ class _Call:
                 setattr(scan, name, _Tensor(tensor.data_ptr(), TYPES[tensor.dtype], strides))
         tasks = scan.batch * scan.groups * scan.blocks
         threads = max(1, min(torch.get_num_threads(), tasks))
-        scan.scratch_bytes = self.library.visrep_scan2d_scratch_bytes(
-            ctypes.byref(scan), int(direction == "backward")
-        )
+        scan.scratch_bytes = self.library.visrep_scan2d_scratch_bytes(ctypes.byref(scan), int(direction == "backward"))
         scratch = torch.empty(threads * scan.scratch_bytes, dtype=torch.uint8)
         scan.scratch = scratch.data_ptr()
         kernel = getattr(self.library, f"visrep_scan2d_{direction}")

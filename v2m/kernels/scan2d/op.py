@@ -83,9 +83,7 @@ def _check(u, delta, A, B, C, delta_bias, directions: tuple[str, ...]) -> None:
     if delta_bias is not None and delta_bias.shape != (groups, width):
         raise ValueError(f"delta_bias is ({groups}, {width}), got {_shape(delta_bias)}")
     if len(directions) != groups or any(name not in NAMES for name in directions):
-        raise ValueError(
-            f"directions are {groups} of {', '.join(NAMES)}, one for each group, got {directions}"
-        )
+        raise ValueError(f"directions are {groups} of {', '.join(NAMES)}, one for each group, got {directions}")
     variable = (batch, groups, state, *grid)
     for name, tensor in (("B", B), ("C", C)):
         if tensor is not None and tensor.shape not in (A.shape, variable):

@@ -169,9 +169,7 @@ class Launch:
         rows = parts.sum(2)[..., : self.state].transpose(2, 3)  # (batch, K, N, tokens)
         for axis, groups, back in by_axis(self.names):
             steps = self.columns if axis == -1 else self.height
-            gradient[:, groups] = returned(rows[:, groups].unflatten(3, (-1, steps)), axis, back).to(
-                like.dtype
-            )
+            gradient[:, groups] = returned(rows[:, groups].unflatten(3, (-1, steps)), axis, back).to(like.dtype)
         return gradient
 
 

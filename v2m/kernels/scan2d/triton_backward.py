@@ -154,15 +154,10 @@ def block_of(pointer, offset, tile_offset, KIND: tl.constexpr):
 
 
 @triton.jit
-def advance(
-    h, A2, B, xs, dts, KIND_B: tl.constexpr, PADDED: tl.constexpr, STATES: tl.constexpr, STEPS: tl.constexpr
-):
+def advance(h, A2, B, xs, dts, KIND_B: tl.constexpr, PADDED: tl.constexpr, STATES: tl.constexpr, STEPS: tl.constexpr):
     """The state STEPS steps later, from the state h before the first."""
     for i in tl.static_range(STEPS):
-        h = (
-            h * tl.exp2(A2 * dts[i][None, :])
-            + load_state(B, i * PADDED, KIND_B, STATES) * (dts[i] * xs[i])[None, :]
-        )
+        h = h * tl.exp2(A2 * dts[i][None, :]) + load_state(B, i * PADDED, KIND_B, STATES) * (dts[i] * xs[i])[None, :]
     return h
 
 
@@ -269,9 +264,7 @@ def scan_backward(
     share = (lines + splits - 1) // splits
     for line in range(split * share, tl.minimum(lines, (split + 1) * share)):
         # Computed for every line: else they would be in registers all along.
-        batch, split, group, row, channel, mask = place(
-            groups, blocks, splits, width, opaque & line, CHANNELS
-        )
+        batch, split, group, row, channel, mask = place(groups, blocks, splits, width, opaque & line, CHANNELS)
         lines, length, line_step, step, first = walk(directions, group, height, columns, width)
         programs = tl.cast(groups * blocks, tl.int64)  # of a batch element and share
         tokens = tl.cast(height, tl.int64) * columns

@@ -53,14 +53,7 @@ def place(groups, blocks, splits, width, opaque, CHANNELS: tl.constexpr):
     rest = program // (groups * blocks)
     channel = tl.cast((row % blocks) * CHANNELS, tl.int64) + tl.arange(0, CHANNELS)
     batch = tl.cast(rest // splits, tl.int64)
-    return (
-        batch,
-        rest % splits,
-        tl.cast(row // blocks, tl.int64),
-        tl.cast(row, tl.int64),
-        channel,
-        channel < width,
-    )
+    return (batch, rest % splits, tl.cast(row // blocks, tl.int64), tl.cast(row, tl.int64), channel, channel < width)
 
 
 @triton.jit

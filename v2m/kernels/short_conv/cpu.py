@@ -51,9 +51,7 @@ def empty_groups(x: Tensor, groups: int, side_by_side: bool) -> Tensor:
     return x.new_empty(batch, groups, height, width, channels)
 
 
-def forward(
-    x: Tensor, weight: Tensor, bias: Tensor, directions: tuple[str, ...], side_by_side: bool = False
-) -> Tensor:
+def forward(x: Tensor, weight: Tensor, bias: Tensor, directions: tuple[str, ...], side_by_side: bool = False) -> Tensor:
     """(B, S, H, W, D), (K, D, T), (K, D) -> (B, K, H, W, D)."""
     out = empty_groups(x, len(directions), side_by_side)
     _run(x, weight, bias, directions, out=out)

@@ -44,9 +44,7 @@ CONTRACT = Contract(
     differing=({"row", "model"}, set()),
     toy=toy,
     bad={
-        "batch larger than the data": Bad(
-            ["optim.batch_size=5000"], "do not fill one batch", "lower optim.batch_size"
-        ),
+        "batch larger than the data": Bad(["optim.batch_size=5000"], "do not fill one batch", "lower optim.batch_size"),
         "no steps": Bad(["scale.steps=0"], "0 steps of 32 samples", "set scale.steps"),
     },
 )
