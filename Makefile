@@ -81,7 +81,9 @@ show-%: setup ## Print what ROW= is: claim, baseline, composed configuration, ha
 	@$(PY) -m shared.claims show "$*" $(call option,--row,$(ROW)) $(call option,--seed,$(SEED)) $(WHERE) $(OVERRIDES)
 
 data-check: setup ## Check the files under DATA_ROOT= against the manifests
-	@$(PY) -m shared.data $(call option,--root,$(DATA_ROOT))
+	@worst=0; for module in shared.data $$(ls */tools/data_check.py | sed 's/\.py$$//; s,/,.,g'); do \
+		$(PY) -m "$$module" $(call option,--root,$(DATA_ROOT)) || worst=$$?; \
+		[ -d "$(DATA_ROOT)" ] || exit $$worst; done; exit $$worst
 
 docker-build: ## Build the image (IMAGE= names it, BASE_DIGEST=@sha256:... pins the base)
 	docker build -f docker/Dockerfile -t "$(IMAGE)" --build-arg "BASE_DIGEST=$(BASE_DIGEST)" .

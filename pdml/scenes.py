@@ -11,11 +11,11 @@ import numpy as np
 from PIL import Image
 
 from pdml.config import DataConfig
+from pdml.matlab import read_mat
 from pdml.resample import resample_scene
 from pdml.splits import Split, make_split
 from pdml.synthetic import synthetic_scene
 from shared.data.manifest import load_manifest, locate
-from shared.data.matlab import read_mat
 from shared.errors import UserError
 
 __all__ = ["Scene", "Split", "load_scene"]

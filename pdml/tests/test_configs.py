@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from scipy.io import savemat
 
+from pdml.matlab import read_mat
 from pdml.scenes import load_scene
 from pdml.tests.contract import CONTRACT
 from shared.claims.compose import repository_root, row_config
 from shared.claims.ledger import load_ledger
 from shared.data.keyed import keyed_bits
-from shared.data.matlab import read_mat
 from shared.testing.applications import call_application
 from shared.training.config import evidence_path, has_evidence
 from shared.training.record import read_record

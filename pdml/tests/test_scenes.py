@@ -9,9 +9,9 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from scipy.io import loadmat, savemat
 
+from pdml.matlab import read_mat
 from pdml.resample import halve, resample_scene
 from pdml.scenes import load_scene
-from shared.data.matlab import read_mat
 from shared.errors import UserError
 
 CONFIGS = Path(__file__).parents[1] / "configs"

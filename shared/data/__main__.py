@@ -1,34 +1,27 @@
-"""``python -m shared.data --root DIR`` (= ``make data-check``): which data are there, and are they right.
+"""``python -m shared.data --root DIR`` (part of ``make data-check``): which data are there, and are they right.
 
-Exit code 0 when nothing that is there is wrong (missing is only said), 2 for a wrong file or a bad root.
+Of scenes the paper's own check says more (``pdml/tools/data_check.py``). Exit code 0 when nothing that is there is
+wrong (missing is only said), 2 for a wrong file or a bad root.
 """
 
 import hashlib
 import os
 import sys
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from shared.commands import Parser, report
 from shared.data.folders import list_images, require_checksum
-from shared.data.manifest import (
-    DataFile,
-    ImageFolder,
-    Manifest,
-    checked_root,
-    load_manifest,
-    locate,
-    manifest_names,
-    recorded,
-)
-from shared.data.matlab import read_mat
+from shared.data.manifest import DataFile, ImageFolder, Manifest, checked_root, load_manifest, locate, manifest_names
 from shared.errors import UserError
+
+Check = Callable[[Manifest, DataFile, Path], str]  # a phrase on what a file holds; UserError for a wrong one
 
 
 class Row(NamedTuple):
@@ -40,27 +33,10 @@ class Row(NamedTuple):
     detail: str
 
 
-def _check_file(manifest: Manifest, entry: DataFile, root: Path) -> str:
-    """Return a phrase for every variable; UserError where checksum, shape, type or counts differ from the manifest."""
-    path, phrases = root / entry.path, []
-    if entry.sha256 is not None or entry.path in recorded(manifest, root):
-        locate(manifest, root, entry.path)
-    for key, variable in entry.keys.items():
-        data = read_mat(path, key)
-        if data.shape != variable.shape or variable.dtype not in (None, str(data.dtype)):
-            expected = f"get the file that has {variable.shape} {variable.dtype or 'of any type'}"
-            raise manifest.wrong(f"{path}: {key} is {data.shape} {data.dtype}", expected)
-        phrase = f"{key} {' x '.join(map(str, data.shape))}"
-        if key in manifest.counts:
-            values, numbers = np.unique(data[data != 0], return_counts=True)
-            counts = dict(zip(values.tolist(), numbers.tolist(), strict=True))
-            expected = dict(enumerate(manifest.counts[key], 1))
-            if counts != expected:
-                raise manifest.wrong(f"{path}: {key} counts {counts}", f"get the file that has {expected}")
-            phrase += f", {len(counts)} classes, {numbers.sum()} labelled"
-        phrases.append(phrase)
-    locate(manifest, root, entry.path)  # only now is a checksum recorded that was not known
-    return "; ".join(phrases)
+def check_file(manifest: Manifest, entry: DataFile, root: Path) -> str:
+    """Return what is to be said of a file that is there, nothing; UserError where its checksum differs."""
+    locate(manifest, root, entry.path)
+    return ""
 
 
 def _check_folder(manifest: Manifest, entry: ImageFolder, root: Path) -> str:
@@ -75,34 +51,34 @@ def _check_folder(manifest: Manifest, entry: ImageFolder, root: Path) -> str:
     return phrase
 
 
-def _row(manifest: Manifest, entry: DataFile | ImageFolder, root: Path) -> Row:
+def _row(manifest: Manifest, entry: DataFile | ImageFolder, root: Path, check: Check) -> Row:
     is_file = isinstance(entry, DataFile)
     status, detail = "missing", f"{entry.note if is_file else ''} Source: {manifest.source}".strip()
     if entry.is_in(root):
         try:
-            detail = (_check_file if is_file else _check_folder)(manifest, entry, root)
+            detail = (check if is_file else _check_folder)(manifest, entry, root)
             status = "present" if entry.sha256 else "recorded" if is_file else "counted"
         except UserError as error:
             status, detail = "wrong", str(error)
     return Row(manifest.name, entry.path, status, detail)
 
 
-def check_all(data_root: str | Path | None) -> list[Row]:
-    """Return a row for every file and folder of every manifest: checksum, shapes of MATLAB files, counts."""
-    hint = "set DATA_ROOT=<folder>, whose sub-folder hsi holds the hyperspectral scenes"
-    root, rows = checked_root(data_root, hint), []
+def check_all(data_root: str | Path | None, scenes: bool = False, check: Check = check_file) -> list[Row]:
+    """Return a row for every file and folder of the manifests, those of ``scenes`` or all others."""
+    root, rows = checked_root(data_root, "set DATA_ROOT=<folder>, which holds the data sets"), []
     for manifest in map(load_manifest, manifest_names()):
-        entries = [_row(manifest, entry, root) for entry in [*manifest.files, *manifest.folders]]
-        rows += entries or [Row(manifest.name, "-", "embedded", manifest.source)]
+        if manifest.is_scene == scenes:
+            entries = [_row(manifest, entry, root, check) for entry in [*manifest.files, *manifest.folders]]
+            rows += entries or [Row(manifest.name, "-", "embedded", manifest.source)]
     return rows
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Print the table of all data files and return the exit code."""
-    parser = Parser(prog="python -m shared.data", description=__doc__.splitlines()[0])
+def main(arguments: list[str] | None = None, scenes: bool = False, check: Check = check_file) -> int:
+    """Print the table of ``check_all`` and return the exit code."""
+    parser = Parser(prog="make data-check", description=__doc__.splitlines()[0])
     parser.add_argument("--root", default=os.environ.get("DATA_ROOT"), help="the data root, else DATA_ROOT")
     try:
-        rows = check_all(parser.parse_args(arguments).root)
+        rows = check_all(parser.parse_args(arguments).root, scenes, check)
     except UserError as error:
         return report(error)
     table = Table("data set", "file", "status", "detail")

@@ -11,10 +11,11 @@ import logging
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
+import h5py
+import scipy.io
 import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
-from shared.data.matlab import require_readable
 from shared.errors import UserError
 from shared.files import write_text
 
@@ -89,6 +90,11 @@ class Manifest(BaseModel, extra="forbid", frozen=True):
     folders: list[ImageFolder] = []
     counts: dict[str, list[int]] = {}
     root_marker: str | None = None  # a folder that every data root of this kind has
+
+    @property
+    def is_scene(self) -> bool:
+        """Say whether files of it hold named variables, which the paper that reads them compares with the manifest."""
+        return any(file.keys for file in self.files)
 
     def wrong(self, what: str, remedy: str = "get the data again") -> UserError:
         """Return the error that says what is wrong with the data and where they come from."""
@@ -179,6 +185,17 @@ def require_there(manifest: Manifest, data_root: str | Path | None, entry: DataF
     return root / entry.path
 
 
+def _require_readable(path: Path) -> None:
+    """Raise UserError for a damaged MATLAB file; recorded, half a download would have the whole one refused."""
+    try:
+        if h5py.is_hdf5(path):  # v7.3; opening compares its length with the stored one
+            h5py.File(path, "r").close()
+        else:
+            scipy.io.loadmat(path)
+    except Exception as error:  # both readers raise almost anything on damaged bytes
+        raise UserError(f"{path} is truncated or unreadable ({error}): download it again") from error
+
+
 def locate(manifest: Manifest, data_root: str | Path | None, file: str) -> Path:
     """Return the path of a file, named as in its manifest, after checking its sha256.
 
@@ -193,7 +210,7 @@ def locate(manifest: Manifest, data_root: str | Path | None, file: str) -> Path:
     published = entries[file].sha256
     expected = published or recorded(manifest, root).get(file)
     if expected is None and path.suffix == ".mat":
-        require_readable(path)  # else half a download would be recorded, and the whole one refused ever after
+        _require_readable(path)
     stat = path.stat()
     digest = _digest(path.resolve(), stat.st_size, stat.st_mtime_ns)
     if expected is None:

@@ -5,9 +5,9 @@ import hashlib
 import json
 import logging
 import os
-import re
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 import scipy.io
@@ -15,7 +15,6 @@ import scipy.io
 from shared.data import manifest as module
 from shared.data.__main__ import check_all, main
 from shared.data.manifest import DataFile, Manifest, Variable, load_manifest, locate, manifest_names, manifest_sha256
-from shared.data.matlab import read_mat
 from shared.errors import UserError
 
 LABELS = np.array([[0, 1, 2], [2, 2, 0]], np.uint8)
@@ -23,8 +22,7 @@ FILE = "hsi/toy/labels.mat"
 
 
 def toy(**changes):
-    keys = {"labels": Variable(shape=(2, 3), dtype="uint8")}
-    fields = {"path": FILE, "sha256": None, "keys": keys, **changes}
+    fields = {"path": FILE, "sha256": None, **changes}
     return Manifest(
         name="toy",
         title="Toy",
@@ -42,6 +40,12 @@ def store(root, labels=LABELS, file=FILE):
     path.parent.mkdir(parents=True, exist_ok=True)
     scipy.io.savemat(path, {"labels": labels})
     return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def store_v73(root):
+    (root / FILE).parent.mkdir(parents=True)
+    with h5py.File(root / FILE, "w") as file:
+        file["labels"] = LABELS
 
 
 def record_of(root):
@@ -152,9 +156,10 @@ def test_hash_of_a_manifest_follows_the_data_and_not_the_wording():
         toy(sha256="0" * 64),
         toy(path="hsi/other.mat"),
         toy(keys={"labels": Variable(shape=(3, 2))}),
+        toy(keys={"labels": Variable(shape=(3, 2), dtype="uint8")}),
         toy().model_copy(update={"counts": {"labels": [2, 3]}}),
     ]
-    assert len({manifest_sha256(manifest) for manifest in [toy(), *changed]}) == 5
+    assert len({manifest_sha256(manifest) for manifest in [toy(), *changed]}) == 6
     reworded = toy(note="said better").model_copy(update={"terms": "ask first", "title": "A toy"})
     assert manifest_sha256(reworded) == manifest_sha256(toy())
 
@@ -193,10 +198,11 @@ def test_recording_a_second_file_keeps_the_first(tmp_path):
     assert record_of(tmp_path) == {FILE: first, other: second}
 
 
-def test_half_a_download_is_refused_and_not_recorded(tmp_path):
-    store(tmp_path)
+@pytest.mark.parametrize("write", [store, store_v73])
+def test_half_a_download_is_refused_and_not_recorded(tmp_path, write):
+    write(tmp_path)
     whole = (tmp_path / FILE).read_bytes()
-    (tmp_path / FILE).write_bytes(whole[:-20])
+    (tmp_path / FILE).write_bytes(whole[: len(whole) // 2])
     with pytest.raises(UserError, match="truncated"):
         locate(toy(), tmp_path, FILE)
     (tmp_path / FILE).write_bytes(whole)
@@ -281,8 +287,7 @@ def test_data_check_says_missing_then_recorded_then_wrong(only_toy, tmp_path, ca
     assert [row.status for row in check_all(root)] == ["missing"]
     store(root)
     assert main(["--root", str(root)]) == 0
-    row = check_all(root)[0]
-    assert row.status == "recorded" and row.detail == "labels 2 x 3, 2 classes, 4 labelled"
+    assert [row.status for row in check_all(root)] == ["recorded"]
     store(root, LABELS[::-1])
     assert main(["--root", str(root)]) == 2
     assert "wrong checksum" in capsys.readouterr().err
@@ -298,25 +303,6 @@ def test_data_check_of_a_damaged_record_is_an_error(only_toy, tmp_path):
 def test_data_check_says_present_for_a_known_checksum(only_toy, tmp_path):
     only_toy(sha256=store(tmp_path))
     assert [row.status for row in check_all(tmp_path)] == ["present"]
-
-
-@pytest.mark.parametrize(
-    ("labels", "words"),
-    [
-        (LABELS.T, r"labels is \(3, 2\) uint8"),
-        (LABELS.astype(np.float64), "float64"),
-        (np.array([[0, 1, 2], [2, 1, 0]], np.uint8), "counts {1: 2, 2: 2}"),
-        (np.array([[0, 1, 2], [2, 2, 3]], np.uint8), "3: 1"),
-    ],
-    ids=["shape", "type", "count", "class"],
-)
-def test_data_check_refuses_wrong_content_before_it_records_its_checksum(only_toy, tmp_path, labels, words):
-    store(tmp_path, labels)
-    (row,) = check_all(tmp_path)
-    assert row.status == "wrong"
-    assert re.search(words, row.detail)
-    assert not (tmp_path / ".sha256").exists()
-    assert main(["--root", str(tmp_path)]) == 2
 
 
 @pytest.mark.parametrize("root", ["", "/dev/null"])
@@ -344,17 +330,7 @@ def real_root():
 
 
 def test_the_real_files_are_those_of_the_manifests(real_root):
-    rows = check_all(real_root)
+    rows = check_all(real_root, scenes=False) + check_all(real_root, scenes=True)
     files = [file for name in manifest_names() for file in load_manifest(name).files]
     known = {file.path for file in files if file.sha256 and file.path.startswith("hsi/")}
     assert {row.status for row in rows if row.file in known} == {"present"}
-
-
-def test_the_derived_counts_are_those_of_the_real_files(real_root):
-    image = pytest.importorskip("PIL.Image")
-    jasper, pines = load_manifest("jasper_ridge"), load_manifest("indian_pines_train_pixels")
-    abundances = read_mat(locate(jasper, real_root, "hsi/jasper_ridge/_EndJasperRidge2_R198.mat"), "A")
-    assert np.bincount(abundances.argmax(axis=0)).tolist() == jasper.counts["largest_abundance"]
-    for key, name in {"train_map": "IndianTR123_temp123.tif", "test_map": "IndianTE123_temp123.tif"}.items():
-        labels = np.asarray(image.open(locate(pines, real_root, f"hsi/indian_pines_train_pixels/{name}")))
-        assert labels.shape == (145, 145) and np.bincount(labels.ravel())[1:].tolist() == pines.counts[key]

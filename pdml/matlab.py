@@ -72,14 +72,3 @@ def _read_hdf5(path: Path, key: str) -> tuple[list[str], np.ndarray | None]:
 def _read_v5(path: Path, key: str) -> tuple[list[str], np.ndarray | None]:
     names = [name for name, _, _ in scipy.io.whosmat(path)]
     return names, scipy.io.loadmat(path, variable_names=[key]).get(key)
-
-
-def require_readable(path: str | Path) -> None:
-    """Raise UserError when a MATLAB file is missing, foreign or cut short; whatever its variables are."""
-    path = Path(path)
-    with _readable(path) as is_hdf5:
-        # Opening an HDF5 file compares its length with the stored one; a v5 file must be read to the end.
-        if is_hdf5:
-            h5py.File(path, "r").close()
-        else:
-            scipy.io.loadmat(path)
