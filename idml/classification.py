@@ -18,9 +18,8 @@ from idml.data import evaluation_batches
 from idml.model import build_classification_network
 from idml.module import decay, parameters_of
 from shared.data.augment import Augmentation, mix
-from shared.data.images import Batches, ImageSet, keyed_subset
+from shared.data.images import Batches, ImageSet, keyed_subset, load_image_set
 from shared.data.keyed import keyed_uniform
-from shared.data.published import load_classification_set
 from shared.data.sampler import KeyedBatchSampler
 from shared.data.streams import stream
 from shared.errors import UserError
@@ -93,8 +92,8 @@ def require_selection(cfg: IDMLConfig) -> None:
 
 def prepare(cfg: IDMLConfig) -> tuple[ClassificationModule, TrainingData, ImageSet]:
     """Return all that a run trains with, and its test images; raises UserError for bad input."""
-    images = load_classification_set(cfg.data.manifest, "train", cfg.paths.data_root)
-    test = load_classification_set(cfg.data.manifest, "test", cfg.paths.data_root)
+    images = load_image_set(cfg.data.manifest, "train", cfg.paths.data_root)
+    test = load_image_set(cfg.data.manifest, "test", cfg.paths.data_root)
     chosen = None
     if cfg.data.train_images is not None:
         chosen = keyed_subset(images.labels, cfg.data.train_images, cfg.seed)

@@ -6,11 +6,12 @@ import numpy as np
 from torch import Tensor
 
 from idml.config import IDMLConfig
+from idml.sampler import ClassBalancedBatchSampler
 from idml.sets import load_retrieval_set
 from shared.data.augment import Augmentation, AugmentationConfig
 from shared.data.images import KEPT_BYTES, Batches, ImageSet, OrderedBatches
 from shared.data.keyed import keyed_permutation
-from shared.data.sampler import ClassBalancedBatchSampler, KeyedBatchSampler
+from shared.data.sampler import KeyedBatchSampler
 from shared.data.streams import stream
 from shared.errors import UserError
 from shared.training.training_data import TrainingData

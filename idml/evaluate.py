@@ -19,7 +19,7 @@ from idml.scoring import embed, scores
 from idml.sets import load_retrieval_set
 from idml.train import check
 from idml.uncertainty import ambiguous_uncertainties, uncertainty_scores
-from shared.data.published import load_classification_set
+from shared.data.images import load_image_set
 from shared.training.application import command
 from shared.training.checkpoints import load_weights, read_checkpoint
 from shared.training.checks import device_of
@@ -38,7 +38,7 @@ def evaluate_checkpoint(cfg: IDMLConfig, path: Path, folder: Path) -> dict:
     if cfg.data.task == "classification":
         network = build_classification_network(cfg)
         load_weights(network, state, cfg.row, path)
-        test = load_classification_set(cfg.data.manifest, "test", cfg.paths.data_root)
+        test = load_image_set(cfg.data.manifest, "test", cfg.paths.data_root)
         metrics = classification.score(cfg, network, test, device)
     else:
         network = build_embedding_network(cfg)

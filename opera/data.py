@@ -10,10 +10,10 @@ from torch.utils.data import Dataset
 
 from opera.config import OPERAConfig
 from opera.hierarchy import UNLABELLED
+from opera.sets import load_classification_set
 from opera.views import Views
 from shared.data.images import ImageSet, keyed_subset
 from shared.data.keyed import keyed_permutation
-from shared.data.published import load_classification_set
 from shared.data.sampler import KeyedBatchSampler
 from shared.data.streams import stream
 from shared.errors import UserError

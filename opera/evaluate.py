@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from opera.backbones import build_backbone
 from opera.config import CONFIGS, OPERAConfig
 from opera.moco_checkpoints import is_official, linear_classifier, load_moco_v3
+from opera.sets import load_classification_set
 from opera.train import UNTRAINED, build_hierarchy, check, neighbour_scores, pretraining_folder, task_folder
 from opera.tuning import Classifier, logit_scores, outputs
 from shared.data.images import ImageSet
-from shared.data.published import load_classification_set
 from shared.errors import UserError
 from shared.training.application import command
 from shared.training.checkpoints import load_weights, read_checkpoint

@@ -25,9 +25,9 @@ from opera.knn import knn_scores
 from opera.masked import MASKED_ARRANGEMENTS, MaskedHierarchy
 from opera.moco_checkpoints import load_moco_v3
 from opera.module import PretrainingModule
+from opera.sets import load_classification_set
 from opera.tuning import KINDS, TuningModule, logit_scores, outputs, tuning_data
 from opera.views import Views
-from shared.data.published import load_classification_set
 from shared.errors import UserError
 from shared.training.application import command, folder_lock, run_job
 from shared.training.checks import autocast_context, device_of, process_rank

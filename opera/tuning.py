@@ -13,10 +13,10 @@ from torch.utils.data import DataLoader
 from opera.config import OPERAConfig
 from opera.module import BATCH
 from opera.schedules import learning_rate
+from opera.sets import load_classification_set
 from shared.data.augment import Augmentation, mix
 from shared.data.images import Batches, ImageSet, OrderedBatches, keyed_subset
 from shared.data.keyed import keyed_bits
-from shared.data.published import load_classification_set
 from shared.data.sampler import KeyedBatchSampler
 from shared.data.streams import stream
 from shared.errors import UserError

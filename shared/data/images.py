@@ -1,7 +1,8 @@
 """Image-classification data sets, one split at a time, and the batches that a training or a test takes from them.
 
-The sets are the scikit-learn digits (embedded) and every manifest with ``folders``. Where it gives a size, the images
-are decoded once, their checksums compared, into a uint8 array that is mapped into memory ever after, outside the data
+The sets are the scikit-learn digits (embedded), CIFAR-10 and CIFAR-100 as published, whose pickles torchvision reads
+after it has compared their checksums, and every manifest with ``folders``. Where that gives a size, the images are
+decoded once, their checksums compared, into a uint8 array that is mapped into memory ever after, outside the data
 root, which may be read-only: ``${XDG_CACHE_HOME:-~/.cache}/visrep/<name>-<split>-<sha256>-<decoder>.npy``. Other sets
 are decoded image by image. Decoder: torchvision.io (RGB; grey and CMYK are converted).
 """
@@ -26,7 +27,7 @@ from shared.data.augment import Augmentation
 from shared.data.digits import load_digits, split_by_index
 from shared.data.folders import Listing, list_images, require_checksum
 from shared.data.keyed import keyed_bits, keyed_places
-from shared.data.manifest import ImageFolder, Manifest, load_manifest, manifest_names
+from shared.data.manifest import ImageFolder, Manifest, load_manifest, locate, manifest_names
 from shared.data.streams import stream
 from shared.errors import UserError
 from shared.files import whole_file
@@ -34,6 +35,7 @@ from shared.files import whole_file
 LOGGER = logging.getLogger(__name__)
 SUBSET = stream("subset")
 DIGITS_TRAIN, DIGITS_SEED = 0.8, 0
+CIFAR = {"cifar10": torchvision.datasets.CIFAR10, "cifar100": torchvision.datasets.CIFAR100}
 KEPT_BYTES = 2**28  # of decoded images of a set: all of a small set, a negligible part of a large one
 
 
@@ -153,9 +155,20 @@ def _digits(split: str) -> ArrayImages:
     return ArrayImages(tuple(map(str, range(10))), labels[chosen], pixels)
 
 
+def _cifar(manifest: Manifest, split: str, data_root: str | Path | None) -> ArrayImages:
+    for entry in manifest.files:
+        locate(manifest, data_root, entry.path)
+    try:
+        images = CIFAR[manifest.name](root=str(data_root), train=split == "train", download=False)
+    except RuntimeError as error:
+        raise manifest.wrong(f"{manifest.name} in {data_root} is not as published") from error
+    pixels = np.ascontiguousarray(images.data.transpose(0, 3, 1, 2))  # (n, 3, 32, 32)
+    return ArrayImages(tuple(images.classes), np.asarray(images.targets, np.int64), pixels)
+
+
 def image_set_names() -> list[str]:
     """Return the names that ``load_image_set`` knows."""
-    return ["digits", *(name for name in manifest_names() if load_manifest(name).folders)]
+    return ["digits", *(name for name in manifest_names() if load_manifest(name).folders), *CIFAR]
 
 
 def require_known(name: str, split: str, names: list[str]) -> None:
@@ -178,6 +191,8 @@ def load_image_set(name: str, split: str, data_root: str | Path | None) -> Image
     if name == "digits":
         return _digits(split)
     manifest = load_manifest(name)
+    if name in CIFAR:
+        return _cifar(manifest, split, data_root)
     folder = next((folder for folder in manifest.folders if folder.split == split), None)
     if folder is None:
         raise UserError(f"{name} has no split {split!r}: choose the other one")

@@ -13,7 +13,7 @@ def test_no_further_streams_share_a_number():
 
 def test_streams_that_were_measured_with_keep_their_numbers():
     some = {"pdml.split.blocks": 2, "pdml.resample.noise": 13, "pdml.pixel": 22, "pdml.synthetic.noise": 26}
-    some |= {"subset": 31, "classification.dropping": 32, "augment.mix": 38, "sampler.within": 40}
+    some |= {"subset": 31, "classification.dropping": 32, "augment.mix": 38, "idml.within": 40}
     some |= {"idml.mixing": 47, "opera.dropping": 60, "opera.tuning.dropping": 62, "opera.hiding": 63}
     assert {name: stream(name) for name in some} == some
 

@@ -1,46 +1,32 @@
-"""Classification sets as they are published: CIFAR-10 and CIFAR-100, Flowers-102, Oxford-IIIT Pets.
+"""The sets of OPERA's transfer that have lists of their own: Flowers-102 and Oxford-IIIT Pets, as published.
 
-CIFAR's files are pickles, which torchvision reads after it has compared their checksums. Flowers and Pets are image
-files of any size with their own lists; the images of Flowers to train and to validate train together, as transfer to it
-is reported. Manifests give sources, layouts and counts.
+Image files of any size. The images of Flowers to train and to validate train together, as transfer to it is reported.
+Manifests give sources, layouts and counts.
 """
 
 from pathlib import Path
 
 import numpy as np
 import scipy.io
-import torchvision
 
 from shared.data.folders import Listing
-from shared.data.images import ArrayImages, ImageFiles, ImageSet, image_set_names, load_image_set, require_known
+from shared.data.images import ImageFiles, ImageSet, image_set_names, load_image_set, require_known
 from shared.data.manifest import Manifest, load_manifest, locate
 
-CIFAR = {"cifar10": torchvision.datasets.CIFAR10, "cifar100": torchvision.datasets.CIFAR100}
 FLOWERS, PETS = 102, 37  # classes
 
 
 def load_classification_set(name: str, split: str, data_root: str | Path | None) -> ImageSet:
-    """Return a split, "train" or "test", of a published set or of an image set of ``images.load_image_set``.
+    """Return a split, "train" or "test", of a set of this file or of ``load_image_set``.
 
     Raises UserError for an unknown set or split, and for data that are missing or other ones.
     """
-    folders = image_set_names()
-    require_known(name, split, [*folders, *CIFAR, *READERS])
-    if name in folders:
+    require_known(name, split, [*image_set_names(), *READERS])
+    if name not in READERS:
         return load_image_set(name, split, data_root)
     manifest = load_manifest(name)
     files = {Path(entry.path).name: locate(manifest, data_root, entry.path) for entry in manifest.files}
-    root = Path(data_root)
-    return _cifar(manifest, split, root) if name in CIFAR else _listed(manifest, split, root, files)
-
-
-def _cifar(manifest: Manifest, split: str, root: Path) -> ArrayImages:
-    try:
-        images = CIFAR[manifest.name](root=str(root), train=split == "train", download=False)
-    except RuntimeError as error:
-        raise manifest.wrong(f"{manifest.name} in {root} is not as published") from error
-    pixels = np.ascontiguousarray(images.data.transpose(0, 3, 1, 2))  # (n, 3, 32, 32)
-    return ArrayImages(tuple(images.classes), np.asarray(images.targets, np.int64), pixels)
+    return _listed(manifest, split, Path(data_root), files)
 
 
 def _listed(manifest: Manifest, split: str, root: Path, files: dict[str, Path]) -> ImageFiles:

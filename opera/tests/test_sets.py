@@ -1,7 +1,4 @@
-"""CIFAR, and Flowers and Pets by their own lists, in tiny layouts of the published form."""
-
-import hashlib
-import pickle
+"""Flowers and Pets by their own lists, in tiny layouts of the published form."""
 
 import numpy as np
 import pytest
@@ -10,7 +7,8 @@ import torch
 import torchvision
 from torchvision.io import encode_jpeg
 
-from shared.data import manifest, published
+from opera import sets
+from shared.data import manifest
 from shared.data.images import load_image_set
 from shared.errors import UserError
 
@@ -18,12 +16,12 @@ from shared.errors import UserError
 @pytest.fixture
 def small(monkeypatch):
     """Three classes of Flowers, two of Pets, and as many images as the layouts below have."""
-    monkeypatch.setattr(published, "FLOWERS", 3)
-    monkeypatch.setattr(published, "PETS", 2)
+    monkeypatch.setattr(sets, "FLOWERS", 3)
+    monkeypatch.setattr(sets, "PETS", 2)
     load = manifest.load_manifest
     counts = {"flowers102": [6, 3], "pets": [4, 2]}
     monkeypatch.setattr(
-        published, "load_manifest", lambda name: load(name).model_copy(update={"counts": {"images": counts[name]}})
+        sets, "load_manifest", lambda name: load(name).model_copy(update={"counts": {"images": counts[name]}})
     )
 
 
@@ -58,60 +56,13 @@ def pets(tmp_path):
     return tmp_path
 
 
-@pytest.fixture
-def cifar(monkeypatch, tmp_path):
-    """Return what writes a set of two images a file, by the manifest's files, under checksums of their own."""
-
-    def dump(path, content: dict) -> str:
-        path.parent.mkdir(exist_ok=True)
-        path.write_bytes(pickle.dumps(content))
-        return hashlib.md5(path.read_bytes()).hexdigest()
-
-    def write(name: str) -> list[tuple[np.ndarray, list[int]]]:
-        original, rng, parts, sums = published.CIFAR[name], np.random.default_rng(0), [], []
-        fine = "labels" if name == "cifar10" else "fine_labels"
-        *files, meta = [tmp_path / entry.path for entry in manifest.load_manifest(name).files]
-        for number, path in enumerate(files):
-            parts.append((rng.integers(0, 256, (2, 3072), dtype=np.uint8), [number, 9 - number]))
-            sums.append([path.name, dump(path, {"data": parts[-1][0], "coarse_labels": [0, 0], fine: parts[-1][1]})])
-        key = original.meta["key"]
-        sums_of_meta = {"filename": meta.name, "key": key, "md5": dump(meta, {key: list("abcdefghij")})}
-        lists = {"train_list": sums[:-1], "test_list": sums[-1:], "meta": sums_of_meta}
-        monkeypatch.setitem(published.CIFAR, name, type(original.__name__, (original,), lists))
-        return parts
-
-    return write
-
-
-@pytest.mark.parametrize("name", ["cifar10", "cifar100"])
-def test_cifar_keeps_the_pixels_the_labels_and_the_order_of_its_files(cifar, tmp_path, name):
-    parts = cifar(name)
-    for split, chosen in {"train": parts[:-1], "test": parts[-1:]}.items():
-        images = published.load_classification_set(name, split, tmp_path)
-        pixels = np.concatenate([data.reshape(-1, 3, 32, 32) for data, _ in chosen])  # rows are planes of colour
-        assert images.classes == tuple("abcdefghij") and images.labels.dtype == np.int64
-        assert images.labels.tolist() == [label for _, labels in chosen for label in labels]
-        assert torch.equal(images.batch(np.arange(len(images))), torch.from_numpy(pixels))
-
-
-def test_cifar_files_that_are_others_are_one_sentence(cifar, tmp_path):
-    cifar("cifar100")
-    path = tmp_path / "cifar-100-python/test"
-    path.write_bytes(path.read_bytes() + b"0")
-    with pytest.raises(UserError, match=r"cifar100 in .* is not as published: get the data again, source: A\. Kriz"):
-        published.load_classification_set("cifar100", "train", tmp_path)
-    path.unlink()
-    with pytest.raises(UserError, match="cifar-100-python/test is missing in DATA_ROOT=.*: set DATA_ROOT=<folder>"):
-        published.load_classification_set("cifar100", "train", tmp_path)
-
-
 def test_other_names_are_those_of_the_image_sets():
-    images, expected = (load("digits", "test", None) for load in (published.load_classification_set, load_image_set))
+    images, expected = (load("digits", "test", None) for load in (sets.load_classification_set, load_image_set))
     assert np.array_equal(images.labels, expected.labels) and np.array_equal(images.pixels, expected.pixels)
 
 
 def test_flowers_train_on_what_trains_and_validates_and_keep_their_labels(small, flowers):
-    train, test = (published.load_classification_set("flowers102", split, flowers) for split in ("train", "test"))
+    train, test = (sets.load_classification_set("flowers102", split, flowers) for split in ("train", "test"))
     assert train.classes == ("1", "2", "3")
     assert train.labels.tolist() == [0, 1, 2, 1, 0, 2]  # images 1, 2, 3, 5, 7, 9
     assert test.labels.tolist() == [0, 2, 1]  # images 4, 6, 8
@@ -122,7 +73,7 @@ def test_flowers_train_on_what_trains_and_validates_and_keep_their_labels(small,
 def test_pets_are_read_by_their_lists(small, pets):
     lists = pets / "oxford-iiit-pet/annotations/trainval.txt"
     lists.write_text("#Image CLASS-ID SPECIES BREED ID\n" + lists.read_text())  # as list.txt of the same archive begins
-    train, test = (published.load_classification_set("pets", split, pets) for split in ("train", "test"))
+    train, test = (sets.load_classification_set("pets", split, pets) for split in ("train", "test"))
     assert train.classes == ("Abyssinian", "pug")
     assert train.labels.tolist() == [0, 1, 0, 1] and test.labels.tolist() == [0, 1]
     assert abs(float(train.image(2).float().mean()) - 120) < 2
@@ -133,7 +84,7 @@ def test_images_and_labels_are_those_that_torchvision_reads(small, flowers, pets
         return sorted((int(label), round(float(np.asarray(image).mean()) / 20)) for image, label in pairs)
 
     def ours(name: str, split: str):
-        images = published.load_classification_set(name, split, flowers)
+        images = sets.load_classification_set(name, split, flowers)
         return [(images.image(index), label) for index, label in enumerate(images.labels)]
 
     theirs = torchvision.datasets.Flowers102
@@ -147,26 +98,26 @@ def test_images_and_labels_are_those_that_torchvision_reads(small, flowers, pets
 def test_pets_that_are_other_images_than_their_names_say_are_read(small, pets):
     path = pets / "oxford-iiit-pet/images/pug_3.jpg"  # some published ones are PNG
     torchvision.io.write_png(torch.full((3, 5, 7), 90, dtype=torch.uint8), str(path))
-    image = published.load_classification_set("pets", "test", pets).image(1)
+    image = sets.load_classification_set("pets", "test", pets).image(1)
     assert image.shape == (3, 5, 7) and bool((image == 90).all())
 
 
 def test_data_that_are_not_as_published_are_one_sentence(small, flowers, pets, tmp_path):
     with pytest.raises(UserError, match="there is no image set 'stl10': choose one of digits"):
-        published.load_classification_set("stl10", "train", tmp_path)
+        sets.load_classification_set("stl10", "train", tmp_path)
     with pytest.raises(UserError, match="pets has no split 'val'"):
-        published.load_classification_set("pets", "val", tmp_path)
+        sets.load_classification_set("pets", "val", tmp_path)
     with pytest.raises(UserError, match="set DATA_ROOT=<folder>"):
-        published.load_classification_set("pets", "train", None)
+        sets.load_classification_set("pets", "train", None)
     (tmp_path / "oxford-iiit-pet/images/pug_1.jpg").unlink()
     with pytest.raises(UserError, match=r"pug_1\.jpg is missing, which the lists name: get the data again"):
-        published.load_classification_set("pets", "train", tmp_path)
+        sets.load_classification_set("pets", "train", tmp_path)
     scipy.io.savemat(tmp_path / "flowers-102/imagelabels.mat", {"labels": np.ones((1, 9))})
     with pytest.raises(UserError, match="name 6 images of 1 classes to train, not 6 of 3: get the data"):
-        published.load_classification_set("flowers102", "train", tmp_path)
+        sets.load_classification_set("flowers102", "train", tmp_path)
 
 
 def test_lists_without_what_they_must_hold_are_one_sentence(small, flowers):
     scipy.io.savemat(flowers / "flowers-102/setid.mat", {"nothing": np.ones(2)})
     with pytest.raises(UserError, match="the lists of Flowers-102 .* cannot be read .*get the data again"):
-        published.load_classification_set("flowers102", "train", flowers)
+        sets.load_classification_set("flowers102", "train", flowers)
