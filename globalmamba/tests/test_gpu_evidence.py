@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from globalmamba.tools import gpu_evidence
-from shared.bench import gpu
+from globalmamba.tools import gpu_evidence, scan_evidence
 from shared.bench.gpu import train_rows
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -28,7 +27,7 @@ def test_a_red_check_is_reported_and_nothing_is_timed(tmp_path, monkeypatch):
     monkeypatch.setattr(gpu_evidence, "require_triton", lambda: None)
     monkeypatch.setattr(gpu_evidence, "CHECKED", [{"length": 1}])
     monkeypatch.setattr(gpu_evidence, "AS_TIMED", [{"length": 2}])
-    monkeypatch.setattr(gpu, "CHECKERS", 1)
+    monkeypatch.setattr(scan_evidence, "CHECKERS", 1)
     monkeypatch.setattr(gpu_evidence, "check", lambda length: {"length": length, "green": length == 1})
     monkeypatch.setattr(gpu_evidence, "timed", lambda *shape: pytest.fail("timed behind a red check"))
     assert gpu_evidence.main(["--out", str(tmp_path)]) == 1
@@ -70,7 +69,7 @@ def rehearse(out: str) -> None:
     }
     for name, value in changes.items():
         setattr(gpu_evidence, name, value)
-    gpu.CHECKERS = 1
+    scan_evidence.CHECKERS = 1
     raise SystemExit(gpu_evidence.main(["--out", out]))
 
 

@@ -22,18 +22,8 @@ from rich.table import Table
 from torch import Tensor
 
 from globalmamba.kernels.selective_scan import op, selective_scan
-from shared.bench.gpu import (
-    CALLS,
-    REPEATS,
-    Figures,
-    checks_of,
-    milliseconds,
-    require_gpu,
-    run_script,
-    verdict_on,
-    worst_of,
-)
-from shared.bench.peers import mamba_ssm_or_reason
+from globalmamba.tools.scan_evidence import checks_of, mamba_ssm_or_reason, verdict_on
+from shared.bench.gpu import CALLS, REPEATS, Figures, milliseconds, require_gpu, run_script, worst_of
 from shared.errors import UserError
 
 # Relative L2 error: half a unit in the last place of the outputs' type, and float32's drift over the sums.

@@ -7,9 +7,7 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from itertools import repeat
-from multiprocessing import get_context
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -24,7 +22,6 @@ from shared.errors import UserError
 from shared.files import write_text
 
 REPEATS, CALLS = 20, 10  # of every measurement; calls in one, so that what launches them is not timed
-CHECKERS = min(16, os.cpu_count() or 1)  # processes that check, most of whose time goes into compiling
 HEAD_START = 20_000_000  # cycles for which the GPU waits, while the calls are queued
 
 
@@ -51,23 +48,6 @@ def milliseconds(
             if turn >= 2:
                 times[name].append(begin.elapsed_time(end) / queued)
     return {n: {"median": statistics.median(t), "least": min(t), "largest": max(t)} for n, t in times.items()}
-
-
-def _strictly(check: Callable[..., dict], case: dict) -> dict:
-    before = (torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled())
-    torch.use_deterministic_algorithms(True, warn_only=True)  # fresh memory holds NaN
-    try:
-        return check(**case)
-    finally:
-        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
-
-
-def checks_of(check: Callable[..., dict], cases: list[dict]) -> list[dict]:
-    """Return what ``check`` says of every case, in fresh memory that holds NaN; CHECKERS processes share them."""
-    if CHECKERS == 1:
-        return [_strictly(check, case) for case in cases]
-    with ProcessPoolExecutor(CHECKERS, get_context("spawn")) as pool:
-        return list(pool.map(_strictly, repeat(check), cases))
 
 
 def worst_of(errors: dict[str, float]) -> str:
@@ -110,11 +90,6 @@ class Figures:
             console.print(table)
         for line in lines:
             console.print(line, markup=False)
-
-
-def verdict_on(bar: dict) -> str:
-    """Return a bar (``bar`` what, ``found``, ``wanted``, ``holds``) in words."""
-    return f"{bar['bar']}: {bar['found']:.2f}, wanted {bar['wanted']}: {'holds' if bar['holds'] else 'missed'}"
 
 
 def run_script(

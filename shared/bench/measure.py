@@ -41,16 +41,18 @@ def measured(prepare: Callable[..., Callable[[], object]], *arguments, threads: 
 def _measure(prepare, arguments, threads: int, repeats: int) -> Measured:
     torch.set_num_threads(threads)
     call = prepare(*arguments)
-    seconds, rises = [], []
-    for _ in range(repeats):
-        told = forget_peak()
-        before = resident_bytes("VmRSS") if told else 0
-        begin = time.perf_counter()
-        result = call()
-        seconds.append(time.perf_counter() - begin)
-        rises.append(resident_bytes("VmHWM") - before if told else None)
+    calls = [_timed(call) for _ in range(repeats)]
     # The first call's memory: what it freed, later ones may take again without a rise.
-    return Measured(sorted(seconds)[len(seconds) // 2], rises[0], result)
+    return Measured(sorted(one.seconds for one in calls)[repeats // 2], calls[0].extra_bytes, calls[-1].result)
+
+
+def _timed(call: Callable[[], object]) -> Measured:
+    told = forget_peak()
+    before = resident_bytes("VmRSS") if told else 0
+    begin = time.perf_counter()
+    result = call()
+    seconds = time.perf_counter() - begin
+    return Measured(seconds, resident_bytes("VmHWM") - before if told else None, result)
 
 
 def interleaved(functions: dict[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
@@ -71,7 +73,7 @@ def medians(seconds: dict[str, list[float]]) -> dict[str, float]:
 
 
 def peak_bytes(prepare: Callable[..., Callable[[], object]], *arguments) -> int:
-    """Return by how much a call raises resident memory at its peak, in a fresh process (Linux).
+    """Return by how much a call raises resident memory at its peak, in a fresh process (Linux; OSError elsewhere).
 
     ``prepare(*arguments)`` makes the inputs and returns the call; both are importable from their module. The call
     runs once before, so that what is loaded or compiled on first use does not count.
@@ -83,10 +85,7 @@ def peak_bytes(prepare: Callable[..., Callable[[], object]], *arguments) -> int:
 def _rise_of_peak(prepare, arguments) -> int:
     call = prepare(*arguments)
     call()
-    if not forget_peak():
+    rise = _timed(call).extra_bytes
+    if rise is None:
         raise OSError("this system does not forget a peak of resident memory")
-    before = resident_bytes("VmRSS")
-    kept = call()
-    rise = resident_bytes("VmHWM") - before
-    del kept
     return rise

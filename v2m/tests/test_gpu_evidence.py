@@ -10,11 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from shared.bench import gpu
 from shared.bench.gpu import train_rows
 from v2m.kernels.scan2d import scan2d
 from v2m.mixer import ReleasedMixer
-from v2m.tools import gpu_evidence
+from v2m.tools import gpu_evidence, scan_evidence
 from v2m.tools.released_composition import released_composition
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -32,7 +31,7 @@ def test_a_red_check_is_reported_and_nothing_is_timed(tmp_path, monkeypatch):
     monkeypatch.setattr(gpu_evidence, "require_triton", lambda: None)
     monkeypatch.setattr(gpu_evidence, "CHECKED", [{"length": 1}])
     monkeypatch.setattr(gpu_evidence, "AS_TIMED", [{"length": 2}])
-    monkeypatch.setattr(gpu, "CHECKERS", 1)
+    monkeypatch.setattr(scan_evidence, "CHECKERS", 1)
     monkeypatch.setattr(gpu_evidence, "check", lambda length: {"length": length, "green": length == 1})
     monkeypatch.setattr(gpu_evidence, "timed", lambda *shape: pytest.fail("timed behind a red check"))
     assert gpu_evidence.main(["--out", str(tmp_path)]) == 1
@@ -115,7 +114,7 @@ def rehearse(out: str) -> None:
     }
     for name, value in changes.items():
         setattr(gpu_evidence, name, value)
-    gpu.CHECKERS = 1
+    scan_evidence.CHECKERS = 1
     raise SystemExit(gpu_evidence.main(["--out", out]))
 
 

@@ -19,22 +19,12 @@ import torch
 from rich.table import Table
 from torch import Tensor
 
-from shared.bench.gpu import (
-    CALLS,
-    REPEATS,
-    Figures,
-    checks_of,
-    milliseconds,
-    require_gpu,
-    run_script,
-    verdict_on,
-    worst_of,
-)
-from shared.bench.peers import mamba_ssm_or_reason
+from shared.bench.gpu import CALLS, REPEATS, Figures, milliseconds, require_gpu, run_script, worst_of
 from shared.errors import UserError
 from v2m.kernels.scan2d import op, scan2d
 from v2m.mixer import ReleasedMixer, V2MMixer
 from v2m.tools.released_composition import released_composition
+from v2m.tools.scan_evidence import checks_of, mamba_ssm_or_reason, verdict_on
 
 # Relative L2 error: half a unit in the last place of the outputs' type, and float32's drift over the sums.
 BOUND = {torch.float32: 5e-6, torch.bfloat16: 4e-3, torch.float16: 6e-4}

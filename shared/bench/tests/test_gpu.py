@@ -83,15 +83,3 @@ def test_a_training_that_failed_or_was_killed_is_code_1(code, wanted, tmp_path, 
     codes = iter([0, code] + [0] * 99)
     monkeypatch.setattr(subprocess, "run", lambda command, **more: subprocess.CompletedProcess(command, next(codes)))
     assert gpu.train_rows("pdml", ("jasper-random",), tmp_path, 1) == wanted
-
-
-def filled(size: int) -> dict:
-    return {"size": size, "green": bool(torch.empty(size).isnan().all())}
-
-
-@pytest.mark.parametrize("processes", [1, 2])
-def test_checks_keep_their_order_and_see_nan_in_fresh_memory(processes, monkeypatch):
-    monkeypatch.setattr(gpu, "CHECKERS", processes)
-    results = gpu.checks_of(filled, [{"size": size} for size in (3, 1, 2)])
-    assert results == [{"size": size, "green": True} for size in (3, 1, 2)]
-    assert not torch.are_deterministic_algorithms_enabled()

@@ -1,11 +1,39 @@
-"""What our kernels are timed beside on a GPU and which is no dependency of ours: mamba-ssm's CUDA scan."""
+"""What a scan's GPU evidence needs beside ``shared/bench/gpu.py``: checks side by side, bars, mamba-ssm's scan."""
 
 import os
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from itertools import repeat
+from multiprocessing import get_context
 from pathlib import Path
 
 import torch
 
 from shared.errors import UserError
+
+CHECKERS = min(16, os.cpu_count() or 1)  # processes that check, most of whose time goes into compiling
+
+
+def _strictly(check: Callable[..., dict], case: dict) -> dict:
+    before = (torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled())
+    torch.use_deterministic_algorithms(True, warn_only=True)  # fresh memory holds NaN
+    try:
+        return check(**case)
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+
+
+def checks_of(check: Callable[..., dict], cases: list[dict]) -> list[dict]:
+    """Return what ``check`` says of every case, in fresh memory that holds NaN; CHECKERS processes share them."""
+    if CHECKERS == 1:
+        return [_strictly(check, case) for case in cases]
+    with ProcessPoolExecutor(CHECKERS, get_context("spawn")) as pool:
+        return list(pool.map(_strictly, repeat(check), cases))
+
+
+def verdict_on(bar: dict) -> str:
+    """Return a bar (``bar`` what, ``found``, ``wanted``, ``holds``) in words."""
+    return f"{bar['bar']}: {bar['found']:.2f}, wanted {bar['wanted']}: {'holds' if bar['holds'] else 'missed'}"
 
 
 def mamba_ssm(source: Path | None):
