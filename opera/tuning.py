@@ -6,6 +6,7 @@ on timm's augmentations (``shared/data/augment.py``), AdamW.
 
 import numpy as np
 import torch
+from timm.optim import param_groups_weight_decay
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
@@ -91,30 +92,23 @@ class TuningModule(GuardedModule):
         # The sum over all ranks by their common count; DistributedDataParallel averages, which this undoes.
         return losses.sum() * world_size() / self.task.batch_size
 
-    def parameter_groups(self) -> tuple[dict[str, nn.Parameter], dict[str, nn.Parameter]]:
-        """Return the trained parameters that DeiT decays, by name, and the others.
+    def parameter_groups(self) -> list[dict]:
+        """Return the groups of the trained parameters as DeiT has them, the decayed ones first.
 
         Biases and normalisations are not decayed, nor what the backbone names: a ViT's positions and class token.
         """
         named = getattr(self.model.backbone, "no_weight_decay", set)()
         kept = {f"backbone.{name}" for name in named}
-        trained = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
-        decayed = {name: p for name, p in trained.items() if p.ndim > 1 and name not in kept}
-        return decayed, {name: p for name, p in trained.items() if name not in decayed}
+        return param_groups_weight_decay(self.model, self.task.weight_decay, no_weight_decay_list=kept)[::-1]
 
     def configure_optimizers(self):
         task = self.task
-        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         if self.frozen:
+            trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
             rate = task.lr * task.batch_size / BATCH
             optimizer = torch.optim.SGD(trained, rate, momentum=0.9, weight_decay=task.weight_decay)
         else:
-            decayed, others = self.parameter_groups()
-            groups = [
-                {"params": list(decayed.values()), "weight_decay": task.weight_decay},
-                {"params": list(others.values()), "weight_decay": 0.0},
-            ]
-            optimizer = torch.optim.AdamW(groups, task.lr)
+            optimizer = torch.optim.AdamW(self.parameter_groups(), task.lr)
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: learning_rate(step, self.steps, self.warmup)
         )

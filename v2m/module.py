@@ -9,6 +9,7 @@ import copy
 import math
 
 import torch
+from timm.optim import param_groups_weight_decay
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -26,12 +27,8 @@ DROPPING = stream("classification.dropping")
 
 def parameter_groups(network: nn.Module, weight_decay: float) -> list[dict]:
     """Return the optimiser's groups: no decay on vectors (biases, norms) and on what the network excepts."""
-    excepted = set(network.no_weight_decay())
-    decayed, free = [], []
-    for name, parameter in network.named_parameters():
-        (free if parameter.dim() < 2 or name in excepted else decayed).append(parameter)
-    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": free, "weight_decay": 0.0}]
-    return [group for group in groups if group["params"]]
+    # timm's, the decayed one first as in the optimiser states of earlier checkpoints.
+    return param_groups_weight_decay(network, weight_decay, no_weight_decay_list=network.no_weight_decay())[::-1]
 
 
 def learning_rate(step: int, steps: int, warmup: int, lr: float, warmup_lr: float, min_lr: float) -> float:
