@@ -7,8 +7,8 @@ import pytest
 
 from shared.claims.protocol import Paper, paper_names
 from shared.environment import repository_root
-from shared.testing.applications import preload
 from shared.testing.contract import Contract
+from tests.contracts.processes import preload
 
 TOYS = repository_root() / "shared" / "tests" / "papers"
 if str(TOYS) not in sys.path:

@@ -6,11 +6,12 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
-from shared.testing.applications import call_application, finish, run_application, start_command
+from shared.testing.applications import call_application
 from shared.training.application import folder_lock
 from shared.training.config import evidence_path, run_folder
 from shared.training.record import read_record
 from tests.contracts.papers import of_papers
+from tests.contracts.processes import finish, run_application, start_command
 
 CRASH = "of ours"
 

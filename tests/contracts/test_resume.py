@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from shared.errors import RunInterrupted
-from shared.testing.applications import call_application, run_application
+from shared.testing.applications import call_application
 from shared.training.config import evidence_path, run_folder
 from shared.training.record import read_record
 from tests.contracts.papers import of_papers
+from tests.contracts.processes import run_application
 from tests.contracts.stops import Stop, Stopped, assert_same, stop_at, train_recording
 
 # What differs from one run to the next of the same numbers.
