@@ -14,17 +14,13 @@ class GuardedModule(pl.LightningModule):
     """Skips the update, on every rank, where the loss or a gradient is not finite on any rank.
 
     Optimiser, schedule and whatever asks ``step_was_skipped`` (EMA, momentum encoder) stay as they were and
-    the buffers (batch-norm statistics) are put back. Precision 16-mixed is refused: its gradient scaler keeps
-    its own account of such steps; use 32-true or bf16-mixed.
+    the buffers (batch-norm statistics) are put back. Not for 16-mixed, which ``checks.PRECISIONS`` leaves out: a
+    gradient scaler keeps its own account of such steps.
     """
 
     step_was_skipped = False
     skipped_steps = 0
     last_loss = torch.zeros(())  # of the present step, where ``training_step`` puts it
-
-    def on_fit_start(self) -> None:
-        if self.trainer.precision == "16-mixed":
-            raise ValueError("precision 16-mixed is not supported: use 32-true or bf16-mixed")
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         checkpoint["skipped_steps"] = self.skipped_steps

@@ -1,7 +1,5 @@
 """A step that is not finite changes nothing."""
 
-from types import SimpleNamespace
-
 import lightning.pytorch as pl
 import pytest
 import torch
@@ -81,10 +79,3 @@ def test_finite_steps_are_all_taken():
 def test_a_skipped_step_goes_with_clipped_gradients(algorithm):
     module = train("gradient", gradient_clip_val=1.0, gradient_clip_algorithm=algorithm)
     assert module.skipped_steps == 1
-
-
-def test_precision_16_mixed_is_refused():
-    module = Small("nothing")
-    module._trainer = SimpleNamespace(precision="16-mixed")
-    with pytest.raises(ValueError, match="16-mixed is not supported"):
-        module.on_fit_start()
