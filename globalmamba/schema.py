@@ -6,7 +6,7 @@ from typing import Any
 from omegaconf import MISSING
 
 from shared.data.augment import AugmentationConfig
-from shared.training.schema import LauncherConfig, Loggers, PathsConfig, TrainerConfig
+from shared.training.config import LauncherConfig, Loggers, PathsConfig, TrainerConfig
 
 
 @dataclass

@@ -19,16 +19,14 @@ from idml.model import build_classification_network
 from idml.module import decay, parameters_of
 from shared.data.augment import Augmentation, mix
 from shared.data.images import Batches, ImageSet, keyed_subset, load_image_set
-from shared.data.keyed import keyed_uniform
+from shared.data.keyed import keyed_uniform, stream
 from shared.data.sampler import KeyedBatchSampler
-from shared.data.streams import stream
 from shared.errors import UserError
 from shared.metrics.scores import top_hits, top_scores
 from shared.training.checks import autocast_context
-from shared.training.fit import seconds_of_training
+from shared.training.fit import TrainingData, seconds_of_training
 from shared.training.guard import GuardedModule
 from shared.training.ranks import world_size
-from shared.training.training_data import TrainingData
 
 MIXED = stream("idml.mixed")
 MIXING = stream("idml.mixing")

@@ -10,11 +10,10 @@ from idml.sampler import ClassBalancedBatchSampler
 from idml.sets import load_retrieval_set
 from shared.data.augment import Augmentation, AugmentationConfig
 from shared.data.images import KEPT_BYTES, Batches, ImageSet, OrderedBatches
-from shared.data.keyed import keyed_permutation
+from shared.data.keyed import keyed_permutation, stream
 from shared.data.sampler import KeyedBatchSampler
-from shared.data.streams import stream
 from shared.errors import UserError
-from shared.training.training_data import TrainingData
+from shared.training.fit import TrainingData
 
 HELD_OUT = stream("idml.held_out")
 

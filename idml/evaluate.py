@@ -20,10 +20,9 @@ from idml.sets import load_retrieval_set
 from idml.train import check
 from idml.uncertainty import ambiguous_uncertainties, uncertainty_scores
 from shared.data.images import load_image_set
-from shared.training.application import command
+from shared.training.application import command, run_evaluation
 from shared.training.checkpoints import load_weights, read_checkpoint
 from shared.training.checks import device_of
-from shared.training.evaluation import run_evaluation
 
 
 def evaluate_checkpoint(cfg: IDMLConfig, path: Path, folder: Path) -> dict:

@@ -12,8 +12,7 @@ from idml.config import IDMLConfig, OptimConfig
 from idml.embedding import EmbeddingNetwork
 from idml.losses import MetricLoss
 from idml.objective import mixup_lambda, objective
-from shared.data.keyed import keyed_bits
-from shared.data.streams import stream
+from shared.data.keyed import keyed_bits, stream
 from shared.training.guard import GuardedModule
 
 MINING = stream("idml.mining")

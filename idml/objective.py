@@ -14,8 +14,7 @@ import torch
 from scipy.special import betaincinv
 from torch import Tensor, nn
 
-from shared.data.keyed import keyed_uniform
-from shared.data.streams import stream
+from shared.data.keyed import keyed_uniform, stream
 from shared.training.ranks import gather_rows, world_size
 
 LAMBDA = stream("idml.lambda")

@@ -2,9 +2,8 @@
 
 import numpy as np
 
-from shared.data.keyed import keyed_permutation, keyed_uniform
+from shared.data.keyed import keyed_permutation, keyed_uniform, stream
 from shared.data.sampler import KeyedBatchSampler
-from shared.data.streams import stream
 from shared.errors import UserError
 
 BALANCED, WITHIN = stream("idml.balanced"), stream("idml.within")

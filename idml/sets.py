@@ -13,9 +13,8 @@ from pathlib import Path
 import numpy as np
 import scipy.io
 
-from shared.data.digits import load_digits
 from shared.data.folders import Listing
-from shared.data.images import ArrayImages, ImageFiles, ImageSet
+from shared.data.images import ArrayImages, ImageFiles, ImageSet, load_digits
 from shared.data.manifest import Manifest, load_manifest, locate
 from shared.errors import UserError
 

@@ -28,9 +28,8 @@ from shared.data.images import ImageSet
 from shared.training.application import command, run_job
 from shared.training.checkpoints import load_weights, read_checkpoint
 from shared.training.checks import device_of, synchronise
+from shared.training.fit import TrainingData, seconds_of_training
 from shared.training.fit import fit as train
-from shared.training.fit import seconds_of_training
-from shared.training.training_data import TrainingData
 
 
 def check(cfg: IDMLConfig) -> None:

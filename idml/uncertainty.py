@@ -18,8 +18,7 @@ from torchvision.transforms.v2.functional import gaussian_blur
 from idml.data import EvaluationBatches
 from idml.neighbours import nearest_neighbours
 from idml.scoring import Embedded, embed_batch
-from shared.data.keyed import keyed_permutation, keyed_uniform
-from shared.data.streams import stream
+from shared.data.keyed import keyed_permutation, keyed_uniform, stream
 
 PARTNER = stream("idml.partner")
 PLACE = stream("idml.place")

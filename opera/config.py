@@ -8,7 +8,7 @@ from omegaconf import MISSING
 from opera.views import ViewsConfig
 from shared.claims import rows
 from shared.data.augment import AugmentationConfig
-from shared.training.schema import LauncherConfig, Loggers, PathsConfig, TrainerConfig
+from shared.training.config import LauncherConfig, Loggers, PathsConfig, TrainerConfig
 
 CONFIGS = str(Path(__file__).parent / "configs")
 

@@ -13,11 +13,10 @@ from opera.hierarchy import UNLABELLED
 from opera.sets import load_classification_set
 from opera.views import Views
 from shared.data.images import ImageSet, keyed_subset
-from shared.data.keyed import keyed_permutation
+from shared.data.keyed import keyed_permutation, stream
 from shared.data.sampler import KeyedBatchSampler
-from shared.data.streams import stream
 from shared.errors import UserError
-from shared.training.training_data import TrainingData
+from shared.training.fit import TrainingData
 
 LABELLED = stream("opera.labelled")
 

@@ -23,10 +23,9 @@ from opera.train import UNTRAINED, build_hierarchy, check, neighbour_scores, pre
 from opera.tuning import Classifier, logit_scores, outputs
 from shared.data.images import ImageSet
 from shared.errors import UserError
-from shared.training.application import command
+from shared.training.application import command, run_evaluation
 from shared.training.checkpoints import load_weights, read_checkpoint
 from shared.training.config import run_folder
-from shared.training.evaluation import run_evaluation
 
 
 def checkpoint_of(cfg: OPERAConfig) -> Path:

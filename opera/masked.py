@@ -32,8 +32,7 @@ from torch import Tensor, nn
 from opera.backbones import BUILDERS, sine_cosine_positions
 from opera.hierarchy import Hierarchy
 from opera.views import Key
-from shared.data.keyed import keyed_bits
-from shared.data.streams import stream
+from shared.data.keyed import keyed_bits, stream
 from shared.errors import UserError
 from shared.training.ranks import mean_over_ranks
 

@@ -8,8 +8,7 @@ from opera.hierarchy import Hierarchy, Terms
 from opera.lars import LARS
 from opera.schedules import learning_rate, momentum
 from opera.views import Key, Views
-from shared.data.keyed import keyed_bits
-from shared.data.streams import stream
+from shared.data.keyed import keyed_bits, stream
 from shared.errors import UserError
 from shared.training.guard import GuardedModule
 

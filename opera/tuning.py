@@ -17,15 +17,14 @@ from opera.schedules import learning_rate
 from opera.sets import load_classification_set
 from shared.data.augment import Augmentation, mix
 from shared.data.images import Batches, ImageSet, OrderedBatches, keyed_subset
-from shared.data.keyed import keyed_bits
+from shared.data.keyed import keyed_bits, stream
 from shared.data.sampler import KeyedBatchSampler
-from shared.data.streams import stream
 from shared.errors import UserError
 from shared.metrics.scores import top_hits, top_scores
 from shared.training.checks import autocast_context, device_of
+from shared.training.fit import TrainingData
 from shared.training.guard import GuardedModule
 from shared.training.ranks import world_size
-from shared.training.training_data import TrainingData
 
 KINDS = ("probe", "finetune")
 MIXING = stream("opera.tuning.mixing")

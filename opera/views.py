@@ -18,8 +18,7 @@ from omegaconf import MISSING
 from torch import Tensor
 
 from shared.data.augment import ATTEMPTS, crop_boxes
-from shared.data.keyed import keyed_uniform
-from shared.data.streams import stream
+from shared.data.keyed import keyed_uniform, stream
 from shared.errors import UserError
 
 CROP, FLIP, COLOUR, JITTER, ORDER, GREY, BLUR, SOLARIZE = (

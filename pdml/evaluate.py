@@ -16,10 +16,9 @@ from pdml.model import PatchModel, build_model
 from pdml.scenes import Scene, Split, load_scene
 from pdml.train import evaluate
 from shared.errors import UserError
-from shared.training.application import command
+from shared.training.application import command, run_evaluation
 from shared.training.checkpoints import load_weights, read_checkpoint
 from shared.training.checks import device_of
-from shared.training.evaluation import run_evaluation
 
 # Relative difference of the mean training spectrum in float32; another split changes it by 1e-3 and more.
 SAME_PIXELS = 1e-4

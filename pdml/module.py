@@ -15,8 +15,7 @@ from pdml.config import OptimConfig
 from pdml.model import PatchModel
 from pdml.patches import PatchSource, augment
 from pdml.scenes import Scene, Split
-from shared.data.keyed import keyed_bits
-from shared.data.streams import stream
+from shared.data.keyed import keyed_bits, stream
 from shared.training.guard import GuardedModule
 from shared.training.ranks import gather_rows, with_global_batchnorm
 

@@ -12,8 +12,7 @@ import numpy as np
 from scipy.ndimage import maximum_filter
 
 from pdml.config import SplitConfig
-from shared.data.keyed import keyed_bits, keyed_permutation
-from shared.data.streams import stream
+from shared.data.keyed import keyed_bits, keyed_permutation, stream
 from shared.errors import UserError
 
 PIXELS = stream("pdml.split.pixels")

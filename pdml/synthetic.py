@@ -10,8 +10,7 @@ import numpy as np
 from scipy.ndimage import gaussian_filter
 
 from pdml.config import SyntheticConfig
-from shared.data.keyed import keyed_normal, keyed_uniform
-from shared.data.streams import stream
+from shared.data.keyed import keyed_normal, keyed_uniform, stream
 
 FIELDS, BUMPS, COMMON, SCALE, SHAPE, NOISE = (
     stream(f"pdml.synthetic.{name}") for name in ("fields", "bumps", "common", "scale", "shape", "noise")

@@ -28,8 +28,7 @@ from pdml.svm import predict_svm
 from shared.data.sampler import KeyedBatchSampler
 from shared.metrics.scores import classification_scores
 from shared.training.application import command, run_job
-from shared.training.fit import fit
-from shared.training.training_data import TrainingData
+from shared.training.fit import TrainingData, fit
 
 log = logging.getLogger(__name__)
 

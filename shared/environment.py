@@ -1,5 +1,6 @@
 """What a record says of the code and the machine: commit, lock, hardware, versions, memory, energy."""
 
+import contextlib
 import hashlib
 import importlib.metadata
 import os
@@ -21,11 +22,8 @@ def repository_root() -> Path:
 
 
 def _first_match(path: str, prefix: str) -> str | None:
-    try:
-        lines = Path(path).read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return None
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith(prefix)), None)
+    with contextlib.suppress(OSError), open(path, encoding="utf-8", errors="replace") as lines:
+        return next((line.split(":", 1)[1].strip() for line in lines if line.startswith(prefix)), None)
 
 
 def environment() -> dict:
@@ -33,16 +31,14 @@ def environment() -> dict:
     import torch  # whoever only reads records does without it
 
     memory = _first_match("/proc/meminfo", "MemTotal")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     versions = {library: importlib.metadata.version(library) for library in LIBRARIES}
     return {
         "hardware": {
             "cpu": _first_match("/proc/cpuinfo", "model name") or platform.processor() or platform.machine(),
-            "cores": cores,
+            "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
             "threads": torch.get_num_threads(),
             "memory_bytes": int(memory.split()[0]) * 1024 if memory else None,
-            "gpus": gpus,
+            "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
         },
         "driver": _first_match("/proc/driver/nvidia/version", "NVRM version"),
         "versions": {"python": platform.python_version(), **versions},
@@ -97,8 +93,7 @@ def forget_peak() -> bool:
 
 def resident_bytes(key: str) -> int:
     """Return this process's resident memory now (VmRSS) or at its peak (VmHWM), in bytes; Linux only."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return int(next(line for line in lines if line.startswith(f"{key}:")).split()[1]) * 1024
+    return int(_first_match("/proc/self/status", f"{key}:").split()[0]) * 1024
 
 
 def energy_joules() -> float | None:

@@ -4,7 +4,7 @@ from shared.data.augment import Augmentation
 from shared.data.images import Batches, OrderedBatches, keyed_subset, load_image_set
 from shared.data.sampler import KeyedBatchSampler
 from shared.errors import UserError
-from shared.training.training_data import TrainingData
+from shared.training.fit import TrainingData
 
 from .schema import ClassificationConfig
 

@@ -16,10 +16,9 @@ from torch.utils.data import DataLoader
 
 from shared.environment import forget_peak, resident_bytes
 from shared.metrics.scores import top_hits, top_scores
-from shared.training.application import command
+from shared.training.application import command, run_evaluation
 from shared.training.checkpoints import load_weights, read_checkpoint
 from shared.training.checks import autocast_context, device_of, synchronise
-from shared.training.evaluation import run_evaluation
 
 from . import release_weights
 from .checks import check

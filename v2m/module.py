@@ -14,8 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from shared.data.augment import mix
-from shared.data.keyed import keyed_bits
-from shared.data.streams import stream
+from shared.data.keyed import keyed_bits, stream
 from shared.training.guard import GuardedModule
 from shared.training.ranks import world_size
 

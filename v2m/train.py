@@ -14,9 +14,8 @@ import torch
 
 from shared.training.application import command, run_job
 from shared.training.checks import device_of
+from shared.training.fit import TrainingData, seconds_of_training
 from shared.training.fit import fit as train
-from shared.training.fit import seconds_of_training
-from shared.training.training_data import TrainingData
 
 from .checks import check
 from .config import CONFIGS

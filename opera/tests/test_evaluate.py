@@ -10,8 +10,8 @@ from shared.claims.__main__ import main
 from shared.claims.compose import compose
 from shared.data.images import load_image_set
 from shared.errors import UserError
+from shared.training.application import run_evaluation
 from shared.training.config import run_folder
-from shared.training.evaluation import run_evaluation
 
 # The same arithmetic on the same images in the same batches.
 SAME = 1e-12

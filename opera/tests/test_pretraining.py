@@ -89,7 +89,7 @@ def test_a_signal_ends_a_run_with_its_own_code_and_the_run_goes_on(tmp_path, unb
     finally:
         signal.signal(signal.SIGINT, before)
     assert stopped.value.code == code
-    with caplog.at_level("INFO", "shared.training.resumption"):
+    with caplog.at_level("INFO", "shared.training.checkpoints"):
         assert_same(pretrain(tmp_path, 4), unbroken)
     assert f"continues after step 4 of {2 * BATCHES_AN_EPOCH}" in caplog.text
 

@@ -20,8 +20,7 @@ from timm.data.auto_augment import RandAugment, rand_augment_transform
 from torch import Tensor
 from torchvision.transforms import InterpolationMode
 
-from shared.data.keyed import keyed_bits, keyed_uniform
-from shared.data.streams import stream
+from shared.data.keyed import keyed_bits, keyed_uniform, stream
 from shared.errors import UserError
 
 CROP, FLIP, RAND_AUGMENT, JITTER, ERASE, NOISE, MIX = (

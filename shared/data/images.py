@@ -12,11 +12,12 @@ import hashlib
 import logging
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import sklearn.datasets
 import torch
 import torchvision
 from torch import Tensor
@@ -24,11 +25,9 @@ from torch.utils.data import Dataset
 from torchvision.io import ImageReadMode, decode_image
 
 from shared.data.augment import Augmentation
-from shared.data.digits import load_digits, split_by_index
 from shared.data.folders import Listing, list_images, require_checksum
-from shared.data.keyed import keyed_bits, keyed_places
+from shared.data.keyed import keyed_bits, keyed_places, stream
 from shared.data.manifest import ImageFolder, Manifest, load_manifest, locate, manifest_names
-from shared.data.streams import stream
 from shared.errors import UserError
 from shared.files import whole_file
 
@@ -50,7 +49,7 @@ class ImageSet:
 
     def image(self, index: int) -> Tensor:
         """Return one image, uint8 (3, H, W); UserError where its file is missing or damaged."""
-        raise NotImplementedError
+        return self.batch(np.array([index]))[0]
 
     def batch(self, indices: np.ndarray) -> Tensor | list[Tensor]:
         """Return images: uint8 (b, 3, H, W) where all of the set have one size, else a list of (3, H, W)."""
@@ -64,9 +63,6 @@ class ArrayImages(ImageSet):
         super().__init__(classes, labels)
         self.pixels = pixels
 
-    def image(self, index: int) -> Tensor:
-        return torch.from_numpy(np.array(self.pixels[index]))
-
     def batch(self, indices: np.ndarray) -> Tensor:
         return torch.from_numpy(self.pixels[indices])
 
@@ -77,16 +73,14 @@ class ImageFiles(ImageSet):
     def __init__(self, listing: Listing, source: str):
         super().__init__(listing.classes, listing.labels)
         self.listing, self.source = listing, source
-        self.kept: dict[int, Tensor] = {}
-        self.room = KEPT_BYTES
+        self.kept, self.room = {}, KEPT_BYTES
 
     def image(self, index: int) -> Tensor:
         if index in self.kept:
             return self.kept[index]
         image = read_image(self.listing.path(index), self.source)[0]
         if image.nbytes <= self.room:
-            self.kept[index] = image
-            self.room -= image.nbytes
+            self.kept[index], self.room = image, self.room - image.nbytes
         return image
 
 
@@ -100,8 +94,8 @@ def read_image(path: Path, source: str) -> tuple[Tensor, str]:
         if image.dim() != 3:
             raise ValueError("an animation, several images in one file")
     except (OSError, RuntimeError, ValueError) as error:
-        reason = str(error).splitlines()[0].split(". ")[0]
-        reason = re.sub(r"^.*\.cpp:\d+, ", "", reason)  # without the place in torchvision's own code
+        # Without the place in torchvision's own code.
+        reason = re.sub(r"^.*\.cpp:\d+, ", "", str(error).splitlines()[0].split(". ")[0])
         wrong = f"{path} is missing, truncated or no image ({reason})"
         raise UserError(f"{wrong}: get the file again, source: {source}") from error
     return image, hashlib.sha256(content).hexdigest()
@@ -145,6 +139,35 @@ def _decode_once(manifest: Manifest, folder: ImageFolder, listing: Listing) -> n
     except OSError as error:
         LOGGER.warning("the decoded images could not be kept in %s: %s", path, error)
         return pixels
+
+
+def load_digits(classes: Iterable[int] | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Return scikit-learn's digits (the test part of UCI's): images (n, 8, 8) float32 in [0, 1], labels (n,) int64.
+
+    Of some classes, which keep their numbers, or of all ten (n = 1797). Raises ValueError for one that is not 0 to 9.
+    """
+    chosen = sorted(set(range(10) if classes is None else classes))
+    if not chosen or not set(chosen) <= set(range(10)):
+        raise ValueError(f"digits has the classes 0 to 9, asked for {chosen}")
+    images, labels = sklearn.datasets.load_digits(return_X_y=True)
+    kept = np.isin(labels, chosen)
+    return (images[kept] / 16).astype(np.float32).reshape(-1, 8, 8), labels[kept].astype(np.int64)
+
+
+def split_by_index(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return sorted train and test indices, int64: ``fraction`` of every class (rounded) to train.
+
+    The draw is keyed by (seed, index), the same on every machine. Every class keeps at least one image on
+    each side. Raises ValueError for a fraction outside (0, 1) or a class with one image.
+    """
+    if not 0 < fraction < 1:
+        raise ValueError(f"the fraction must lie between 0 and 1, got {fraction}")
+    names, inverse, sizes = np.unique(labels, return_inverse=True, return_counts=True)
+    for name in names[sizes < 2]:
+        raise ValueError(f"class {name} has one image and cannot be split")
+    counts = np.clip(np.rint(fraction * sizes), 1, sizes - 1)
+    in_train = keyed_places(labels, seed) < counts[inverse]
+    return np.flatnonzero(in_train), np.flatnonzero(~in_train)
 
 
 def _digits(split: str) -> ArrayImages:

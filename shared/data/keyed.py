@@ -5,9 +5,18 @@ it independent of workers, ranks, resumption and of the order in which anything 
 the finaliser of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014).
 """
 
-import numpy as np
+from pathlib import Path
 
+import numpy as np
+import yaml
+
+STREAMS: dict[str, int] = yaml.safe_load(Path(__file__).with_name("streams.yml").read_text(encoding="utf-8"))
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+
+
+def stream(name: str) -> int:
+    """Return the number of a named stream, the first part of a key; KeyError for one that streams.yml lacks."""
+    return STREAMS[name]
 
 
 def _mix(state: np.ndarray) -> np.ndarray:

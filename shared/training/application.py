@@ -1,11 +1,12 @@
-"""One run: a row and a seed, from its composed configuration to its run record.
+"""One run: a row and a seed, from its composed configuration to its run record; and scoring a checkpoint by itself.
 
 A paper's ``train.py`` and ``evaluate.py`` are Hydra applications. Around their ``main`` stands ``command``, which turns
-a user's error into one sentence and exit code 2; inside it ``run_job`` does what is the same for every paper.
+a user's error into one sentence and exit code 2; ``run_job`` and ``run_evaluation`` do what is the same for all.
 """
 
 import contextlib
 import functools
+import itertools
 import logging
 import os
 import sys
@@ -16,6 +17,8 @@ from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+from rich.table import Table
 
 from shared.commands import format_duration, report, run_command, silence_library_logs
 from shared.environment import begin_measurement
@@ -29,6 +32,8 @@ from shared.training.record import RunRecord, read_record, write_record
 log = logging.getLogger(__name__)
 Train = Callable[[DictConfig, Path], dict | None]  # (cfg, run folder) -> metrics, None on ranks other than 0
 Check = Callable[[DictConfig], None]
+# (cfg, checkpoint, folder of the pictures) -> metrics by the names of a run
+Score = Callable[[DictConfig, Path, Path], dict]
 
 
 def command(main: Callable) -> Callable:
@@ -144,3 +149,48 @@ def _record(cfg: DictConfig, train: Train, folder: Path) -> str:
     headline, names = load_names().headline(record.metrics), load_names().metrics
     score = f"{names[headline].label} {names[headline].text(metrics[headline])}" if headline else "measured"
     return f"{score} ({format_duration(record.wall_seconds)})"
+
+
+def run_evaluation(
+    cfg: DictConfig,
+    score: Score,
+    check: Check | None = None,
+    default_checkpoint: Callable[[DictConfig], Path] = lambda cfg: run_folder(cfg) / "last.ckpt",
+) -> None:
+    """Print the scores of ``cfg.ckpt``, or of the run's own checkpoint; pictures go to ``cfg.out`` or beside it.
+
+    Ends the process as ``command`` does where there is an error: before anything is written, for a checkpoint that is
+    missing and for a folder that holds files.
+    """
+    silence_library_logs()
+    try:
+        check_machine(cfg)
+        if check is not None:
+            check(cfg)
+        checkpoint = Path(cfg.ckpt) if cfg.ckpt else default_checkpoint(cfg)
+        folder = _picture_folder(cfg, checkpoint)
+        metrics = score(cfg, checkpoint, folder)
+    except Exception as error:
+        sys.exit(report(error))
+    table = Table("metric", "value", title=f"{cfg.row}, seed {cfg.seed}", title_justify="left")
+    for name, value in metrics.items():
+        table.add_row(*(cell.replace("[", "\\[") for cell in load_names().cells(name, value)))
+    console = Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 160)
+    console.print(table)
+    for what, path in (("checkpoint", checkpoint), ("pictures", folder)):
+        if path.exists():
+            console.print(f"{what}: {path}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _picture_folder(cfg: DictConfig, checkpoint: Path) -> Path:
+    """Return a new folder for the pictures; UserError where the checkpoint is missing or the folder holds files."""
+    if checkpoint.exists() and not checkpoint.is_file():
+        raise UserError(f"{checkpoint} is no file: name a checkpoint in it with CKPT= (ckpt=)")
+    if not checkpoint.exists():
+        train = f"make reproduce-{cfg.paper} SCALE={cfg.scale.name} ROWS={cfg.row} SEEDS={cfg.seed}"
+        raise UserError(f"{checkpoint} is missing: train it with `{train}`, or name another one with CKPT=")
+    beside = (checkpoint.with_name(f"evaluation-{number}") for number in itertools.count(1))
+    folder = Path(cfg.out) if cfg.out else next(path for path in beside if not path.exists())
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder} is there already and not empty: give a new folder with OUT= (out=)")
+    return folder

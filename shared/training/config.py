@@ -1,20 +1,56 @@
-"""From a composed configuration to its hash, run folder and evidence; how a paper becomes known to Hydra."""
+"""Types of what every paper's configuration has, and from a composed one to its hash, run folder and evidence.
+
+Types only: every value stands in YAML. ``trainer``, ``logger`` and Hydra's own part come from
+``shared/training/configs``, which is on the search path of every paper; everything else from the paper's ``configs``.
+"""
 
 import functools
+from dataclasses import dataclass, make_dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
 from hydra.plugins.search_path_plugin import SearchPathPlugin
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import MISSING, DictConfig, OmegaConf
 
 from shared.data.manifest import load_manifest, manifest_sha256
 from shared.training.record import config_sha256, read_record, record_path
-from shared.training.schema import evaluation_schema
 
 _folders: dict[str, Path] = {}  # of the papers whose config.py was imported
+
+
+@dataclass
+class PathsConfig:
+    data_root: str | None = MISSING
+    results: str = MISSING
+    runs: str = MISSING
+
+
+@dataclass
+class TrainerConfig:
+    accelerator: str = MISSING
+    devices: int = MISSING
+    num_nodes: int = MISSING
+    strategy: str = MISSING
+    accumulate_grad_batches: int = MISSING
+    workers: int = MISSING
+
+
+@dataclass
+class LauncherConfig:
+    seeds: list[int] = MISSING
+
+
+Loggers = dict[str, Any]  # name -> what Hydra instantiates, None for one that is switched off
+
+
+def evaluation_schema(schema: type) -> type:
+    """Return the schema of ``evaluate.yaml``: that of a training, the checkpoint, and the folder of the pictures."""
+    fields = [("ckpt", str | None, MISSING), ("out", str | None, MISSING)]
+    return make_dataclass(f"{schema.__name__}Evaluation", fields, bases=(schema,))
 
 
 class SharedConfigs(SearchPathPlugin):

@@ -1,4 +1,4 @@
-"""Training as every paper does it: Lightning's loop, resumed where it stopped, and the cost of its steps."""
+"""Training as every paper does it: its batches, Lightning's loop, resumed where it stopped, the cost of its steps."""
 
 import os
 import signal
@@ -8,13 +8,47 @@ from pathlib import Path
 from statistics import median
 
 import lightning.pytorch as pl
+import torch
 from hydra.utils import instantiate
 from lightning.pytorch.utilities.exceptions import SIGTERMException
+from torch.utils.data import DataLoader
 
-from shared.errors import RunInterrupted
-from shared.training.checkpoints import AtomicCheckpointIO
+from shared.data.sampler import KeyedBatchSampler
+from shared.errors import RunInterrupted, UserError
+from shared.training.checkpoints import AtomicCheckpointIO, Resumption
 from shared.training.checks import autocast_context, cluster_environment, device_of, ranks_of, synchronise
-from shared.training.resumption import Resumption
+
+
+class TrainingData(pl.LightningDataModule):
+    """The training batches; one sampler that resumption can move."""
+
+    def __init__(self, batches, sampler: KeyedBatchSampler, mixes: bool, workers: int = 0):
+        super().__init__()
+        self.batches, self.sampler, self.mixes, self.workers = batches, sampler, mixes, workers
+
+    def require_equal_pairs(self, ranks: int) -> None:
+        """Raise UserError where ``ranks`` would mix other pairs of images than one process does."""
+        size = self.sampler.batch_size
+        if self.mixes and ranks > 1 and size % (2 * ranks):
+            raise UserError(
+                f"a batch of {size} mixed images cannot be shared by {ranks} ranks: set optim.batch_size to a "
+                f"multiple of {2 * ranks}"
+            )
+
+    def setup(self, stage: str) -> None:
+        self.require_equal_pairs(self.trainer.world_size)
+        self.sampler.share(self.trainer.global_rank, self.trainer.world_size)
+
+    def train_dataloader(self) -> DataLoader:
+        # A generator of its own: a loader otherwise draws from torch's global one at every epoch.
+        return DataLoader(
+            self.batches,
+            sampler=self.sampler,
+            batch_size=None,
+            num_workers=self.workers,
+            pin_memory=torch.cuda.is_available(),
+            generator=torch.Generator().manual_seed(0),
+        )
 
 
 def fit(cfg, module: pl.LightningModule, data, folder: Path, callbacks=(), **options) -> pl.Trainer:

@@ -73,7 +73,7 @@ def test_a_signal_ends_a_training_with_its_own_code_and_it_is_continued(
     finally:
         signal.signal(signal.SIGINT, before)
     assert stopped.value.code == code
-    with caplog.at_level("INFO", "shared.training.resumption"):
+    with caplog.at_level("INFO", "shared.training.checkpoints"):
         weights, state, batches = train_recording(contract, tmp_path, 4)
     assert_same(weights, unbroken[0])
     assert state == unbroken[1] and batches == unbroken[2][-len(batches) :] and len(batches) < contract.steps

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.data.digits import load_digits, split_by_index
+from shared.data.images import load_digits, split_by_index
 from shared.data.manifest import load_manifest
 
 

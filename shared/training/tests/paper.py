@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 from omegaconf import MISSING
 from shared.claims import rows
-from shared.training.schema import LauncherConfig, Loggers, PathsConfig, TrainerConfig
+from shared.training.config import LauncherConfig, Loggers, PathsConfig, TrainerConfig
 
 @dataclass
 class FakeConfig:
@@ -77,8 +77,7 @@ if __name__ == "__main__":
     "evaluate.py": """
 import hydra
 from fake.config import CONFIGS
-from shared.training.application import command
-from shared.training.evaluation import run_evaluation
+from shared.training.application import command, run_evaluation
 
 def score(cfg, checkpoint, folder):
     folder.mkdir()

@@ -5,8 +5,7 @@ import torch
 
 from shared.data.sampler import KeyedBatchSampler
 from shared.errors import UserError
-from shared.training.checkpoints import AtomicCheckpointIO, load_weights, read_checkpoint
-from shared.training.resumption import Resumption
+from shared.training.checkpoints import AtomicCheckpointIO, Resumption, load_weights, read_checkpoint
 
 
 class Dies:

@@ -6,7 +6,7 @@ from pathlib import Path
 from omegaconf import MISSING
 
 from shared.claims import rows
-from shared.training.schema import LauncherConfig, Loggers, PathsConfig, TrainerConfig
+from shared.training.config import LauncherConfig, Loggers, PathsConfig, TrainerConfig
 
 CONFIGS = str(Path(__file__).parent / "configs")
 

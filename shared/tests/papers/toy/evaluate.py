@@ -5,9 +5,8 @@ import torch
 
 from shared.data.images import load_image_set
 from shared.metrics.scores import top_hits, top_scores
-from shared.training.application import command
+from shared.training.application import command, run_evaluation
 from shared.training.checkpoints import load_weights, read_checkpoint
-from shared.training.evaluation import run_evaluation
 
 from .config import CONFIGS
 from .model import build_model

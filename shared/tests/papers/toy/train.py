@@ -7,10 +7,9 @@ from torch.nn import functional as F
 from shared.data.images import load_image_set
 from shared.data.sampler import KeyedBatchSampler
 from shared.training.application import command, run_job
-from shared.training.fit import fit, seconds_of_training
+from shared.training.fit import TrainingData, fit, seconds_of_training
 from shared.training.guard import GuardedModule
 from shared.training.ranks import mean_over_ranks
-from shared.training.training_data import TrainingData
 
 from .config import CONFIGS
 from .evaluate import network_input, score
