@@ -9,7 +9,6 @@ Tables go to standard output, the one sentence about an error to standard error.
 """
 
 import argparse
-import functools
 import logging
 import os
 import sys
@@ -17,13 +16,16 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 from rich.console import Console
+from rich.table import Table as RichTable
 
-from shared.claims.compose import compose, expected_hash, quoted, row_config, row_overrides
+from shared.claims.compose import compose, quoted, row_overrides
+from shared.claims.evidence import Evidence
+from shared.claims.pages import paper_pages, update
 from shared.claims.protocol import Paper, load_paper, paper_names
-from shared.claims.render import pages, update
 from shared.claims.reproduce import cost, failures, launch, plan
 from shared.claims.show import show_row
-from shared.claims.tables import Table, lite_table, rich_table
+from shared.claims.status import derive_all
+from shared.claims.tables import LINE, Table, claims_table, own_tables
 from shared.commands import Parser, format_duration, print_error, report, run_command, silence_library_logs
 from shared.environment import repository_root
 from shared.errors import RunInterrupted, UserError
@@ -92,40 +94,33 @@ def print_tables(tables: list[Table]) -> None:
     # A pipe has no width: tables are not to be squeezed into rich's 80 columns there.
     console = Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 160)
     for table in tables:
-        console.print(rich_table(table))
+        rich = RichTable(*table.columns, title=table.title or None, title_justify="left")
+        for row in table.rows:
+            rich.add_row(*[cell.replace(LINE, "\n").replace("[", "\\[") for cell in row])
+        console.print(rich)
         for note in table.notes:
             console.print(note, markup=False, highlight=False, soft_wrap=True)
     console.file.flush()
 
 
-def counter(root: Path):
-    """Return (paper, model) -> parameters and FLOPs of the claimed row."""
-
-    def count(name: str, model) -> dict[str, float]:
-        paper = load_paper(root, name)
-        return paper.count(row_config(paper, model.Claim.Row, 0))
-
-    return count
-
-
-def write_tables(options: argparse.Namespace) -> int:
-    known = paper_names(options.root)
-    for paper in options.paper or ():
-        load_paper(options.root, paper)
-    hashes = functools.cache(functools.partial(expected_hash, root=options.root))
-    count = counter(options.root)
+def tables(options: argparse.Namespace) -> int:
+    """Print the tables, or bring all files up to date with the evidence and say which have changed."""
+    papers = [load_paper(options.root, name) for name in options.paper or paper_names(options.root)]
     if options.report:
-        for name in options.paper or known:
-            page = pages(Paper(name, options.root), hashes, functools.partial(count, name))
-            print_tables([table for blocks in page.tables.values() for block in blocks.values() for table in block])
+        for evidence in map(Evidence, papers):
+            for page in paper_pages(evidence, derive_all(evidence)).values():
+                print_tables([table for tables in page.values() for table in tables])
         return 0
-    for path in update(options.root, hashes, count, options.paper, options.check):
+    for path in update(options.root, options.paper, options.check):
         print(f"rewritten: {path.relative_to(options.root)}")
     return 0
 
 
 def run_jobs(paper: Paper, jobs: list[DictConfig], options: argparse.Namespace) -> int:
     """Say what the jobs cost, run them and say which failed; returns the exit code."""
+    if not jobs:
+        print(f"{paper.name}: every row of scale {options.scale} has its evidence; nothing to run", flush=True)
+        return 0
     silence_library_logs()
     try:
         estimate = format_duration(cost(paper, jobs))
@@ -142,27 +137,17 @@ def run_jobs(paper: Paper, jobs: list[DictConfig], options: argparse.Namespace) 
 
 def reproduce(options: argparse.Namespace) -> int:
     """Run what has no evidence and print the tables, those of papers whose runs failed too."""
-    names, codes = paper_names(options.root) if options.all else [options.paper], {0}
-    papers = [load_paper(options.root, name) for name in names]
+    names = paper_names(options.root) if options.all else [options.paper]
+    papers = [(load_paper(options.root, name), overrides_of(options, name)) for name in names]
     # All are planned first: a mistake in the command is said before anything runs.
-    plans = [
-        plan(paper, options.scale, options.rows, options.seeds, overrides_of(options, paper.name)) for paper in papers
-    ]
-    for paper, jobs in zip(papers, plans, strict=True):
-        if jobs:
-            codes.add(run_jobs(paper, jobs, options))
-        else:
-            print(f"{paper.name}: every row of scale {options.scale} has its evidence; nothing to run", flush=True)
-    for paper in papers:
+    plans = [plan(paper, options.scale, options.rows, options.seeds, overrides) for paper, overrides in papers]
+    codes = {run_jobs(paper, jobs, options) for (paper, _), jobs in zip(papers, plans, strict=True)}
+    for paper, overrides in papers:
         if options.scale == "full":
-            plain = functools.partial(expected_hash, root=paper.root)
-            count = functools.partial(counter(options.root), paper.name)
-            print_tables(pages(paper, plain, count).tables["RESULTS.md"]["claims"])
-        overrides = tuple(overrides_of(options, paper.name))
-        hashes = functools.partial(expected_hash, overrides=overrides, root=paper.root)
-        results = Path(options.results) / paper.name if options.results else None
-        print_tables(lite_table(paper.name, options.root, options.scale, hashes, results))
-    return 1 if 1 in codes else max(codes)
+            evidence = Evidence(paper)
+            print_tables([claims_table(evidence.ledger.Models, derive_all(evidence))])
+        print_tables(own_tables(Evidence(paper, overrides), options.scale))
+    return 1 if 1 in codes else max(codes, default=0)
 
 
 def evaluate(options: argparse.Namespace) -> int:
@@ -177,12 +162,13 @@ def evaluate(options: argparse.Namespace) -> int:
 
 
 def show(options: argparse.Namespace) -> int:
+    silence_library_logs()
     paper = load_paper(options.root, options.paper)
     print(show_row(paper, options.row, options.seed, overrides_of(options, options.paper)))
     return 0
 
 
-COMMANDS = {"tables": write_tables, "reproduce": reproduce, "evaluate": evaluate, "show": show}
+COMMANDS = {"tables": tables, "reproduce": reproduce, "evaluate": evaluate, "show": show}
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from shared.claims.ledger import Ledger, load_ledger
 from shared.errors import UserError
 
 
@@ -34,6 +35,10 @@ class Paper:
     @property
     def folder(self) -> Path:
         return self.root / self.name
+
+    @property
+    def ledger(self) -> Ledger:
+        return load_ledger(self.root, self.name)
 
     def register(self) -> None:
         """Make the paper's schema and rows known to Hydra."""

@@ -1,23 +1,23 @@
-"""`make show-<paper> ROW=x`: what a row is: claim, baseline, composed configuration, hash, evidence, commands."""
+"""`make show-<paper> ROW=x`: what a row is: claim, baseline, composed configuration, hash, evidence, cost, command."""
 
 from omegaconf import OmegaConf
 
-from shared.claims.compose import row_config
-from shared.claims.ledger import load_ledger
+from shared.claims.compose import row_config, row_overrides
+from shared.claims.evidence import Evidence
+from shared.claims.ledger import Ledger
 from shared.claims.protocol import Paper
-from shared.claims.reproduce import command_of, evidence_of
+from shared.commands import format_duration
+from shared.errors import UserError
 from shared.metrics.names import load_names
 from shared.training.config import hash_of
 
 
-def claim_lines(paper: Paper, row: str) -> list[str]:
+def claim_lines(ledger: Ledger, row: str) -> list[str]:
     """Return what the ledger says of a row: the claim, or what a row of our own measures."""
-    ledger = load_ledger(paper.root, paper.name)
     for model in ledger.Models:
-        claim = model.Claim
-        if row in [config.rsplit("/", 1)[-1].removesuffix(".yaml") for config in model.configs]:
-            printed = ", ".join(f"{key} {getattr(v, 'text', v)}" for key, v in claim.Metrics.items())
-            source = claim.Source
+        claim, source = model.Claim, model.Claim.Source
+        if row in model.rows:
+            printed = ", ".join(f"{key} {value}" for key, value in claim.Metrics.items())
             return [
                 f"claim: {claim.Row} ({source.paper}, {source.table}, {source.row})",
                 f"paper: {printed}; baseline {claim.Baseline.name or 'none'}",
@@ -25,24 +25,26 @@ def claim_lines(paper: Paper, row: str) -> list[str]:
             ]
     own = next(own for own in ledger.own_rows if own.Row == row)
     labels = ", ".join(load_names().metrics[name].label for name in own.Metrics)
-    return [
-        f"own row: {own.Label} ({own.Group})",
-        f"measures: {labels}; compared with {', '.join(own.Baseline) or 'nothing'}",
-    ]
+    compared = ", ".join(own.Baseline) or "nothing"
+    return [f"own row: {own.Label} ({own.Group})", f"measures: {labels}; compared with {compared}"]
 
 
 def show_row(paper: Paper, row: str, seed: int, overrides: list[str]) -> str:
     """Return the description of a row and seed, its composed configuration last; UserError for an unknown row."""
-    cfg = row_config(paper, row, seed, overrides)
-    evidence, state = evidence_of(paper, cfg)
+    cfg, evidence = row_config(paper, row, seed, overrides), Evidence(paper, overrides)
+    path, state = evidence.state(cfg)
+    try:
+        estimate = f"about {format_duration(paper.seconds_of_run(cfg))}"
+    except UserError as error:
+        estimate = str(error)
     lines = [
         f"{paper.name} row {row}, seed {seed}, scale {cfg.scale.name}, variant {cfg.variant}",
-        *claim_lines(paper, row),
+        *claim_lines(evidence.ledger, row),
         f"hash: {hash_of(cfg)[0]}",
-        f"evidence: {state} ({evidence})",
+        f"evidence: {state} ({path})",
         f"devices: {cfg.trainer.devices * cfg.trainer.num_nodes}",
-        f"cost: `make reproduce-{paper.name} SCALE={cfg.scale.name} ROWS={row}` prints it before it runs anything",
-        f"command: {command_of(paper, row, seed, overrides)}",
+        f"cost: {estimate}",
+        " ".join(["command: python", *paper.command("train")[1:], *row_overrides(paper, row, seed, overrides)]),
         "",
         OmegaConf.to_yaml(cfg, resolve=True).rstrip(),
     ]
