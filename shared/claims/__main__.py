@@ -24,7 +24,7 @@ from shared.claims.pages import paper_pages, update
 from shared.claims.protocol import Paper, load_paper, paper_names
 from shared.claims.reproduce import cost, failures, launch, plan
 from shared.claims.show import show_row
-from shared.claims.status import derive_all
+from shared.claims.status import derive
 from shared.claims.tables import LINE, Table, claims_table, own_tables
 from shared.commands import Parser, format_duration, print_error, report, run_command, silence_library_logs
 from shared.environment import repository_root
@@ -108,7 +108,7 @@ def tables(options: argparse.Namespace) -> int:
     papers = [load_paper(options.root, name) for name in options.paper or paper_names(options.root)]
     if options.report:
         for evidence in map(Evidence, papers):
-            for page in paper_pages(evidence, derive_all(evidence)).values():
+            for page in paper_pages(evidence, derive(evidence)).values():
                 print_tables([table for tables in page.values() for table in tables])
         return 0
     for path in update(options.root, options.paper, options.check):
@@ -144,8 +144,7 @@ def reproduce(options: argparse.Namespace) -> int:
     codes = {run_jobs(paper, jobs, options) for (paper, _), jobs in zip(papers, plans, strict=True)}
     for paper, overrides in papers:
         if options.scale == "full":
-            evidence = Evidence(paper)
-            print_tables([claims_table(evidence.ledger.Models, derive_all(evidence))])
+            print_tables([claims_table(derive(Evidence(paper)))])
         print_tables(own_tables(Evidence(paper, overrides), options.scale))
     return 1 if 1 in codes else max(codes, default=0)
 

@@ -39,7 +39,6 @@ class Evidence:
 
     def __init__(self, paper: Paper, overrides: Sequence[str] = ()):
         self.paper, self.overrides, self.ledger = paper, tuple(overrides), paper.ledger
-        self._records: dict[tuple[str, ...], Records] = {}
 
     @functools.cached_property
     def results(self) -> Path:
@@ -51,7 +50,6 @@ class Evidence:
         return root_of(cfg) / cfg.paths.results
 
     def path(self, record: RunRecord) -> Path:
-        """Return where a record stands."""
         return record_path(self.results, record.scale, record.row, record.seed)
 
     def expected_hash(self, row: str, seed: int, *overrides: str) -> str:
@@ -62,39 +60,35 @@ class Evidence:
         """Return the parameters and FLOPs of a row; UserError for a paper that does not count."""
         return self.paper.count(row_config(self.paper, row, 0))
 
+    @functools.cache  # noqa: B019 (an Evidence lives as long as its command)
     def records(self, scale: str, row: str, *overrides: str) -> Records:
         """Return the records of a row at a scale, those under its former name too.
 
-        ``overrides``: what makes the row's configuration that of the scale, where it is another scale's row.
-        UserError for a record that is malformed or is not what its path says.
+        ``overrides`` make the row's configuration that of the scale, where it is another scale's row. UserError for a
+        record that is malformed or is not what its path says.
         """
-        key = (scale, row, *overrides)
-        if key not in self._records:
-            self._records[key] = self._read(scale, row, overrides)
-        return self._records[key]
+        records, former = {}, [own.Formerly for own in self.ledger.own_rows if own.Row == row and own.Formerly]
+        for name in (*former, row):  # the present name comes last, and its records replace the former one's
+            for path in sorted((self.results / scale / name).glob("seed*.json")):
+                if path.stem.removeprefix("seed").isdecimal():
+                    record = read_record(path)
+                    records[record.seed] = record
+                    if record.paper != self.paper.name or path != self.path(record):
+                        raise UserError(
+                            f"{path} says it is {record.paper}/{record.scale}/{record.row} seed {record.seed}: "
+                            "records are never moved or edited, so restore it with git checkout or delete it."
+                        )
+        hashes = {seed: self.expected_hash(row, seed, *overrides) for seed in records}
+        fresh = {seed: record for seed, record in records.items() if record.config_sha256 == hashes[seed]}
+        return Records(fresh, {seed: record for seed, record in records.items() if seed not in fresh})
+
+    def own(self, scale: str) -> dict[str, Records]:
+        """Return the records of a scale's rows of our own, by row."""
+        return {row.Row: self.records(scale, row.Row) for row in self.ledger.rows_of_scale(scale)}
 
     def state(self, cfg: DictConfig) -> tuple[Path, str]:
         """Return a run's record and what it is: "measured", "stale" (of another configuration) or "not run"."""
         records = self.records(cfg.scale.name, cfg.row)
         record = (records.stale | records.fresh).get(cfg.seed)
-        if record is None:
-            return evidence_path(cfg), "not run"
-        return self.path(record), "measured" if cfg.seed in records.fresh else "stale"
-
-    def _read(self, scale: str, row: str, overrides: Sequence[str]) -> Records:
-        records = {}
-        formerly = [own.Formerly for own in self.ledger.own_rows if own.Row == row and own.Formerly]
-        for name in (*formerly, row):  # the present name comes last, and its records replace the former one's
-            for path in sorted(record_path(self.results, scale, name, 0).parent.glob("seed*.json")):
-                if not path.stem.removeprefix("seed").isdecimal():
-                    continue
-                record = read_record(path)
-                records[record.seed] = record
-                if record.paper != self.paper.name or path != self.path(record):
-                    raise UserError(
-                        f"{path} says it is {record.paper}/{record.scale}/{record.row} seed {record.seed}: "
-                        "records are never moved or edited, so restore it with git checkout or delete it."
-                    )
-        hashes = {seed: self.expected_hash(row, seed, *overrides) for seed in records}
-        fresh = {seed: record for seed, record in records.items() if record.config_sha256 == hashes[seed]}
-        return Records(fresh, {seed: record for seed, record in records.items() if seed not in fresh})
+        state = "measured" if cfg.seed in records.fresh else "stale" if record else "not run"
+        return self.path(record) if record else evidence_path(cfg), state

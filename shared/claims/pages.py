@@ -14,9 +14,9 @@ from pathlib import Path
 import yaml
 
 from shared.claims.evidence import Evidence
-from shared.claims.ledger import Ledger
+from shared.claims.ledger import Model
 from shared.claims.protocol import Paper, paper_names
-from shared.claims.status import Derived, derive_all
+from shared.claims.status import Derived, derive
 from shared.claims.tables import Table, claims_table, measured_tables, own_tables, summary_table
 from shared.errors import UserError
 from shared.files import write_text
@@ -25,16 +25,14 @@ BLOCK = re.compile(r"(<!-- claims:begin ([a-z]+) -->\n)(.*?)(<!-- claims:end \2 
 Page = dict[str, list[Table]]  # the tables of a file by marker name
 
 
-def paper_pages(evidence: Evidence, derived: dict[str, Derived]) -> dict[str, Page]:
+def paper_pages(evidence: Evidence, derived: list[Derived]) -> dict[str, Page]:
     """Return a paper's tables by file name: README.md has what was measured, RESULTS.md all rows, INTERPRETATIONS.md,
     where the paper computes any, what each interpretation counts."""
-    results = {"claims": [claims_table(evidence.ledger.Models, derived)]}
-    for scale in ("lite", "full"):
-        if evidence.ledger.rows_of_scale(scale):
-            results[scale] = own_tables(evidence, scale)
+    results = {scale: own_tables(evidence, scale) for scale in ("lite", "full")}
+    results = {"claims": [claims_table(derived)]} | {scale: tables for scale, tables in results.items() if tables}
+    pages = {"README.md": {"measured": measured_tables(evidence, derived)}, "RESULTS.md": results}
     interpretations = evidence.paper.interpretation_tables()
-    measured = {"README.md": {"measured": measured_tables(evidence, derived)}, "RESULTS.md": results}
-    return measured | ({"INTERPRETATIONS.md": interpretations} if interpretations else {})
+    return pages | ({"INTERPRETATIONS.md": interpretations} if interpretations else {})
 
 
 def markdown(tables: list[Table]) -> str:
@@ -73,25 +71,23 @@ def fill(text: str, page: Page, file: str) -> str:
     return BLOCK.sub(lambda match: match[1] + markdown(page[match[2]]) + match[4], text)
 
 
-def rewrite_ledger(text: str, ledger: Ledger, derived: dict[str, Derived]) -> str:
+def _entries(mapping: yaml.MappingNode) -> dict[str, tuple[yaml.Node, yaml.Node]]:
+    return {key.value: (key, value) for key, value in mapping.value}
+
+
+def rewrite_ledger(text: str, models: list[Model], derived: list[Derived]) -> str:
     """Return the text of a metafile with Status, Results, Evidence and generated Why of each row replaced."""
-
-    def entries(mapping: yaml.MappingNode) -> dict[str, tuple[yaml.Node, yaml.Node]]:
-        return {key.value: (key, value) for key, value in mapping.value}
-
-    to_json = functools.partial(json.dumps, ensure_ascii=False)
-    edits = []
-    models = entries(yaml.compose(text, yaml.SafeLoader))["Models"][1].value
-    for model, node in zip(ledger.Models, map(entries, models), strict=True):
-        claim, row, keys = model.Claim, derived[model.Claim.Row], node | entries(node["Claim"][1])
-        for name, old, new in (
-            ("Results", model.Results, row.results),
-            ("Evidence", claim.Evidence, row.evidence),
-            ("Status", claim.Status, row.status),
-            ("Why", to_json(claim.Why), to_json(row.why)),
-        ):
-            if new != old:
-                edits.append((*keys[name], new))
+    to_json, edits = functools.partial(json.dumps, ensure_ascii=False), []
+    nodes = _entries(yaml.compose(text, yaml.SafeLoader))["Models"][1].value
+    for model, row, node in zip(models, derived, map(_entries, nodes), strict=True):
+        values = {
+            "Results": (model.Results, row.results),
+            "Evidence": (row.claim.Evidence, row.evidence),
+            "Status": (row.claim.Status, row.status),
+            "Why": (to_json(row.claim.Why), to_json(row.why)),
+        }
+        keys = node | _entries(node["Claim"][1])
+        edits += [(*keys[name], new) for name, (old, new) in values.items() if new != old]
     for key, value, new in sorted(edits, key=lambda edit: edit[0].start_mark.index, reverse=True):
         if isinstance(new, list):
             between = ",\n" + " " * (key.start_mark.column + 2)
@@ -118,9 +114,9 @@ def update(root, only: list[str] | None = None, check: bool = False) -> list[Pat
     root, texts, papers = Path(root), {}, []
     for name in only or paper_names(root):
         evidence = Evidence(Paper(name, root))
-        derived, metafile = derive_all(evidence), root / name / "metafile.yml"
+        derived, metafile = derive(evidence), root / name / "metafile.yml"
         papers.append((evidence, derived))
-        texts[metafile] = rewrite_ledger(_read(metafile), evidence.ledger, derived)
+        texts[metafile] = rewrite_ledger(_read(metafile), evidence.ledger.Models, derived)
         for file, page in paper_pages(evidence, derived).items():
             texts[root / name / file] = fill(_read(root / name / file), page, f"{name}/{file}")
     if not only:

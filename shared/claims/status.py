@@ -4,11 +4,10 @@ Only run records of scale full, of the claim's own config (by hash), selection, 
 least. Evidence whose config hash is not the present one is stale: it is shown and never counts.
 """
 
-import hashlib
-from dataclasses import dataclass
+from hashlib import sha256
 
 from shared.claims.evidence import Evidence, Records
-from shared.claims.ledger import Claim, Ledger, Model, agrees
+from shared.claims.ledger import Claim, Model, agrees
 from shared.errors import UserError
 from shared.metrics.names import load_names
 from shared.metrics.seeds import Interval, Paired, interval, paired
@@ -19,161 +18,121 @@ UNKNOWN = "the paper's number is not known"
 ROUNDING = 1e-9  # of a claimed number: |76.5 - 76.2| must not exceed 0.3 by an error of float64
 
 
-@dataclass(frozen=True)
-class Derived:
-    """A claim's status and what it rests on; numbers are in the paper's units, by our metric names."""
+def intervals(claim: Claim, records: Records) -> dict[str, Interval]:
+    """Return what was measured of the claimed metrics, in the paper's units, by our names."""
+    keys = [load_names().claims[key] for key in claim.Metrics]
+    values = {name: list(records.values(name, key.unit).values()) for key in keys for name in key.names}
+    return {name: interval(seeds) for name, seeds in values.items() if seeds}
 
-    status: str
-    why: str | None
-    remarks: list[str]
-    evidence: list[dict]  # as the ledger lists the records
-    results: list[dict]  # of the model-index
-    measured: dict[str, Interval]
-    counts: dict[str, tuple[float, bool]]  # claim key -> measured, agrees
-    gains: dict[str, Paired]  # over the baseline's row
-    settings: dict[str, dict[str, Interval]]  # of the claim's further configs, by row, as ``measured``
-    n: int
-    stale: list[str]  # commits
+
+class Derived:
+    """A claimed row's status and what it rests on; UserError where the status in the ledger does not follow.
+
+    ``measured``, ``gains`` (over the baseline's row) and ``settings`` (the claim's further configs, by row) are in the
+    paper's units, by our metric names; ``counts`` holds parameters and FLOPs as counted here, and whether they agree,
+    by the claim's keys. ``evidence`` and ``results`` are what the ledger is to list.
+    """
+
+    def __init__(self, evidence: Evidence, model: Model):
+        claim = self.claim = model.Claim
+        self.full, self.demo = evidence.records("full", claim.Row), evidence.records("demo", claim.Row, "scale=demo")
+        self.ours = self.full.of_claim(claim)
+        self.n, self.measured = len(self.ours.fresh), intervals(claim, self.ours)
+        self.counts = {
+            key: (count := evidence.count(claim.Row)[known.names[0]], agrees(claim.Metrics[key], count, known.unit))
+            for key, known in claim.numbers(counted=True).items()
+        }
+        self.scores = {key: known.names[0] for key, known in claim.numbers(counted=False).items()}
+        self.gains = self._gains(evidence)
+        others = [row for row in model.rows if row != claim.Row]
+        self.settings = {row: intervals(claim, evidence.records("full", row)) for row in others}
+        seeds = {s for name in self.scores.values() for s in self.ours.fresh.keys() - self.ours.values(name).keys()}
+        self.undefined = sorted(seeds)
+        self.status, self.why, rests_on = self._status()
+        self.evidence = [
+            {"File": path.relative_to(evidence.paper.root).as_posix(), "SHA256": sha256(path.read_bytes()).hexdigest()}
+            for path in (evidence.path(record) for _, record in sorted(rests_on.fresh.items()))
+        ]
+        table, means = claim.Source.table, {name: round(value.mean, 6) for name, value in self.measured.items()}
+        result = {"Task": table, "Dataset": model.Metadata.get("Training Data") or table, "Metrics": means}
+        self.results = [result | {"Seeds": sorted(self.ours.fresh)}] if means else []
+        self._check_typed(f"{evidence.paper.name}/metafile.yml: status {claim.Status} of row {claim.Row}")
+
+    def _gains(self, evidence: Evidence) -> dict[str, Paired]:
+        """Return the differences with the baseline's ``Row``, or with the claim that the baseline's name means.
+
+        A name means a model or a row by that name, or a row of the same table.
+        """
+        claim, name = self.claim, self.claim.Baseline.name
+        others = {model.Claim.Row: model for model in evidence.ledger.Models if model.Claim is not claim}
+        places = {row: (model.Claim.Source.table, model.Claim.Source.row) for row, model in others.items()}
+        place = claim.Source.table, name
+        named = [row for row, model in others.items() if name in (model.Name, row) or places[row] == place]
+        row = claim.Baseline.Row or next(iter(named), None)
+        if row is None:
+            return {}
+        theirs = evidence.records("full", row)
+        theirs = theirs.of_claim(others[row].Claim) if row in others else theirs
+        units = {known.names[0]: known.unit for known in claim.numbers(counted=False).values()}
+        gains = {name: paired(self.ours.values(name, unit), theirs.values(name, unit)) for name, unit in units.items()}
+        return {name: gain for name, gain in gains.items() if gain.n}
+
+    def _status(self) -> tuple[str, str | None, Records]:
+        """Return the status, its reason, and the records that it rests on."""
+        typed, why = self.claim.Status, self.claim.Why
+        if not self.scores and self.n:
+            return "blocked", UNKNOWN, self.ours
+        if self.n >= MINIMUM_SEEDS and not self.undefined:
+            return self._earned(), why, self.ours
+        if typed == "blocked" and why != UNKNOWN:
+            return "blocked", why, Records({}, {})
+        return "demo" if self.demo.fresh else "not-run", why, self.demo
+
+    def _earned(self) -> str:
+        """Return the status that three seeds and more give; parameters and FLOPs are no part of it (``reason``).
+
+        "contradicted" is the claimed order reversed by a paired 95 % interval that excludes 0, for any score.
+        """
+        gaps = []
+        for key, name in self.scores.items():
+            claimed, theirs, gain = self.claim.Metrics[key], self.claim.Baseline.Metrics.get(key), self.gains.get(name)
+            if isinstance(theirs, int | float) and theirs != claimed and gain and gain.n >= MINIMUM_SEEDS:
+                if gain.high < 0 if claimed > theirs else gain.low > 0:
+                    return "contradicted"
+            gap = self.measured[name].mean - claimed
+            gaps.append(gap if abs(gap) > self.claim.Tolerance[key] + ROUNDING * abs(claimed) else 0)
+        return "below" if min(gaps) < 0 else "above" if max(gaps) > 0 else "reproduced"
 
     @property
     def reason(self) -> str:
-        """The typed reason and the remarks on evidence, as one text."""
-        return "; ".join([*([self.why] if self.why else []), *self.remarks])
+        """The typed reason, which counts differ beside a status that was earned, which evidence does not count."""
+        reasons = [self.why] if self.why else []
+        reasons += [f"{key} differs" for key, (_, agreed) in self.counts.items() if self.n and not agreed]
+        for what, wanted in (("selection", self.claim.Selection), ("variant", self.claim.Variant)):
+            others = {getattr(record, what) for record in self.full.fresh.values()} - {wanted}
+            reasons += [f"evidence with {what} {other} does not count" for other in sorted(others)]
+        if 0 < self.n < MINIMUM_SEEDS:
+            reasons.append(f"{self.n} of at least {MINIMUM_SEEDS} seeds")
+        if self.undefined:
+            reasons.append(f"a claimed metric is undefined for seed {', '.join(map(str, self.undefined))}")
+        return "; ".join(reasons)
+
+    def _check_typed(self, start: str) -> None:
+        """Raise UserError where the status in the file was typed, not derived, or has lost its evidence."""
+        typed, status, files = self.claim.Status, self.status, self.claim.Evidence
+        if typed == status:
+            return
+        if typed in ("demo", *FROM_FULL_SCALE):
+            is_lost = status == "not-run" or (status == "demo" and typed in FROM_FULL_SCALE)
+            if is_lost and (self.full.stale or self.demo.stale):
+                what = "rests on stale evidence (its config hash is not the present one)"
+                raise UserError(f"{start} {what}: run the row again or write Status: {status}.")
+            if is_lost or not files:
+                raise UserError(f"{start} has no evidence: run the row or write Status: {status}.")
+        if files and files == self.evidence:
+            raise UserError(f"{start} does not follow from its evidence: write Status: {status}.")
 
 
-def _measured(claim: Claim, records: Records) -> dict[str, Interval]:
-    keys = [load_names().claims[key] for key in claim.Metrics]
-    values = {name: records.values(name, key.unit) for key in keys for name in key.names}
-    return {name: interval(list(seeds.values())) for name, seeds in values.items() if seeds}
-
-
-def _counts(claim: Claim, evidence: Evidence) -> dict[str, tuple[float, bool]]:
-    """Return claimed parameters and FLOPs as they are counted here: claim key -> (measured, agrees)."""
-    keys = claim.numbers(counted=True)
-    counts = evidence.count(claim.Row) if keys else {}
-    measured = {key: counts[known.names[0]] for key, known in keys.items()}
-    return {key: (count, agrees(claim.Metrics[key], count, keys[key].unit)) for key, count in measured.items()}
-
-
-def _baseline_row(claim: Claim, ledger: Ledger) -> str | None:
-    """Return the baseline's row: its ``Row``, or that of the claim which its name means; None without either.
-
-    A name means a model or a row by that name, or a row of the same table.
-    """
-    name, place = claim.Baseline.name, (claim.Source.table, claim.Baseline.name)
-    for model in ledger.Models:
-        other = model.Claim
-        is_meant = name in (model.Name, other.Row) or (other.Source.table, other.Source.row) == place
-        if claim.Baseline.Row is None and other is not claim and is_meant:
-            return other.Row
-    return claim.Baseline.Row
-
-
-def _gains(claim: Claim, ours: Records, evidence: Evidence) -> dict[str, Paired]:
-    """Return the paired differences of the scores with the baseline's row, by our name."""
-    row = _baseline_row(claim, evidence.ledger)
-    if row is None:
-        return {}
-    theirs = evidence.records("full", row)
-    for model in evidence.ledger.Models:
-        theirs = theirs.of_claim(model.Claim) if model.Claim.Row == row else theirs
-    scores = [(known.names[0], known.unit) for known in claim.numbers(counted=False).values()]
-    gains = {name: paired(ours.values(name, unit), theirs.values(name, unit)) for name, unit in scores}
-    return {name: gain for name, gain in gains.items() if gain.n}
-
-
-def _earned(claim: Claim, measured: dict[str, Interval], gains: dict[str, Paired]) -> str:
-    """Return the status that three seeds and more give.
-
-    "contradicted" is the claimed order reversed by a paired 95 % interval that excludes 0, for any score. Parameters
-    and FLOPs are compared apart (``_remarks``).
-    """
-    gaps = []
-    for key, known in claim.numbers(counted=False).items():
-        claimed, other, gain = claim.Metrics[key], claim.Baseline.Metrics.get(key), gains.get(known.names[0])
-        if isinstance(other, int | float) and other != claimed and gain and gain.n >= MINIMUM_SEEDS:
-            if gain.high < 0 if claimed > other else gain.low > 0:
-                return "contradicted"
-        gap = measured[known.names[0]].mean - claimed
-        gaps.append(gap if abs(gap) > claim.Tolerance[key] + ROUNDING * abs(claimed) else 0)
-    return "below" if min(gaps) < 0 else "above" if max(gaps) > 0 else "reproduced"
-
-
-def _remarks(claim: Claim, full: Records, ours: Records, undefined: list[int], counts: dict) -> list[str]:
-    """Say which evidence does not count and why, and, beside a status that was earned, which counts differ."""
-    remarks = [f"{key} differs" for key, (_, agreed) in counts.items() if ours.fresh and not agreed]
-    for what, wanted in (("selection", claim.Selection), ("variant", claim.Variant)):
-        others = {getattr(record, what) for record in full.fresh.values()} - {wanted}
-        remarks += [f"evidence with {what} {other} does not count" for other in sorted(others)]
-    if 0 < len(ours.fresh) < MINIMUM_SEEDS:
-        remarks.append(f"{len(ours.fresh)} of at least {MINIMUM_SEEDS} seeds")
-    if undefined:
-        remarks.append(f"a claimed metric is undefined for seed {', '.join(map(str, undefined))}")
-    return remarks
-
-
-def _check_typed(file: str, claim: Claim, status: str, files: list[dict], is_stale: bool) -> None:
-    """Raise UserError where the status in the file was typed, not derived, or has lost its evidence."""
-    start, remedy = f"{file}: status {claim.Status} of row {claim.Row}", f"write Status: {status}."
-    if claim.Status == status:
-        return
-    if claim.Status in ("demo", *FROM_FULL_SCALE):
-        is_lost = status == "not-run" or (status == "demo" and claim.Status in FROM_FULL_SCALE)
-        if is_lost and is_stale:
-            what = "rests on stale evidence (its config hash is not the present one)"
-            raise UserError(f"{start} {what}: run the row again or {remedy}")
-        if is_lost or not claim.Evidence:
-            raise UserError(f"{start} has no evidence: run the row or {remedy}")
-    if claim.Evidence and claim.Evidence == files:
-        raise UserError(f"{start} does not follow from its evidence: {remedy}")
-
-
-def _files(evidence: Evidence, records: Records) -> list[dict]:
-    paths = [evidence.path(record) for _, record in sorted(records.fresh.items())]
-    root = evidence.paper.root
-    return [
-        {"File": path.relative_to(root).as_posix(), "SHA256": hashlib.sha256(path.read_bytes()).hexdigest()}
-        for path in paths
-    ]
-
-
-def derive(evidence: Evidence, model: Model) -> Derived:
-    """Derive status, results and evidence of a claimed row; UserError if the typed status does not follow."""
-    claim, row = model.Claim, model.Claim.Row
-    full, demo = evidence.records("full", row), evidence.records("demo", row, "scale=demo")
-    ours = full.of_claim(claim)
-    measured, counts, gains = _measured(claim, ours), _counts(claim, evidence), _gains(claim, ours, evidence)
-    scores = [known.names[0] for known in claim.numbers(counted=False).values()]
-    undefined = sorted({seed for name in scores for seed in ours.fresh.keys() - ours.values(name).keys()})
-    status, why, rests_on = "not-run", claim.Why, Records({}, {})
-    if not scores and ours.fresh:
-        status, why, rests_on = "blocked", UNKNOWN, ours
-    elif len(ours.fresh) >= MINIMUM_SEEDS and not undefined:
-        status, rests_on = _earned(claim, measured, gains), ours
-    elif claim.Status == "blocked" and claim.Why != UNKNOWN:
-        status = "blocked"
-    elif demo.fresh:
-        status, rests_on = "demo", demo
-    files, table = _files(evidence, rests_on), claim.Source.table
-    _check_typed(f"{evidence.paper.name}/metafile.yml", claim, status, files, bool(full.stale or demo.stale))
-    means = {name: round(over_seeds.mean, 6) for name, over_seeds in measured.items()}
-    dataset = model.Metadata.get("Training Data") or table
-    result = {"Task": table, "Dataset": dataset, "Metrics": means, "Seeds": sorted(ours.fresh)}
-    return Derived(
-        status=status,
-        why=why,
-        remarks=_remarks(claim, full, ours, undefined, counts),
-        evidence=files,
-        results=[result] if measured else [],
-        measured=measured,
-        counts=counts,
-        gains=gains,
-        settings={other: _measured(claim, evidence.records("full", other)) for other in model.rows if other != row},
-        n=len(ours.fresh),
-        stale=sorted({record.commit for record in full.stale.values()}),
-    )
-
-
-def derive_all(evidence: Evidence) -> dict[str, Derived]:
-    """Return what the evidence says of every claimed row, by row; UserError as ``derive``."""
-    return {model.Claim.Row: derive(evidence, model) for model in evidence.ledger.Models}
+def derive(evidence: Evidence) -> list[Derived]:
+    """Return what the evidence says of every claimed row, in the ledger's order; UserError as ``Derived``."""
+    return [Derived(evidence, model) for model in evidence.ledger.Models]

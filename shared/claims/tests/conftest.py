@@ -8,7 +8,7 @@ import pytest
 from shared.claims.evidence import Evidence
 from shared.claims.pages import update
 from shared.claims.protocol import Paper
-from shared.claims.status import derive
+from shared.claims.status import Derived
 from shared.training.record import RunRecord, write_record
 from shared.training.tests.paper import config, fake, paper, start  # noqa: F401
 
@@ -160,6 +160,6 @@ def update_(repository):
 def status(evidence):
     def derived(index: int = 0):
         now = evidence()
-        return derive(now, now.ledger.Models[index])
+        return Derived(now, now.ledger.Models[index])
 
     return derived
