@@ -8,45 +8,47 @@ python -m shared.claims show pdml --row A [key=value ...]
 Tables go to standard output, the one sentence about an error to standard error.
 """
 
-import argparse
 import logging
 import os
 import sys
+from argparse import ArgumentTypeError, Namespace
 from pathlib import Path
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table as RichTable
 
-from shared.claims.compose import compose, quoted, row_overrides
+from shared.claims.compose import compose, quoted, row_config, row_overrides
 from shared.claims.evidence import Evidence
+from shared.claims.ledger import Ledger
 from shared.claims.pages import paper_pages, update
 from shared.claims.protocol import Paper, load_paper, paper_names
 from shared.claims.reproduce import cost, failures, launch, plan
-from shared.claims.show import show_row
 from shared.claims.status import derive
 from shared.claims.tables import LINE, Table, claims_table, own_tables
 from shared.commands import Parser, format_duration, print_error, report, run_command, silence_library_logs
 from shared.environment import repository_root
 from shared.errors import RunInterrupted, UserError
+from shared.metrics.names import load_names
+from shared.training.config import hash_of
 
 LARGEST_SEED = 2**32 - 1
 
 
 def seed(text: str) -> int:
     if not text.strip().isdecimal() or int(text) > LARGEST_SEED:
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is no seed: give whole numbers from 0 to {LARGEST_SEED}, such as 0,1,2"
-        )
+        raise ArgumentTypeError(f"{text!r} is no seed: give whole numbers from 0 to {LARGEST_SEED}, such as 0,1,2")
     return int(text)
 
 
-def parse(arguments: list[str]) -> argparse.Namespace:
-    where = Parser(add_help=False)
+def parse(arguments: list[str]) -> Namespace:
+    where, paths, one_row = (Parser(add_help=False) for _ in range(3))
     where.add_argument("--root", type=Path, default=repository_root(), help="the folder of the papers")
-    paths = Parser(add_help=False)
     paths.add_argument("--data-root", default=os.environ.get("DATA_ROOT"))
     paths.add_argument("--results", help="folder for records and runs, instead of <paper>/results and runs")
+    one_row.add_argument("paper")
+    one_row.add_argument("--row", required=True)
+    one_row.add_argument("--seed", type=seed, default=0)
     parser = Parser(prog="python -m shared.claims", description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
     table = commands.add_parser("tables", parents=[where], help="derive every status and write the tables")
@@ -60,26 +62,20 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     train.add_argument("--rows", type=lambda text: [row.strip() for row in text.split(",")])
     train.add_argument("--seeds", type=lambda text: [seed(part) for part in text.split(",")])
     train.add_argument("--launcher", default="basic", help="a launcher of Hydra's, such as joblib")
-    score = commands.add_parser("evaluate", parents=[where, paths], help="score a checkpoint")
-    score.add_argument("paper")
-    score.add_argument("--row", required=True)
-    score.add_argument("--seed", type=seed, default=0)
+    score = commands.add_parser("evaluate", parents=[where, paths, one_row], help="score a checkpoint")
     score.add_argument("--ckpt", help="a checkpoint, instead of the last one of the row and seed")
     score.add_argument("--out", help="new folder for the pictures, instead of one beside the checkpoint")
-    show = commands.add_parser("show", parents=[where, paths], help="print what a row is")
-    show.add_argument("paper")
-    show.add_argument("--row", required=True)
-    show.add_argument("--seed", type=seed, default=0)
+    commands.add_parser("show", parents=[where, paths, one_row], help="print what a row is")
     options, overrides = parser.parse_known_args(arguments)
-    if any(part.startswith("-") for part in overrides):
-        raise UserError(f"unknown option {overrides[0]}; see python -m shared.claims {options.command} --help")
+    options.overrides = overrides
+    if any(part.startswith("-") for part in options.overrides):
+        raise UserError(f"unknown option {options.overrides[0]}; see python -m shared.claims {options.command} --help")
     if options.command == "reproduce" and bool(options.paper) == options.all:
         raise UserError("give one paper or --all, and overrides as key=value behind the paper")
-    options.overrides = overrides
     return options
 
 
-def overrides_of(options: argparse.Namespace, paper: str) -> list[str]:
+def overrides_of(options: Namespace, paper: str) -> list[str]:
     """Return the overrides of a command line, where the data and the results are included."""
     overrides = list(options.overrides)
     if options.data_root:
@@ -103,20 +99,19 @@ def print_tables(tables: list[Table]) -> None:
     console.file.flush()
 
 
-def tables(options: argparse.Namespace) -> int:
+def tables(options: Namespace) -> int:
     """Print the tables, or bring all files up to date with the evidence and say which have changed."""
     papers = [load_paper(options.root, name) for name in options.paper or paper_names(options.root)]
-    if options.report:
-        for evidence in map(Evidence, papers):
-            for page in paper_pages(evidence, derive(evidence)).values():
-                print_tables([table for tables in page.values() for table in tables])
+    if not options.report:
+        for path in update(options.root, options.paper, options.check):
+            print(f"rewritten: {path.relative_to(options.root)}")
         return 0
-    for path in update(options.root, options.paper, options.check):
-        print(f"rewritten: {path.relative_to(options.root)}")
+    for page in (page for paper in papers for page in paper_pages(Evidence(paper)).values()):
+        print_tables([table for tables in page.values() for table in tables])
     return 0
 
 
-def run_jobs(paper: Paper, jobs: list[DictConfig], options: argparse.Namespace) -> int:
+def run_jobs(paper: Paper, jobs: list[DictConfig], options: Namespace) -> int:
     """Say what the jobs cost, run them and say which failed; returns the exit code."""
     if not jobs:
         print(f"{paper.name}: every row of scale {options.scale} has its evidence; nothing to run", flush=True)
@@ -126,8 +121,8 @@ def run_jobs(paper: Paper, jobs: list[DictConfig], options: argparse.Namespace) 
         estimate = format_duration(cost(paper, jobs))
     except Exception as error:
         return report(error)
-    runs = f"{paper.name}: {len(jobs)} runs at scale {options.scale}"
-    print(f"{runs}, about {estimate} one after another", flush=True)
+    scale = f"{len(jobs)} runs at scale {options.scale}"
+    print(f"{paper.name}: {scale}, about {estimate} one after another", flush=True)
     code = launch(paper, jobs, options.launcher, overrides_of(options, paper.name))
     for sentence, failed in failures(jobs).items():
         more = f" and {len(failed) - 1} more" if len(failed) > 1 else ""
@@ -135,7 +130,7 @@ def run_jobs(paper: Paper, jobs: list[DictConfig], options: argparse.Namespace) 
     return code
 
 
-def reproduce(options: argparse.Namespace) -> int:
+def reproduce(options: Namespace) -> int:
     """Run what has no evidence and print the tables, those of papers whose runs failed too."""
     names = paper_names(options.root) if options.all else [options.paper]
     papers = [(load_paper(options.root, name), overrides_of(options, name)) for name in names]
@@ -149,7 +144,7 @@ def reproduce(options: argparse.Namespace) -> int:
     return 1 if 1 in codes else max(codes, default=0)
 
 
-def evaluate(options: argparse.Namespace) -> int:
+def evaluate(options: Namespace) -> int:
     """Score by `python -m <paper>.evaluate`, whose exit code is returned."""
     paper = load_paper(options.root, options.paper)
     overrides = row_overrides(paper, options.row, options.seed, overrides_of(options, options.paper))
@@ -160,10 +155,37 @@ def evaluate(options: argparse.Namespace) -> int:
     return run_command([*paper.command("evaluate"), *overrides])
 
 
-def show(options: argparse.Namespace) -> int:
+def claim_lines(ledger: Ledger, row: str) -> list[str]:
+    """Return what the ledger says of a row: the claim, or what a row of our own measures."""
+    for claim in (model.Claim for model in ledger.Models if row in model.rows):
+        printed = ", ".join(f"{key} {value}" for key, value in claim.Metrics.items())
+        return [
+            f"claim: {claim.Row} ({claim.Source.paper}, {claim.Source.table}, {claim.Source.row})",
+            f"paper: {printed}; baseline {claim.Baseline.name or 'none'}",
+            f"status: {claim.Status}; {claim.Why}",
+        ]
+    own = next(own for own in ledger.own_rows if own.Row == row)
+    labels = ", ".join(load_names().metrics[name].label for name in own.Metrics)
+    compared = ", ".join(own.Baseline) or "nothing"
+    return [f"own row: {own.Label} ({own.Group})", f"measures: {labels}; compared with {compared}"]
+
+
+def show(options: Namespace) -> int:
+    """Print what a row is: claim, baseline, hash, evidence, cost, command and the composed configuration."""
     silence_library_logs()
-    paper = load_paper(options.root, options.paper)
-    print(show_row(paper, options.row, options.seed, overrides_of(options, options.paper)))
+    paper, row, seed = load_paper(options.root, options.paper), options.row, options.seed
+    overrides = overrides_of(options, paper.name)
+    cfg, evidence = row_config(paper, row, seed, overrides), Evidence(paper, overrides)
+    path, state = evidence.state(cfg)
+    try:
+        estimate = f"about {format_duration(paper.seconds_of_run(cfg))}"
+    except UserError as error:
+        estimate = str(error)
+    print(f"{paper.name} row {row}, seed {seed}, scale {cfg.scale.name}, variant {cfg.variant}")
+    print(*claim_lines(evidence.ledger, row), f"hash: {hash_of(cfg)[0]}", f"evidence: {state} ({path})", sep="\n")
+    print(f"devices: {cfg.trainer.devices * cfg.trainer.num_nodes}", f"cost: {estimate}", sep="\n")
+    print("command: python", *paper.command("train")[1:], *row_overrides(paper, row, seed, overrides))
+    print(f"\n{OmegaConf.to_yaml(cfg, resolve=True).rstrip()}")
     return 0
 
 

@@ -1,8 +1,7 @@
 """The claims ledger `<paper>/metafile.yml`: what a paper claims, in OpenMMLab's model-index format.
 
-Its schema (pydantic; an unknown key is an error), the checks that need no evidence, and loading. A block checks itself
-and raises a UserError, and ``load_ledger`` puts the file in front of the sentence. Numbers keep the text that they were
-printed with, because parameters and FLOPs are compared in units of the last printed digit.
+Its schema (pydantic; an unknown key is an error), the checks that need no evidence, and loading. Numbers keep the text
+that they were printed with, because parameters and FLOPs are compared in units of the last printed digit.
 """
 
 import functools
@@ -18,6 +17,8 @@ from shared.errors import UserError
 from shared.metrics.names import ClaimKey, load_names
 
 COUNTED = ("parameters", "flops")  # compared by the counting rule, not by a tolerance
+GROUP_KEYS = {"Group", "Compose", "Metrics", "Extra", "Compared", "Rows"}
+FLOAT = "tag:yaml.org,2002:float"
 
 
 class Printed(float):
@@ -38,7 +39,6 @@ class _Loader(yaml.SafeLoader):
         return number
 
 
-FLOAT = "tag:yaml.org,2002:float"
 _Loader.add_implicit_resolver(FLOAT, re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789"))
 _Loader.add_constructor(FLOAT, _Loader.construct_printed)
 
@@ -53,12 +53,6 @@ def agrees(claimed: float, measured: float, unit: float = 1.0) -> bool:
     return abs(Decimal(str(measured)) - printed * scale) <= digit * scale
 
 
-def require(is_right: object, sentence: str) -> None:
-    """Raise UserError with the sentence unless the ledger is right."""
-    if not is_right:
-        raise UserError(sentence)
-
-
 def _metric(value: Any) -> Any:
     if not isinstance(value, bool) and isinstance(value, str | int | float | None):
         return value
@@ -70,11 +64,34 @@ def _as_list(value: Any) -> Any:
     return [] if value is None else [value] if isinstance(value, str) else value
 
 
-Metrics = dict[str, Annotated[Any, AfterValidator(_metric)]]  # not a union of types: that would lose how it was printed
+def _rows_of_groups(groups: Any) -> Any:
+    """Return the rows of a list of groups, each with what its group gives to all; a row's own keys come first.
+
+    A group has a title (``Group``), ``Rows``, and any of Compose, Metrics, Extra and Compared.
+    """
+    rows = []
+    for group in groups or []:
+        if not isinstance(group, dict) or "Rows" not in group or group.keys() - GROUP_KEYS:
+            raise ValueError(f"a group has Rows and at most the keys {', '.join(sorted(GROUP_KEYS))}")
+        for row in group["Rows"]:
+            rows.append(group | row | {"Compose": group.get("Compose", {}) | row.get("Compose", {})})
+            del rows[-1]["Rows"]
+    return rows
+
+
+def require(is_right: object, sentence: str) -> None:
+    """Raise UserError, which ``load_ledger`` puts the file in front of, unless the ledger is right."""
+    if not is_right:
+        raise UserError(sentence)
+
+
+Metrics = dict[str, Annotated[Any, AfterValidator(_metric)]]  # a union of types would lose how a number was printed
 Texts = Annotated[list[str], BeforeValidator(_as_list)]
-Collection = dict[Literal["Name", "README", "Metadata", "Paper", "Code"], Any]  # OpenMMLab's: one method
+# OpenMMLab's blocks, of which little is read. Results and Evidence are written by `make claims`: a measured result in
+# the paper's units, and a run record that a status rests on.
+Collection = dict[Literal["Name", "README", "Metadata", "Paper", "Code"], Any]
 About = Literal["Training Data", "Parameters", "FLOPs", "Epochs", "Batch Size", "GPU Hours", "Architecture"]
-# Written by `make claims`: a measured result in the paper's units, and a run record that a status rests on.
+Metadata = dict[About, str | int | float | list[str] | None]
 Result = dict[Literal["Task", "Dataset", "Metrics", "Seeds"], Any]
 EvidenceFile = dict[Literal["File", "SHA256"], str]
 
@@ -144,7 +161,7 @@ class Model(_Block):
     Name: str
     in_collection: str = Field(alias="In Collection")
     configs: Texts = Field(alias="Config")
-    Metadata: dict[About, str | int | float | list[str] | None]
+    Metadata: Metadata
     Results: list[Result]
     Claim: Claim
 
@@ -170,10 +187,6 @@ class OwnRow(_Block):
     Compared: list[str] = []
     Formerly: str | None = None
 
-    @property
-    def compared(self) -> list[str]:
-        return self.Compared or self.Metrics[:1]
-
     @model_validator(mode="after")
     def _has_known_metrics(self):
         for metric in self.Compared:
@@ -181,47 +194,26 @@ class OwnRow(_Block):
         for metric in (*self.Metrics, *self.Extra):
             is_known = metric in load_names().metrics
             require(is_known, f"{self.Row} shows {metric!r}, which shared/metrics/names.yml lacks.")
+        self.Compared = self.Compared or self.Metrics[:1]
         return self
 
 
-GROUP_KEYS = {"Group", "Compose", "Metrics", "Extra", "Compared", "Rows"}
-
-
-def _rows_of_groups(groups: Any) -> Any:
-    """Return the rows of a list of groups, each with what its group gives to all; a row's own keys come first.
-
-    A group has a title (``Group``), ``Rows``, and any of Compose, Metrics, Extra and Compared.
-    """
-    rows = []
-    for group in groups or []:
-        if not isinstance(group, dict) or "Rows" not in group or group.keys() - GROUP_KEYS:
-            raise ValueError(f"a group has Rows and at most the keys {', '.join(sorted(GROUP_KEYS))}")
-        common = {key: value for key, value in group.items() if key != "Rows"}
-        for row in group["Rows"]:
-            rows.append(common | row | {"Compose": group.get("Compose", {}) | row.get("Compose", {})})
-    return rows
-
-
-Rows = Annotated[list[OwnRow], BeforeValidator(_rows_of_groups)]
-
-
-class HeadlineRows(_Block):
-    """The comparison of two Lite rows that the summary of all papers shows, in the row's first compared metric."""
-
-    Row: str
-    Baseline: str
-    Metric: str | None = None
+OwnRows = Annotated[list[OwnRow], BeforeValidator(_rows_of_groups)]
 
 
 class Ledger(_Block):
-    """One paper's metafile.yml."""
+    """One paper's metafile.yml.
 
-    Headline: HeadlineRows | None = None
+    ``Headline``: the two Lite rows whose comparison the summary of all papers shows, in ``Metric`` or the first one's
+    first compared metric. ``Full`` stands beside the claims: baselines and scenes that the paper does not report.
+    """
+
+    Headline: dict[Literal["Row", "Baseline", "Metric"], str] = {}
     Collections: list[Collection]
     Models: list[Model]
-    Lite: Rows = []
-    Demo: Rows = []
-    Full: Rows = []  # beside the claims: baselines and scenes that the paper does not report
+    Lite: OwnRows = []
+    Demo: OwnRows = []
+    Full: OwnRows = []
 
     @property
     def own_rows(self) -> list[OwnRow]:
@@ -245,11 +237,12 @@ class Ledger(_Block):
             is_there = collection in [known.get("Name") for known in self.Collections]
             require(is_there, f"{model.Name} is in {collection!r}, no collection of it.")
         for rows in (self.Lite, self.Demo, self.Full):
-            for row, other in ((row, other) for row in rows for other in row.Baseline):
-                is_there = other in {known.Row for known in rows} - {row.Row}
-                require(is_there, f"baseline {other!r} of {row.Row} is no other row of its list.")
-        pair = {self.Headline.Row, self.Headline.Baseline} if self.Headline else set()
-        require(pair <= {row.Row for row in self.Lite}, "Headline names a row that is none of Lite: fix it.")
+            for row in rows:
+                for other in row.Baseline:
+                    is_there = other in {known.Row for known in rows} - {row.Row}
+                    require(is_there, f"baseline {other!r} of {row.Row} is no other row of its list.")
+        pair, lite = [self.Headline.get(key) for key in ("Row", "Baseline")], {row.Row for row in self.Lite}
+        require(not self.Headline or lite.issuperset(pair), "Headline names a row that is none of Lite: fix it.")
         return self
 
 

@@ -14,7 +14,6 @@ from pathlib import Path
 import yaml
 
 from shared.claims.evidence import Evidence
-from shared.claims.ledger import Model
 from shared.claims.protocol import Paper, paper_names
 from shared.claims.status import Derived, derive
 from shared.claims.tables import Table, claims_table, measured_tables, own_tables, summary_table
@@ -25,14 +24,16 @@ BLOCK = re.compile(r"(<!-- claims:begin ([a-z]+) -->\n)(.*?)(<!-- claims:end \2 
 Page = dict[str, list[Table]]  # the tables of a file by marker name
 
 
-def paper_pages(evidence: Evidence, derived: list[Derived]) -> dict[str, Page]:
+def paper_pages(evidence: Evidence) -> dict[str, Page]:
     """Return a paper's tables by file name: README.md has what was measured, RESULTS.md all rows, INTERPRETATIONS.md,
     where the paper computes any, what each interpretation counts."""
-    results = {scale: own_tables(evidence, scale) for scale in ("lite", "full")}
-    results = {"claims": [claims_table(derived)]} | {scale: tables for scale, tables in results.items() if tables}
-    pages = {"README.md": {"measured": measured_tables(evidence, derived)}, "RESULTS.md": results}
+    own = {scale: own_tables(evidence, scale) for scale in ("lite", "full") if evidence.own(scale)}
     interpretations = evidence.paper.interpretation_tables()
-    return pages | ({"INTERPRETATIONS.md": interpretations} if interpretations else {})
+    return {
+        "README.md": {"measured": measured_tables(evidence)},
+        "RESULTS.md": {"claims": [claims_table(derive(evidence))], **own},
+        **({"INTERPRETATIONS.md": interpretations} if interpretations else {}),
+    }
 
 
 def markdown(tables: list[Table]) -> str:
@@ -75,13 +76,13 @@ def _entries(mapping: yaml.MappingNode) -> dict[str, tuple[yaml.Node, yaml.Node]
     return {key.value: (key, value) for key, value in mapping.value}
 
 
-def rewrite_ledger(text: str, models: list[Model], derived: list[Derived]) -> str:
+def rewrite_ledger(text: str, derived: list[Derived]) -> str:
     """Return the text of a metafile with Status, Results, Evidence and generated Why of each row replaced."""
     to_json, edits = functools.partial(json.dumps, ensure_ascii=False), []
     nodes = _entries(yaml.compose(text, yaml.SafeLoader))["Models"][1].value
-    for model, row, node in zip(models, derived, map(_entries, nodes), strict=True):
+    for row, node in zip(derived, map(_entries, nodes), strict=True):
         values = {
-            "Results": (model.Results, row.results),
+            "Results": (row.model.Results, row.results),
             "Evidence": (row.claim.Evidence, row.evidence),
             "Status": (row.claim.Status, row.status),
             "Why": (to_json(row.claim.Why), to_json(row.why)),
@@ -92,9 +93,9 @@ def rewrite_ledger(text: str, models: list[Model], derived: list[Derived]) -> st
         if isinstance(new, list):
             between = ",\n" + " " * (key.start_mark.column + 2)
             new = f"[{between.join(map(to_json, new))}]"
-        old = text[key.end_mark.index : value.end_mark.index]
-        kept = old[len(old.rstrip()) :]  # the mark of a block's end is where the next thing begins
-        text = f"{text[: key.end_mark.index]}: {new}{kept}{text[value.end_mark.index :]}"
+        start, end = key.end_mark.index, value.end_mark.index
+        kept = len(text[:end].rstrip())  # the mark of a block's end is where the next thing begins
+        text = f"{text[:start]}: {new}{text[kept:]}"
     return text
 
 
@@ -111,20 +112,17 @@ def update(root, only: list[str] | None = None, check: bool = False) -> list[Pat
     ``only`` names papers; the summary in the root README needs all of them and is left alone then. With ``check``
     nothing is written and a UserError names what is out of date.
     """
-    root, texts, papers = Path(root), {}, []
-    for name in only or paper_names(root):
-        evidence = Evidence(Paper(name, root))
-        derived, metafile = derive(evidence), root / name / "metafile.yml"
-        papers.append((evidence, derived))
-        texts[metafile] = rewrite_ledger(_read(metafile), evidence.ledger.Models, derived)
-        for file, page in paper_pages(evidence, derived).items():
-            texts[root / name / file] = fill(_read(root / name / file), page, f"{name}/{file}")
-    if not only:
-        texts[root / "README.md"] = fill(_read(root / "README.md"), {"summary": [summary_table(papers)]}, "README.md")
-    changed = [path for path, text in texts.items() if text != _read(path)]
+    papers, texts = [Evidence(Paper(name, Path(root))) for name in only or paper_names(root)], {}
+    pages = {} if only else {"README.md": {"summary": [summary_table(papers)]}}
+    for evidence in papers:
+        name = evidence.paper.name
+        texts[f"{name}/metafile.yml"] = rewrite_ledger(_read(evidence.paper.folder / "metafile.yml"), derive(evidence))
+        pages |= {f"{name}/{file}": page for file, page in paper_pages(evidence).items()}
+    texts |= {file: fill(_read(Path(root) / file), page, file) for file, page in pages.items()}
+    changed = {Path(root) / file: text for file, text in texts.items() if text != _read(Path(root) / file)}
     if check and changed:
         names = ", ".join(path.relative_to(root).as_posix() for path in changed)
         raise UserError(f"{names} does not show the present evidence: run `make claims` and commit the result.")
-    for path in changed:
-        write_text(path, texts[path])
-    return changed
+    for path, text in changed.items():
+        write_text(path, text)
+    return list(changed)

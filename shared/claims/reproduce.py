@@ -27,9 +27,9 @@ def plan(
 ) -> list[DictConfig]:
     """Return the configuration of every row and seed without evidence, a job each, seed by seed.
 
-    Seeds go round the outside: stopped half-way, every row has been measured as often as the others.
-    Raises UserError for an unknown row, a row of another scale, and overrides that would put other numbers in
-    the place of the evidence kept in the repository.
+    Seeds go round the outside: stopped half-way, every row has been measured as often as the others. Raises UserError
+    for an unknown row, a row of another scale, and overrides that would put other numbers in the place of the evidence
+    kept in the repository.
     """
     evidence = Evidence(paper, overrides)
     first = {row: row_config(paper, row, 0, overrides) for row in rows or rows_of(paper, scale)}
@@ -49,8 +49,7 @@ def plan(
 def cost(paper: Paper, jobs: list[DictConfig]) -> float:
     """Return the seconds that the jobs will take one after the other, three timed steps per kind of network.
 
-    A row that cannot start says so when its job runs, and the others go on. Where none can, what is wrong
-    with the first one is raised here, before anything is launched.
+    A row that cannot start says so when its job runs, and the others go on; where none can, the first error is raised.
     """
     kinds: dict[str, list[DictConfig]] = {}
     for cfg in jobs:
@@ -70,10 +69,7 @@ def cost(paper: Paper, jobs: list[DictConfig]) -> float:
 
 
 def multiruns(jobs: list[DictConfig]) -> list[tuple[list[str], list[int]]]:
-    """Return the jobs as (rows, seeds) of Hydra sweeps, whose products hold no other row and seed.
-
-    One sweep, where all rows want the same seeds.
-    """
+    """Return the jobs as (rows, seeds) of Hydra sweeps, one where all rows want the same seeds."""
     seeds_of: dict[str, tuple[int, ...]] = {}
     for cfg in jobs:
         seeds_of[cfg.row] = (*seeds_of.get(cfg.row, ()), cfg.seed)
@@ -96,22 +92,18 @@ def launch(paper: Paper, jobs: list[DictConfig], launcher: str, overrides: list[
         codes.add(run_command(command))
         if max(codes) > 128:
             raise RunInterrupted(max(codes))
+    texts = [failure_path(cfg).read_text(encoding="utf-8") for cfg in jobs if failure_path(cfg).is_file()]
     # Hydra ends with the first failure; a traceback, behind the sentence of any of them, is no user's error.
-    if codes - {0, 2} or any(trace for _, trace in _failed(jobs).values()):
+    if codes - {0, 2} or any(text.partition("\n")[2] for text in texts):
         return 1
     return max(codes)
-
-
-def _failed(jobs: list[DictConfig]) -> dict[str, tuple[str, str]]:
-    """Return the sentence and the traceback, "" for a user's error, of every job that failed, by row and seed."""
-    files = {f"{cfg.row} seed {cfg.seed}": failure_path(cfg) for cfg in jobs}
-    texts = {name: path.read_text(encoding="utf-8") for name, path in files.items() if path.is_file()}
-    return {name: text.partition("\n")[::2] for name, text in texts.items()}
 
 
 def failures(jobs: list[DictConfig]) -> dict[str, list[str]]:
     """Return the sentence of every different failure with the jobs that ended with it."""
     by_sentence: dict[str, list[str]] = {}
-    for name, (sentence, _) in _failed(jobs).items():
-        by_sentence.setdefault(sentence, []).append(name)
+    for cfg in jobs:
+        if failure_path(cfg).is_file():
+            sentence = failure_path(cfg).read_text(encoding="utf-8").partition("\n")[0]
+            by_sentence.setdefault(sentence, []).append(f"{cfg.row} seed {cfg.seed}")
     return by_sentence

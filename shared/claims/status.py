@@ -4,6 +4,7 @@ Only run records of scale full, of the claim's own config (by hash), selection, 
 least. Evidence whose config hash is not the present one is stale: it is shown and never counts.
 """
 
+import functools
 from hashlib import sha256
 
 from shared.claims.evidence import Evidence, Records
@@ -34,7 +35,8 @@ class Derived:
     """
 
     def __init__(self, evidence: Evidence, model: Model):
-        claim = self.claim = model.Claim
+        self.model, self.claim = model, model.Claim
+        claim = model.Claim
         self.full, self.demo = evidence.records("full", claim.Row), evidence.records("demo", claim.Row, "scale=demo")
         self.ours = self.full.of_claim(claim)
         self.n, self.measured = len(self.ours.fresh), intervals(claim, self.ours)
@@ -133,6 +135,7 @@ class Derived:
             raise UserError(f"{start} does not follow from its evidence: write Status: {status}.")
 
 
+@functools.cache
 def derive(evidence: Evidence) -> list[Derived]:
     """Return what the evidence says of every claimed row, in the ledger's order; UserError as ``Derived``."""
     return [Derived(evidence, model) for model in evidence.ledger.Models]

@@ -6,7 +6,7 @@ from itertools import zip_longest
 
 from shared.claims.evidence import Evidence, Records
 from shared.claims.ledger import OwnRow
-from shared.claims.status import Derived
+from shared.claims.status import Derived, derive
 from shared.metrics.names import MetricName, load_names
 from shared.metrics.seeds import Interval, Paired, holm, interval, paired
 
@@ -81,7 +81,7 @@ def own_tables(evidence: Evidence, scale: str, only_measured: bool = False) -> l
         (row.Row, metric, baseline): paired(records[row.Row].values(metric), records[baseline].values(metric))
         for row in rows
         for baseline in row.Baseline
-        for metric in row.compared
+        for metric in row.Compared
     }
     p_values = {key: test.p_value for key, test in tests.items() if test.n > 1}
     holding, labels, tables = holm(p_values), {row.Row: row.Label for row in rows}, []
@@ -102,7 +102,7 @@ def own_tables(evidence: Evidence, scale: str, only_measured: bool = False) -> l
         extra = [metric for row in members for metric in row.Extra if not only_measured]
         metrics = list(dict.fromkeys([*(metric for row in members for metric in row.Metrics), *extra]))
         # Every row's first compared metric stands in the first column of differences, and so on.
-        columns = list(zip_longest(*(row.compared for row in members)))
+        columns = list(zip_longest(*(row.Compared for row in members)))
         titles = [" or ".join(dict.fromkeys(names[metric].label for metric in c if metric)) for c in columns]
         cells = []
         for row, compared in zip(members, zip(*columns, strict=True), strict=True):
@@ -176,8 +176,9 @@ def claims_table(derived: list[Derived], title: str = "") -> Table:
     return Table(title, columns, rows)
 
 
-def measured_tables(evidence: Evidence, derived: list[Derived]) -> list[Table]:
+def measured_tables(evidence: Evidence) -> list[Table]:
     """Return the tables of what was measured, claimed rows and then ours, with one line on what was not run."""
+    derived = derive(evidence)
     claimed = [row for row in derived if row.n]
     tables = [claims_table(claimed, "Claimed rows")] if claimed else []
     tables += [table for scale in ("full", "lite") for table in own_tables(evidence, scale, only_measured=True)]
@@ -193,10 +194,10 @@ def measured_tables(evidence: Evidence, derived: list[Derived]) -> list[Table]:
 def _headline(evidence: Evidence) -> str:
     """Return the comparison that the ledger names as its headline, with its interval; what is missing otherwise."""
     headline, lite = evidence.ledger.Headline, {row.Row: row for row in evidence.ledger.Lite}
-    if headline is None:
+    if not headline:
         return NOTHING
-    row, baseline = lite[headline.Row], lite[headline.Baseline]
-    metric, pair = headline.Metric or row.compared[0], f"{row.Label} against {baseline.Label}"
+    row, baseline = lite[headline["Row"]], lite[headline["Baseline"]]
+    metric, pair = headline.get("Metric") or row.Compared[0], f"{row.Label} against {baseline.Label}"
     test = paired(*(evidence.own("lite")[name.Row].values(metric) for name in (row, baseline)))
     if test.n < 2:
         return f"{pair}: not run"
@@ -204,12 +205,13 @@ def _headline(evidence: Evidence) -> str:
     return f"{row.Group}: {pair}, {known.label}: {_difference_text(test, known)}, {test.n} seeds"
 
 
-def summary_table(papers: list[tuple[Evidence, list[Derived]]]) -> Table:
+def summary_table(papers: list[Evidence]) -> Table:
     """Return one row per paper: claimed, reproduced, measured at full and small scale, headline."""
     at_scale = [f"measured at {scale} scale" for scale in ("full", "lite")]
     rows = []
-    for evidence, derived in papers:
-        name, lite = evidence.paper.name, [bool(row.fresh) for row in evidence.own("lite").values()]
+    for evidence in papers:
+        name, derived = evidence.paper.name, derive(evidence)
+        lite = [bool(row.fresh) for row in evidence.own("lite").values()]
         counts = len(derived), sum(row.status == "reproduced" for row in derived), sum(row.n > 0 for row in derived)
         measured = f"{sum(lite)} of {len(lite)} rows"
         rows.append([f"[{name}]({name}/README.md)", *map(str, counts), measured, _headline(evidence)])

@@ -11,10 +11,9 @@ import pytest
 
 from shared.claims import __main__ as commands
 from shared.claims import reproduce as launching
-from shared.claims.__main__ import main, overrides_of, parse
+from shared.claims.__main__ import claim_lines, main, overrides_of, parse
 from shared.claims.compose import row_config
 from shared.claims.protocol import Paper
-from shared.claims.show import claim_lines
 from shared.environment import repository_root
 from shared.errors import RunInterrupted, UserError
 from shared.training.tests.paper import quick
