@@ -121,8 +121,8 @@ def run_jobs(paper: Paper, jobs: list[DictConfig], options: Namespace) -> int:
         estimate = format_duration(cost(paper, jobs))
     except Exception as error:
         return report(error)
-    scale = f"{len(jobs)} runs at scale {options.scale}"
-    print(f"{paper.name}: {scale}, about {estimate} one after another", flush=True)
+    runs = f"{len(jobs)} runs at scale {options.scale}"
+    print(f"{paper.name}: {runs}, about {estimate} one after another", flush=True)
     code = launch(paper, jobs, options.launcher, overrides_of(options, paper.name))
     for sentence, failed in failures(jobs).items():
         more = f" and {len(failed) - 1} more" if len(failed) > 1 else ""
@@ -136,7 +136,7 @@ def reproduce(options: Namespace) -> int:
     papers = [(load_paper(options.root, name), overrides_of(options, name)) for name in names]
     # All are planned first: a mistake in the command is said before anything runs.
     plans = [plan(paper, options.scale, options.rows, options.seeds, overrides) for paper, overrides in papers]
-    codes = {run_jobs(paper, jobs, options) for (paper, _), jobs in zip(papers, plans, strict=True)}
+    codes = [run_jobs(paper, jobs, options) for (paper, _), jobs in zip(papers, plans, strict=True)]
     for paper, overrides in papers:
         if options.scale == "full":
             print_tables([claims_table(derive(Evidence(paper)))])
@@ -158,12 +158,10 @@ def evaluate(options: Namespace) -> int:
 def claim_lines(ledger: Ledger, row: str) -> list[str]:
     """Return what the ledger says of a row: the claim, or what a row of our own measures."""
     for claim in (model.Claim for model in ledger.Models if row in model.rows):
-        printed = ", ".join(f"{key} {value}" for key, value in claim.Metrics.items())
-        return [
-            f"claim: {claim.Row} ({claim.Source.paper}, {claim.Source.table}, {claim.Source.row})",
-            f"paper: {printed}; baseline {claim.Baseline.name or 'none'}",
-            f"status: {claim.Status}; {claim.Why}",
-        ]
+        source, printed = claim.Source, ", ".join(f"{key} {value}" for key, value in claim.Metrics.items())
+        paper = f"paper: {printed}; baseline {claim.Baseline.name or 'none'}"
+        title = f"claim: {claim.Row} ({source.paper}, {source.table}, {source.row})"
+        return [title, paper, f"status: {claim.Status}; {claim.Why}"]
     own = next(own for own in ledger.own_rows if own.Row == row)
     labels = ", ".join(load_names().metrics[name].label for name in own.Metrics)
     compared = ", ".join(own.Baseline) or "nothing"

@@ -2,11 +2,11 @@
 
 import difflib
 import functools
-import re
 from collections.abc import Sequence
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
+from hydra.core.override_parser.types import Quote, QuotedString
 from omegaconf import DictConfig, OmegaConf
 
 from shared.claims.protocol import Paper, load_paper
@@ -19,8 +19,7 @@ SCALES = ("demo", "lite", "full")
 
 def quoted(text: str) -> str:
     """Return a text as the value of a Hydra override, whatever signs it holds."""
-    # In quotes, backslashes stand for themselves except before a quote: there, and at the end, each is doubled.
-    return "'" + re.sub(r"(\\*)'", r"\1\1\\'", re.sub(r"(\\+)$", r"\1\1", text)) + "'"
+    return QuotedString(text, Quote.single).with_quotes()
 
 
 def row_names(paper: Paper) -> list[str]:

@@ -6,12 +6,13 @@ that they were printed with, because parameters and FLOPs are compared in units 
 
 import functools
 import re
+from collections import Counter
 from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationError, model_validator
 
 from shared.errors import UserError
 from shared.metrics.names import ClaimKey, load_names
@@ -22,9 +23,7 @@ FLOAT = "tag:yaml.org,2002:float"
 
 
 class Printed(float):
-    """A float that is shown as it was printed."""
-
-    text: str
+    """A float that is shown as it was printed, with its ``text``."""
 
     def __str__(self) -> str:
         return self.text
@@ -96,11 +95,7 @@ Result = dict[Literal["Task", "Dataset", "Metrics", "Seeds"], Any]
 EvidenceFile = dict[Literal["File", "SHA256"], str]
 
 
-class _Block(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-
-class Source(_Block):
+class Source(BaseModel, extra="forbid"):
     """Where the paper prints the number, and how the number reached us."""
 
     paper: str
@@ -109,7 +104,7 @@ class Source(_Block):
     tier: Literal["primary", "primary-transcribed", "secondary", "missing"]
 
 
-class Baseline(_Block):
+class Baseline(BaseModel, extra="forbid"):
     """The row that the paper compares with, with its numbers; ``Row`` is ours that measures it, claimed or Full."""
 
     name: str | None
@@ -117,7 +112,7 @@ class Baseline(_Block):
     Metrics: Metrics
 
 
-class Claim(_Block):
+class Claim(BaseModel, extra="forbid"):
     """What the paper says of one row, how it is to be measured, and what came of it."""
 
     Row: str
@@ -155,7 +150,7 @@ class Claim(_Block):
         return self
 
 
-class Model(_Block):
+class Model(BaseModel, extra="forbid"):
     """One claimed row; its first or only config is of the row's name, further ones are settings of the claim."""
 
     Name: str
@@ -170,7 +165,7 @@ class Model(_Block):
         return [Path(config).stem for config in self.configs]
 
 
-class OwnRow(_Block):
+class OwnRow(BaseModel, extra="forbid"):
     """A row of our own, without a status against the paper; ``Baseline`` names the rows it is compared with.
 
     ``Compose``: its configuration, as groups and values (``rows.experiment_node``). ``Compared``: the metrics that are
@@ -201,7 +196,7 @@ class OwnRow(_Block):
 OwnRows = Annotated[list[OwnRow], BeforeValidator(_rows_of_groups)]
 
 
-class Ledger(_Block):
+class Ledger(BaseModel, extra="forbid"):
     """One paper's metafile.yml.
 
     ``Headline``: the two Lite rows whose comparison the summary of all papers shows, in ``Metric`` or the first one's
@@ -225,9 +220,8 @@ class Ledger(_Block):
     @model_validator(mode="after")
     def _has_rows_that_exist(self):
         claims = [model.Claim for model in self.Models]
-        names = [row.Row for row in (*claims, *self.own_rows)]
-        for row in names:
-            require(names.count(row) == 1, f"row {row} stands there twice: keep one.")
+        for row, times in Counter(row.Row for row in (*claims, *self.own_rows)).items():
+            require(times == 1, f"row {row} stands there twice: keep one.")
         baselines = {row.Row for row in (*claims, *self.Full)}
         for model, claim in zip(self.Models, claims, strict=True):
             row, other, collection = claim.Row, claim.Baseline.Row, model.in_collection
@@ -237,10 +231,9 @@ class Ledger(_Block):
             is_there = collection in [known.get("Name") for known in self.Collections]
             require(is_there, f"{model.Name} is in {collection!r}, no collection of it.")
         for rows in (self.Lite, self.Demo, self.Full):
-            for row in rows:
-                for other in row.Baseline:
-                    is_there = other in {known.Row for known in rows} - {row.Row}
-                    require(is_there, f"baseline {other!r} of {row.Row} is no other row of its list.")
+            names = {row.Row for row in rows}
+            for row, other in [(own.Row, other) for own in rows for other in own.Baseline]:
+                require(other in names - {row}, f"baseline {other!r} of {row} is no other row of its list.")
         pair, lite = [self.Headline.get(key) for key in ("Row", "Baseline")], {row.Row for row in self.Lite}
         require(not self.Headline or lite.issuperset(pair), "Headline names a row that is none of Lite: fix it.")
         return self

@@ -1,8 +1,7 @@
 """Rows as compositions: what the ledger lists under Lite, Demo and Full, as experiments that Hydra composes.
 
 A claimed row has a file of its own, ``configs/experiment/<row>.yaml``. The other rows come from the ledger by a config
-source, so that ``+experiment=<row>`` means the same for both, and Hydra's help lists all of them.
-https://hydra.cc/docs/advanced/plugins/overview says what a config source and a search path plugin are.
+source (https://hydra.cc/docs/advanced/plugins/overview), so that ``+experiment=<row>`` means the same for both.
 """
 
 import json

@@ -8,7 +8,7 @@ import functools
 from hashlib import sha256
 
 from shared.claims.evidence import Evidence, Records
-from shared.claims.ledger import Claim, Model, agrees
+from shared.claims.ledger import Model, agrees
 from shared.errors import UserError
 from shared.metrics.names import load_names
 from shared.metrics.seeds import Interval, Paired, interval, paired
@@ -17,13 +17,6 @@ MINIMUM_SEEDS = 3
 FROM_FULL_SCALE = ("reproduced", "below", "above", "contradicted")
 UNKNOWN = "the paper's number is not known"
 ROUNDING = 1e-9  # of a claimed number: |76.5 - 76.2| must not exceed 0.3 by an error of float64
-
-
-def intervals(claim: Claim, records: Records) -> dict[str, Interval]:
-    """Return what was measured of the claimed metrics, in the paper's units, by our names."""
-    keys = [load_names().claims[key] for key in claim.Metrics]
-    values = {name: list(records.values(name, key.unit).values()) for key in keys for name in key.names}
-    return {name: interval(seeds) for name, seeds in values.items() if seeds}
 
 
 class Derived:
@@ -35,60 +28,64 @@ class Derived:
     """
 
     def __init__(self, evidence: Evidence, model: Model):
-        self.model, self.claim = model, model.Claim
-        claim = model.Claim
-        self.full, self.demo = evidence.records("full", claim.Row), evidence.records("demo", claim.Row, "scale=demo")
-        self.ours = self.full.of_claim(claim)
-        self.n, self.measured = len(self.ours.fresh), intervals(claim, self.ours)
-        self.counts = {
-            key: (count := evidence.count(claim.Row)[known.names[0]], agrees(claim.Metrics[key], count, known.unit))
-            for key, known in claim.numbers(counted=True).items()
-        }
-        self.scores = {key: known.names[0] for key, known in claim.numbers(counted=False).items()}
+        self.model, self.claim, row = model, model.Claim, model.Claim.Row
+        self.full, self.demo = evidence.records("full", row), evidence.records("demo", row, "scale=demo")
+        self.ours = self.full.of_claim(self.claim)
+        self.n, self.measured = len(self.ours.fresh), self._intervals(self.ours)
+        others = [other for other in model.rows if other != row]
+        self.settings = {other: self._intervals(evidence.records("full", other)) for other in others}
+        self.counts = {}
+        for key, known in self.claim.numbers(counted=True).items():
+            count = evidence.count(row)[known.names[0]]
+            self.counts[key] = count, agrees(self.claim.Metrics[key], count, known.unit)
+        self.scores = self.claim.numbers(counted=False)
         self.gains = self._gains(evidence)
-        others = [row for row in model.rows if row != claim.Row]
-        self.settings = {row: intervals(claim, evidence.records("full", row)) for row in others}
-        seeds = {s for name in self.scores.values() for s in self.ours.fresh.keys() - self.ours.values(name).keys()}
-        self.undefined = sorted(seeds)
+        defined = [self.ours.values(known.names[0]).keys() for known in self.scores.values()]
+        self.undefined = sorted({seed for seeds in defined for seed in self.ours.fresh.keys() - seeds})
         self.status, self.why, rests_on = self._status()
-        self.evidence = [
-            {"File": path.relative_to(evidence.paper.root).as_posix(), "SHA256": sha256(path.read_bytes()).hexdigest()}
-            for path in (evidence.path(record) for _, record in sorted(rests_on.fresh.items()))
-        ]
-        table, means = claim.Source.table, {name: round(value.mean, 6) for name, value in self.measured.items()}
-        result = {"Task": table, "Dataset": model.Metadata.get("Training Data") or table, "Metrics": means}
-        self.results = [result | {"Seeds": sorted(self.ours.fresh)}] if means else []
-        self._check_typed(f"{evidence.paper.name}/metafile.yml: status {claim.Status} of row {claim.Row}")
+        paths = [evidence.path(record) for _, record in sorted(rests_on.fresh.items())]
+        files = {path.relative_to(evidence.paper.root).as_posix(): path.read_bytes() for path in paths}
+        self.evidence = [{"File": file, "SHA256": sha256(text).hexdigest()} for file, text in files.items()]
+        means = {name: round(values.mean, 6) for name, values in self.measured.items()}
+        task, dataset = self.claim.Source.table, model.Metadata.get("Training Data")
+        result = {"Task": task, "Dataset": dataset or task, "Metrics": means, "Seeds": sorted(self.ours.fresh)}
+        self.results = [result] if means else []
+        self._check_typed(f"{evidence.paper.name}/metafile.yml: status {self.claim.Status} of row {row}")
+
+    def _intervals(self, records: Records) -> dict[str, Interval]:
+        keys = [load_names().claims[key] for key in self.claim.Metrics]
+        values = {name: list(records.values(name, key.unit).values()) for key in keys for name in key.names}
+        return {name: interval(seeds) for name, seeds in values.items() if seeds}
 
     def _gains(self, evidence: Evidence) -> dict[str, Paired]:
         """Return the differences with the baseline's ``Row``, or with the claim that the baseline's name means.
 
         A name means a model or a row by that name, or a row of the same table.
         """
-        claim, name = self.claim, self.claim.Baseline.name
-        others = {model.Claim.Row: model for model in evidence.ledger.Models if model.Claim is not claim}
-        places = {row: (model.Claim.Source.table, model.Claim.Source.row) for row, model in others.items()}
-        place = claim.Source.table, name
-        named = [row for row, model in others.items() if name in (model.Name, row) or places[row] == place]
-        row = claim.Baseline.Row or next(iter(named), None)
+        baseline, table = self.claim.Baseline, self.claim.Source.table
+        row, others = baseline.Row, [model for model in evidence.ledger.Models if model is not self.model]
+        for model in others if row is None else ():
+            source = model.Claim.Source
+            if baseline.name in (model.Name, model.Claim.Row) or (table, baseline.name) == (source.table, source.row):
+                row = row or model.Claim.Row
         if row is None:
             return {}
         theirs = evidence.records("full", row)
-        theirs = theirs.of_claim(others[row].Claim) if row in others else theirs
-        units = {known.names[0]: known.unit for known in claim.numbers(counted=False).values()}
+        for claim in (model.Claim for model in others if model.Claim.Row == row):
+            theirs = theirs.of_claim(claim)
+        units = {known.names[0]: known.unit for known in self.scores.values()}
         gains = {name: paired(self.ours.values(name, unit), theirs.values(name, unit)) for name, unit in units.items()}
         return {name: gain for name, gain in gains.items() if gain.n}
 
     def _status(self) -> tuple[str, str | None, Records]:
         """Return the status, its reason, and the records that it rests on."""
-        typed, why = self.claim.Status, self.claim.Why
         if not self.scores and self.n:
             return "blocked", UNKNOWN, self.ours
         if self.n >= MINIMUM_SEEDS and not self.undefined:
-            return self._earned(), why, self.ours
-        if typed == "blocked" and why != UNKNOWN:
-            return "blocked", why, Records({}, {})
-        return "demo" if self.demo.fresh else "not-run", why, self.demo
+            return self._earned(), self.claim.Why, self.ours
+        if self.claim.Status == "blocked" and self.claim.Why != UNKNOWN:
+            return "blocked", self.claim.Why, Records({}, {})
+        return "demo" if self.demo.fresh else "not-run", self.claim.Why, self.demo
 
     def _earned(self) -> str:
         """Return the status that three seeds and more give; parameters and FLOPs are no part of it (``reason``).
@@ -96,7 +93,7 @@ class Derived:
         "contradicted" is the claimed order reversed by a paired 95 % interval that excludes 0, for any score.
         """
         gaps = []
-        for key, name in self.scores.items():
+        for key, name in ((key, known.names[0]) for key, known in self.scores.items()):
             claimed, theirs, gain = self.claim.Metrics[key], self.claim.Baseline.Metrics.get(key), self.gains.get(name)
             if isinstance(theirs, int | float) and theirs != claimed and gain and gain.n >= MINIMUM_SEEDS:
                 if gain.high < 0 if claimed > theirs else gain.low > 0:

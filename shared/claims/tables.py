@@ -77,23 +77,18 @@ def own_tables(evidence: Evidence, scale: str, only_measured: bool = False) -> l
     ``only_measured`` leaves out rows without fresh evidence and extra columns, but corrects for all comparisons.
     """
     rows, records, names = evidence.ledger.rows_of_scale(scale), evidence.own(scale), load_names().metrics
-    tests = {
-        (row.Row, metric, baseline): paired(records[row.Row].values(metric), records[baseline].values(metric))
-        for row in rows
-        for baseline in row.Baseline
-        for metric in row.Compared
-    }
+    pairs = [(row.Row, other, metric) for row in rows for other in row.Baseline for metric in row.Compared]
+    tests = {(a, b, metric): paired(records[a].values(metric), records[b].values(metric)) for a, b, metric in pairs}
     p_values = {key: test.p_value for key, test in tests.items() if test.n > 1}
     holding, labels, tables = holm(p_values), {row.Row: row.Label for row in rows}, []
 
-    def difference_cell(row: str, metric: str | None) -> str:
+    def difference_cell(row: OwnRow, metric: str | None) -> str:
         """Return the differences with all baselines of a row, a line each."""
         lines = []
-        for key, test in tests.items():
-            if key[:2] == (row, metric) and test.n:
-                is_open = test.n > 1 and test.low <= 0 <= test.high
-                text = f"{_difference_text(test, names[metric])}{HOLDS if key in holding else ''} vs {labels[key[2]]}"
-                lines.append(text + (": no evidence" if is_open else ""))
+        for key in [(row.Row, other, metric) for other in row.Baseline if metric and tests[row.Row, other, metric].n]:
+            low, high = tests[key].low, tests[key].high
+            text = f"{_difference_text(tests[key], names[metric])}{HOLDS if key in holding else ''} vs {labels[key[1]]}"
+            lines.append(f"{text}: no evidence" if key in p_values and low <= 0 <= high else text)
         return LINE.join(lines) or NOTHING
 
     shown = [row for row in rows if records[row.Row].fresh or not only_measured]
@@ -106,7 +101,7 @@ def own_tables(evidence: Evidence, scale: str, only_measured: bool = False) -> l
         titles = [" or ".join(dict.fromkeys(names[metric].label for metric in c if metric)) for c in columns]
         cells = []
         for row, compared in zip(members, zip(*columns, strict=True), strict=True):
-            differences = [difference_cell(row.Row, metric) for metric in compared]
+            differences = [difference_cell(row, metric) for metric in compared]
             cells.append(_row_cells(row, metrics, records[row.Row], differences))
         heads = [*(names[metric].label for metric in metrics), *(f"{title}: difference [95 %]" for title in titles)]
         tables.append(Table(group, ["", *heads, "seeds", "seconds"], cells))
@@ -117,28 +112,27 @@ def own_tables(evidence: Evidence, scale: str, only_measured: bool = False) -> l
 
 def _notes(rows: list[Records], planned: int, tested: int, holding: int) -> list[str]:
     """Return what concerns all tables of a list: how to read them, the corrections, machines and commits."""
-    missing = f" of {planned} paired comparisons, the others are not measured yet"
+    comparisons = "paired comparisons"
+    if tested != planned:
+        comparisons = f"of {planned} paired comparisons, the others are not measured yet"
     notes = [
         "Mean ± standard deviation over seeds; differences are paired by seed, in the metric's units, and "
-        f'"no evidence" where their 95 % interval holds 0. These tables hold {tested}'
-        f"{' paired comparisons' if tested == planned else missing}; their 95 % intervals are not corrected for that "
-        "number."
+        '"no evidence" where their 95 % interval holds 0. '
+        f"These tables hold {tested} {comparisons}; their 95 % intervals are not corrected for that number."
     ]
     if tested:
-        what = f"{holding} that stay different from 0 at 5 % when Holm's method corrects for that number"
-        notes.append(f"{HOLDS.strip()} marks the {what}.")
+        correction = "stay different from 0 at 5 % when Holm's method corrects for that number"
+        notes.append(f"{HOLDS.strip()} marks the {holding} that {correction}.")
     runs = [record for row in rows for record in row.fresh.values()]
     if not runs:
         return notes
     if all(len(row.fresh) < 2 for row in rows):
         notes = ["One seed a row: no interval, and no claim is tested."]
     commits = [f"{run.commit[:7]}{' with uncommitted changes' if run.dirty else ''}" for run in runs]
-    machines = [
-        ", ".join([str(run.hardware.get("cpu")), f"{run.hardware.get('cores')} cores", *run.hardware.get("gpus", [])])
-        for run in runs
-    ]
-    parts = ["; ".join(f"{name} ({n} runs)" for name, n in sorted(Counter(of).items())) for of in (machines, commits)]
-    return [*notes, f"Hardware: {parts[0]}. Commits: {parts[1]}."]
+    parts = [(r.hardware.get("cpu"), f"{r.hardware.get('cores')} cores", *r.hardware.get("gpus", [])) for r in runs]
+    machines = [", ".join(map(str, part)) for part in parts]
+    seen = ["; ".join(f"{name} ({n} runs)" for name, n in sorted(Counter(of).items())) for of in (machines, commits)]
+    return [*notes, f"Hardware: {seen[0]}. Commits: {seen[1]}."]
 
 
 def _claimed_cell(metrics: dict) -> str:
