@@ -56,10 +56,6 @@ class Evidence:
         """Return the hash that a record of a row and seed must carry; UserError as ``row_config``."""
         return hash_of(row_config(self.paper, row, seed, (*self.overrides, *overrides)))[0]
 
-    def count(self, row: str) -> dict[str, float]:
-        """Return the parameters and FLOPs of a row; UserError for a paper that does not count."""
-        return self.paper.count(row_config(self.paper, row, 0))
-
     @functools.cache  # noqa: B019 (an Evidence lives as long as its command)
     def records(self, scale: str, row: str, *overrides: str) -> Records:
         """Return the records of a row at a scale, those under its former name too.
@@ -68,16 +64,17 @@ class Evidence:
         record that is malformed or is not what its path says.
         """
         records, former = {}, [own.Formerly for own in self.ledger.own_rows if own.Row == row and own.Formerly]
-        for name in (*former, row):  # the present name comes last, and its records replace the former one's
-            for path in sorted((self.results / scale / name).glob("seed*.json")):
-                if path.stem.removeprefix("seed").isdecimal():
-                    record = read_record(path)
-                    records[record.seed] = record
-                    if record.paper != self.paper.name or path != self.path(record):
-                        raise UserError(
-                            f"{path} says it is {record.paper}/{record.scale}/{record.row} seed {record.seed}: "
-                            "records are never moved or edited, so restore it with git checkout or delete it."
-                        )
+        # The present name comes last, and its records replace those under the former one.
+        paths = [path for name in (*former, row) for path in sorted((self.results / scale / name).glob("seed*.json"))]
+        for path in paths:
+            if not path.stem.removeprefix("seed").isdecimal():
+                continue
+            record = read_record(path)
+            if record.paper != self.paper.name or path != self.path(record):
+                what = f"{record.paper}/{record.scale}/{record.row} seed {record.seed}"
+                remedy = "records are never moved or edited, so restore it with git checkout or delete it"
+                raise UserError(f"{path} says it is {what}: {remedy}.")
+            records[record.seed] = record
         hashes = {seed: self.expected_hash(row, seed, *overrides) for seed in records}
         fresh = {seed: record for seed, record in records.items() if record.config_sha256 == hashes[seed]}
         return Records(fresh, {seed: record for seed, record in records.items() if seed not in fresh})

@@ -12,6 +12,7 @@ from shared.training.config import failure_path, hash_of
 # What a run's seconds depend on, as far as a paper has it.
 COSTS = ("model", "method", "objective", "task", "optim", "scale")
 DATA_COSTS = ("manifest", "train_images", "image_size")
+Jobs = list[DictConfig]  # a row and seed each
 
 
 def rows_of(paper: Paper, scale: str) -> list[str]:
@@ -22,9 +23,7 @@ def rows_of(paper: Paper, scale: str) -> list[str]:
     return [row for model in claims for row in model.rows] + [row.Row for row in paper.ledger.rows_of_scale(scale)]
 
 
-def plan(
-    paper: Paper, scale: str, rows: list[str] | None, seeds: list[int] | None, overrides: list[str]
-) -> list[DictConfig]:
+def plan(paper: Paper, scale: str, rows: list[str] | None, seeds: list[int] | None, overrides: list[str]) -> Jobs:
     """Return the configuration of every row and seed without evidence, a job each, seed by seed.
 
     Seeds go round the outside: stopped half-way, every row has been measured as often as the others. Raises UserError
@@ -46,12 +45,12 @@ def plan(
     return [row_config(paper, row, seed, overrides) for row, seed in missing]
 
 
-def cost(paper: Paper, jobs: list[DictConfig]) -> float:
+def cost(paper: Paper, jobs: Jobs) -> float:
     """Return the seconds that the jobs will take one after the other, three timed steps per kind of network.
 
     A row that cannot start says so when its job runs, and the others go on; where none can, the first error is raised.
     """
-    kinds: dict[str, list[DictConfig]] = {}
+    kinds: dict[str, Jobs] = {}
     for cfg in jobs:
         parts = [cfg.get(part) for part in COSTS] + [cfg.data.get(part) for part in DATA_COSTS]
         kinds.setdefault(OmegaConf.to_yaml(OmegaConf.create(parts)), []).append(cfg)
@@ -68,7 +67,7 @@ def cost(paper: Paper, jobs: list[DictConfig]) -> float:
     return sum(costs)
 
 
-def multiruns(jobs: list[DictConfig]) -> list[tuple[list[str], list[int]]]:
+def multiruns(jobs: Jobs) -> list[tuple[list[str], list[int]]]:
     """Return the jobs as (rows, seeds) of Hydra sweeps, one where all rows want the same seeds."""
     seeds_of: dict[str, tuple[int, ...]] = {}
     for cfg in jobs:
@@ -77,7 +76,7 @@ def multiruns(jobs: list[DictConfig]) -> list[tuple[list[str], list[int]]]:
     return [([row for row in seeds_of if seeds_of[row] == seeds], list(seeds)) for seeds in groups]
 
 
-def launch(paper: Paper, jobs: list[DictConfig], launcher: str, overrides: list[str]) -> int:
+def launch(paper: Paper, jobs: Jobs, launcher: str, overrides: list[str]) -> int:
     """Run the jobs as Hydra multiruns of ``python -m <paper>.train``; a failed one does not keep the others from it.
 
     Returns the exit code: 0, 2 where every error is one that the user can fix, else 1. Raises RunInterrupted where a
@@ -99,7 +98,7 @@ def launch(paper: Paper, jobs: list[DictConfig], launcher: str, overrides: list[
     return max(codes)
 
 
-def failures(jobs: list[DictConfig]) -> dict[str, list[str]]:
+def failures(jobs: Jobs) -> dict[str, list[str]]:
     """Return the sentence of every different failure with the jobs that ended with it."""
     by_sentence: dict[str, list[str]] = {}
     for cfg in jobs:

@@ -7,6 +7,7 @@ least. Evidence whose config hash is not the present one is stale: it is shown a
 import functools
 from hashlib import sha256
 
+from shared.claims.compose import row_config
 from shared.claims.evidence import Evidence, Records
 from shared.claims.ledger import Model, agrees
 from shared.errors import UserError
@@ -36,7 +37,7 @@ class Derived:
         self.settings = {other: self._intervals(evidence.records("full", other)) for other in others}
         self.counts = {}
         for key, known in self.claim.numbers(counted=True).items():
-            count = evidence.count(row)[known.names[0]]
+            count = evidence.paper.count(row_config(evidence.paper, row, 0))[known.names[0]]
             self.counts[key] = count, agrees(self.claim.Metrics[key], count, known.unit)
         self.scores = self.claim.numbers(counted=False)
         self.gains = self._gains(evidence)

@@ -69,7 +69,7 @@ def present_hash(name: str, row: str, seed: int) -> str:
     return f"hash of {name} {row} {seed}"
 
 
-def refuses(evidence: Evidence, row: str):
+def refuses(of: Paper, cfg):
     raise AssertionError("nothing is counted where no claim has a count")
 
 
@@ -140,7 +140,8 @@ def make_record(**changes) -> RunRecord:
 @pytest.fixture
 def repository(tmp_path, monkeypatch) -> Repository:
     """A repository whose rows have no configurations: their hashes and counts are stood in for."""
-    monkeypatch.setattr(Evidence, "count", refuses)
+    monkeypatch.setattr(Paper, "count", refuses)
+    monkeypatch.setattr("shared.claims.status.row_config", lambda of, row, seed: None)
     monkeypatch.setattr(Evidence, "expected_hash", lambda of, row, seed, *_: present_hash(of.paper.name, row, seed))
     return Repository(tmp_path)
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from shared.claims.evidence import Evidence
+from shared.claims.protocol import Paper
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ def test_parameters_are_counted_on_the_spot(repository, status, monkeypatch):
     repository.run("fake-a", [0.762] * 3)
     for measured, agreed in ((6.95e6, True), (6.5e6, False)):
         counts = {"parameters": measured, "flops": 0}
-        monkeypatch.setattr(Evidence, "count", lambda evidence, row, counts=counts: counts)
+        monkeypatch.setattr(Paper, "count", lambda paper, cfg, counts=counts: counts)
         derived = status()
         assert derived.counts == {"parameters": (measured, agreed)}
         # The status is that of the scores; a count that is another network's is said beside it.
