@@ -5,14 +5,16 @@ that they were printed with, because parameters and FLOPs are compared in units 
 """
 
 import functools
+import itertools
 import re
 from collections import Counter
+from collections.abc import Iterator
 from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationError
 
 from shared.errors import UserError
 from shared.metrics.names import ClaimKey, load_names
@@ -78,12 +80,6 @@ def _rows_of_groups(groups: Any) -> Any:
     return rows
 
 
-def require(is_right: object, sentence: str) -> None:
-    """Raise UserError, which ``load_ledger`` puts the file in front of, unless the ledger is right."""
-    if not is_right:
-        raise UserError(sentence)
-
-
 Metrics = dict[str, Annotated[Any, AfterValidator(_metric)]]  # a union of types would lose how a number was printed
 Texts = Annotated[list[str], BeforeValidator(_as_list)]
 # OpenMMLab's blocks, of which little is read. Results and Evidence are written by `make claims`: a measured result in
@@ -132,23 +128,6 @@ class Claim(BaseModel, extra="forbid"):
         known = {k: load_names().claims[k] for k, value in self.Metrics.items() if isinstance(value, int | float)}
         return {key: meant for key, meant in known.items() if (meant.names[0] in COUNTED) == counted}
 
-    @model_validator(mode="after")
-    def _is_complete(self):
-        known = load_names().claims
-        for key, value in (*self.Metrics.items(), *self.Baseline.Metrics.items()):
-            require(key in known, f"metric {key!r} of {self.Row} is not in shared/metrics/names.yml: add it.")
-            is_one = len(known[key].names) == 1 or not isinstance(value, int | float)
-            require(is_one, f"metric {key!r} of {self.Row} is several numbers: give each its own key.")
-        for key in self.numbers(counted=False):
-            require(key in self.Tolerance, f"{self.Row} gives no Tolerance for {key!r}: say how near is near enough.")
-        for key in self.Tolerance:
-            require(key in self.Metrics, f"{self.Row} has a Tolerance for {key!r}, which it does not claim.")
-        differ = len(set(self.Seeds)) == len(self.Seeds) > 0
-        require(differ, f"the Seeds of {self.Row} must be different numbers, at least one.")
-        has_reason = self.Status != "blocked" or self.Why
-        require(has_reason, f"{self.Row} is blocked without a Why: say what blocks it.")
-        return self
-
 
 class Model(BaseModel, extra="forbid"):
     """One claimed row; its first or only config is of the row's name, further ones are settings of the claim."""
@@ -182,15 +161,9 @@ class OwnRow(BaseModel, extra="forbid"):
     Compared: list[str] = []
     Formerly: str | None = None
 
-    @model_validator(mode="after")
-    def _has_known_metrics(self):
-        for metric in self.Compared:
-            require(metric in self.Metrics, f"{self.Row} compares {metric!r}, which is none of its Metrics.")
-        for metric in (*self.Metrics, *self.Extra):
-            is_known = metric in load_names().metrics
-            require(is_known, f"{self.Row} shows {metric!r}, which shared/metrics/names.yml lacks.")
-        self.Compared = self.Compared or self.Metrics[:1]
-        return self
+    @property
+    def compared(self) -> list[str]:
+        return self.Compared or self.Metrics[:1]
 
 
 OwnRows = Annotated[list[OwnRow], BeforeValidator(_rows_of_groups)]
@@ -217,26 +190,50 @@ class Ledger(BaseModel, extra="forbid"):
     def rows_of_scale(self, scale: str) -> list[OwnRow]:
         return {"lite": self.Lite, "demo": self.Demo, "full": self.Full}[scale]
 
-    @model_validator(mode="after")
-    def _has_rows_that_exist(self):
-        claims = [model.Claim for model in self.Models]
-        for row, times in Counter(row.Row for row in (*claims, *self.own_rows)).items():
-            require(times == 1, f"row {row} stands there twice: keep one.")
-        baselines = {row.Row for row in (*claims, *self.Full)}
-        for model, claim in zip(self.Models, claims, strict=True):
-            row, other, collection = claim.Row, claim.Baseline.Row, model.in_collection
-            require(row in model.rows, f"row {row} has no config {row}.yaml: a row and its experiment share a name.")
-            is_there = other in {None, *baselines} - {row}
-            require(is_there, f"baseline row {other!r} of {row} is no other row of the ledger's Models or Full.")
-            is_there = collection in [known.get("Name") for known in self.Collections]
-            require(is_there, f"{model.Name} is in {collection!r}, no collection of it.")
-        for rows in (self.Lite, self.Demo, self.Full):
-            names = {row.Row for row in rows}
-            for row, other in [(own.Row, other) for own in rows for other in own.Baseline]:
-                require(other in names - {row}, f"baseline {other!r} of {row} is no other row of its list.")
-        pair, lite = [self.Headline.get(key) for key in ("Row", "Baseline")], {row.Row for row in self.Lite}
-        require(not self.Headline or lite.issuperset(pair), "Headline names a row that is none of Lite: fix it.")
-        return self
+
+def _rules_of_names(root: Path, ledger: Ledger) -> Iterator[tuple[object, str]]:
+    """Yield what is to hold of the names of rows, files, baselines and collections, and the sentence where it fails."""
+    claims = [model.Claim for model in ledger.Models]
+    for row, times in Counter(row.Row for row in (*claims, *ledger.own_rows)).items():
+        yield times == 1, f"row {row} stands there twice: keep one."
+    for model, claim in zip(ledger.Models, claims, strict=True):
+        row, other, collection = claim.Row, claim.Baseline.Row, model.in_collection
+        yield row in model.rows, f"row {row} has no config {row}.yaml: a row and its experiment share a name."
+        for config in model.configs:
+            yield (root / config).is_file(), f"{config} of row {row} does not exist: write it or fix the path."
+        is_known = other in {None, *(known.Row for known in (*claims, *ledger.Full))} - {row}
+        yield is_known, f"baseline row {other!r} of {row} is no other row of the ledger's Models or Full."
+        is_known = collection in [known.get("Name") for known in ledger.Collections]
+        yield is_known, f"{model.Name} is in {collection!r}, no collection of it."
+    pair, lite = [ledger.Headline.get(key) for key in ("Row", "Baseline")], {row.Row for row in ledger.Lite}
+    yield not ledger.Headline or lite.issuperset(pair), "Headline names a row that is none of Lite: fix it."
+
+
+def _rules_of_metrics(ledger: Ledger) -> Iterator[tuple[object, str]]:
+    """Yield what is to hold of claims and of rows of our own, and the sentence where it fails."""
+    names = load_names()
+    for claim in (model.Claim for model in ledger.Models):
+        for key, value in (*claim.Metrics.items(), *claim.Baseline.Metrics.items()):
+            yield key in names.claims, f"metric {key!r} of {claim.Row} is not in shared/metrics/names.yml: add it."
+            is_one = len(names.claims[key].names) == 1 or not isinstance(value, int | float)
+            yield is_one, f"metric {key!r} of {claim.Row} is several numbers: give each its own key."
+        for key in claim.numbers(counted=False):
+            yield key in claim.Tolerance, f"{claim.Row} gives no Tolerance for {key!r}: say how near is near enough."
+        for key in claim.Tolerance:
+            yield key in claim.Metrics, f"{claim.Row} has a Tolerance for {key!r}, which it does not claim."
+        differ = len(set(claim.Seeds)) == len(claim.Seeds) > 0
+        yield differ, f"the Seeds of {claim.Row} must be different numbers, at least one."
+        yield claim.Status != "blocked" or claim.Why, f"{claim.Row} is blocked without a Why: say what blocks it."
+    for rows in (ledger.Lite, ledger.Demo, ledger.Full):
+        for row in rows:
+            for other in row.Baseline:
+                is_known = other in {known.Row for known in rows} - {row.Row}
+                yield is_known, f"baseline {other!r} of {row.Row} is no other row of its list."
+            for metric in row.Compared:
+                yield metric in row.Metrics, f"{row.Row} compares {metric!r}, which is none of its Metrics."
+            for metric in (*row.Metrics, *row.Extra):
+                is_known = metric in names.metrics
+                yield is_known, f"{row.Row} shows {metric!r}, which shared/metrics/names.yml lacks."
 
 
 def load_ledger(root, paper: str) -> Ledger:
@@ -251,16 +248,13 @@ def load_ledger(root, paper: str) -> Ledger:
 def _load_version(path: Path, modified: int) -> Ledger:
     try:
         ledger = Ledger.model_validate(yaml.load(path.read_text(encoding="utf-8"), _Loader))
-        for model in ledger.Models:
-            for config in model.configs:
-                is_there = (path.parents[1] / config).is_file()
-                require(is_there, f"{config} of row {model.Claim.Row} does not exist: write it or fix the path.")
-        return ledger
     except yaml.YAMLError as error:
         raise UserError(f"{path} is not YAML ({' '.join(str(error).split())}): fix it.") from error
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
         raise UserError(f"{path}: {where}: {first['msg']}; fix this key.") from error
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from error
+    for is_kept, sentence in itertools.chain(_rules_of_names(path.parents[1], ledger), _rules_of_metrics(ledger)):
+        if not is_kept:
+            raise UserError(f"{path}: {sentence}")
+    return ledger

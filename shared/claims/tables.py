@@ -77,7 +77,7 @@ def own_tables(evidence: Evidence, scale: str, only_measured: bool = False) -> l
     ``only_measured`` leaves out rows without fresh evidence and extra columns, but corrects for all comparisons.
     """
     rows, records, names = evidence.ledger.rows_of_scale(scale), evidence.own(scale), load_names().metrics
-    pairs = [(row.Row, other, metric) for row in rows for other in row.Baseline for metric in row.Compared]
+    pairs = [(row.Row, other, metric) for row in rows for other in row.Baseline for metric in row.compared]
     tests = {(a, b, metric): paired(records[a].values(metric), records[b].values(metric)) for a, b, metric in pairs}
     p_values = {key: test.p_value for key, test in tests.items() if test.n > 1}
     holding, labels, tables = holm(p_values), {row.Row: row.Label for row in rows}, []
@@ -97,7 +97,7 @@ def own_tables(evidence: Evidence, scale: str, only_measured: bool = False) -> l
         extra = [metric for row in members for metric in row.Extra if not only_measured]
         metrics = list(dict.fromkeys([*(metric for row in members for metric in row.Metrics), *extra]))
         # Every row's first compared metric stands in the first column of differences, and so on.
-        columns = list(zip_longest(*(row.Compared for row in members)))
+        columns = list(zip_longest(*(row.compared for row in members)))
         titles = [" or ".join(dict.fromkeys(names[metric].label for metric in c if metric)) for c in columns]
         cells = []
         for row, compared in zip(members, zip(*columns, strict=True), strict=True):
@@ -191,7 +191,7 @@ def _headline(evidence: Evidence) -> str:
     if not headline:
         return NOTHING
     row, baseline = lite[headline["Row"]], lite[headline["Baseline"]]
-    metric, pair = headline.get("Metric") or row.Compared[0], f"{row.Label} against {baseline.Label}"
+    metric, pair = headline.get("Metric") or row.compared[0], f"{row.Label} against {baseline.Label}"
     test = paired(*(evidence.own("lite")[name.Row].values(metric) for name in (row, baseline)))
     if test.n < 2:
         return f"{pair}: not run"

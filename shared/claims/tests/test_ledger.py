@@ -80,7 +80,7 @@ def test_rows_have_what_their_group_gives_and_their_own_keys_come_first(reposito
     assert (plain.Group, plain.Metrics, new.Metrics) == ("Digits", ["oa", "aa"], ["oa"])
     assert plain.Compose == {"scale": "lite", "optim.lr": 1}
     assert new.Compose == {"scale": "lite", "optim.lr": 2, "model": "large"}
-    assert (plain.Compared, new.Baseline, new.Extra) == (["oa"], ["lite-plain"], ["rho", "classes_scored"])
+    assert (plain.compared, new.Baseline, new.Extra) == (["oa"], ["lite-plain"], ["rho", "classes_scored"])
 
 
 def test_every_ledger_of_the_repository_is_valid():
