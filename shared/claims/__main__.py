@@ -148,9 +148,8 @@ def evaluate(options: Namespace) -> int:
     """Score by `python -m <paper>.evaluate`, whose exit code is returned."""
     paper = load_paper(options.root, options.paper)
     overrides = row_overrides(paper, options.row, options.seed, overrides_of(options, options.paper))
-    for key in ("ckpt", "out"):
-        if getattr(options, key):
-            overrides.append(f"{key}={quoted(os.path.abspath(getattr(options, key)))}")
+    paths = {"ckpt": options.ckpt, "out": options.out}
+    overrides += [f"{key}={quoted(os.path.abspath(path))}" for key, path in paths.items() if path]
     compose(paper, overrides, "evaluate")
     return run_command([*paper.command("evaluate"), *overrides])
 

@@ -74,9 +74,9 @@ def _rows_of_groups(groups: Any) -> Any:
     for group in groups or []:
         if not isinstance(group, dict) or "Rows" not in group or group.keys() - GROUP_KEYS:
             raise ValueError(f"a group has Rows and at most the keys {', '.join(sorted(GROUP_KEYS))}")
+        common = {key: value for key, value in group.items() if key != "Rows"}
         for row in group["Rows"]:
-            rows.append(group | row | {"Compose": group.get("Compose", {}) | row.get("Compose", {})})
-            del rows[-1]["Rows"]
+            rows.append(common | row | {"Compose": group.get("Compose", {}) | row.get("Compose", {})})
     return rows
 
 
@@ -176,7 +176,7 @@ class Ledger(BaseModel, extra="forbid"):
     first compared metric. ``Full`` stands beside the claims: baselines and scenes that the paper does not report.
     """
 
-    Headline: dict[Literal["Row", "Baseline", "Metric"], str] = {}
+    Headline: dict[Literal["Row", "Baseline", "Metric"], str] | None = None
     Collections: list[Collection]
     Models: list[Model]
     Lite: OwnRows = []
@@ -205,8 +205,9 @@ def _rules_of_names(root: Path, ledger: Ledger) -> Iterator[tuple[object, str]]:
         yield is_known, f"baseline row {other!r} of {row} is no other row of the ledger's Models or Full."
         is_known = collection in [known.get("Name") for known in ledger.Collections]
         yield is_known, f"{model.Name} is in {collection!r}, no collection of it."
-    pair, lite = [ledger.Headline.get(key) for key in ("Row", "Baseline")], {row.Row for row in ledger.Lite}
-    yield not ledger.Headline or lite.issuperset(pair), "Headline names a row that is none of Lite: fix it."
+    headline, lite = ledger.Headline or {}, {row.Row for row in ledger.Lite}
+    is_known = ledger.Headline is None or {headline.get("Row"), headline.get("Baseline")} <= lite
+    yield is_known, "Headline names a row that is none of Lite: fix it."
 
 
 def _rules_of_metrics(ledger: Ledger) -> Iterator[tuple[object, str]]:

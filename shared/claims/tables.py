@@ -188,7 +188,7 @@ def measured_tables(evidence: Evidence) -> list[Table]:
 def _headline(evidence: Evidence) -> str:
     """Return the comparison that the ledger names as its headline, with its interval; what is missing otherwise."""
     headline, lite = evidence.ledger.Headline, {row.Row: row for row in evidence.ledger.Lite}
-    if not headline:
+    if headline is None:
         return NOTHING
     row, baseline = lite[headline["Row"]], lite[headline["Baseline"]]
     metric, pair = headline.get("Metric") or row.compared[0], f"{row.Label} against {baseline.Label}"
