@@ -8,43 +8,47 @@ python -m shared.claims show pdml --row A [key=value ...]
 Tables go to standard output, the one sentence about an error to standard error.
 """
 
-import argparse
-import functools
 import logging
 import os
 import sys
+from argparse import ArgumentTypeError, Namespace
 from pathlib import Path
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
+from rich.table import Table as RichTable
 
-from shared.claims.compose import compose, expected_hash, quoted, row_config, row_overrides
+from shared.claims.compose import compose, quoted, row_config, row_overrides
+from shared.claims.evidence import Evidence
+from shared.claims.ledger import Ledger
+from shared.claims.pages import paper_pages, update
 from shared.claims.protocol import Paper, load_paper, paper_names
-from shared.claims.render import pages, update
 from shared.claims.reproduce import cost, failures, launch, plan
-from shared.claims.show import show_row
-from shared.claims.tables import Table, lite_table, rich_table
+from shared.claims.status import derive
+from shared.claims.tables import LINE, Table, claims_table, own_tables
 from shared.commands import Parser, format_duration, print_error, report, run_command, silence_library_logs
 from shared.environment import repository_root
 from shared.errors import RunInterrupted, UserError
+from shared.metrics.names import load_names
+from shared.training.config import hash_of
 
 LARGEST_SEED = 2**32 - 1
 
 
 def seed(text: str) -> int:
     if not text.strip().isdecimal() or int(text) > LARGEST_SEED:
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is no seed: give whole numbers from 0 to {LARGEST_SEED}, such as 0,1,2"
-        )
+        raise ArgumentTypeError(f"{text!r} is no seed: give whole numbers from 0 to {LARGEST_SEED}, such as 0,1,2")
     return int(text)
 
 
-def parse(arguments: list[str]) -> argparse.Namespace:
-    where = Parser(add_help=False)
+def parse(arguments: list[str]) -> Namespace:
+    where, paths, one_row = (Parser(add_help=False) for _ in range(3))
     where.add_argument("--root", type=Path, default=repository_root(), help="the folder of the papers")
-    paths = Parser(add_help=False)
     paths.add_argument("--data-root", default=os.environ.get("DATA_ROOT"))
     paths.add_argument("--results", help="folder for records and runs, instead of <paper>/results and runs")
+    one_row.add_argument("paper")
+    one_row.add_argument("--row", required=True)
+    one_row.add_argument("--seed", type=seed, default=0)
     parser = Parser(prog="python -m shared.claims", description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
     table = commands.add_parser("tables", parents=[where], help="derive every status and write the tables")
@@ -58,26 +62,20 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     train.add_argument("--rows", type=lambda text: [row.strip() for row in text.split(",")])
     train.add_argument("--seeds", type=lambda text: [seed(part) for part in text.split(",")])
     train.add_argument("--launcher", default="basic", help="a launcher of Hydra's, such as joblib")
-    score = commands.add_parser("evaluate", parents=[where, paths], help="score a checkpoint")
-    score.add_argument("paper")
-    score.add_argument("--row", required=True)
-    score.add_argument("--seed", type=seed, default=0)
+    score = commands.add_parser("evaluate", parents=[where, paths, one_row], help="score a checkpoint")
     score.add_argument("--ckpt", help="a checkpoint, instead of the last one of the row and seed")
     score.add_argument("--out", help="new folder for the pictures, instead of one beside the checkpoint")
-    show = commands.add_parser("show", parents=[where, paths], help="print what a row is")
-    show.add_argument("paper")
-    show.add_argument("--row", required=True)
-    show.add_argument("--seed", type=seed, default=0)
+    commands.add_parser("show", parents=[where, paths, one_row], help="print what a row is")
     options, overrides = parser.parse_known_args(arguments)
-    if any(part.startswith("-") for part in overrides):
-        raise UserError(f"unknown option {overrides[0]}; see python -m shared.claims {options.command} --help")
+    options.overrides = overrides
+    if any(part.startswith("-") for part in options.overrides):
+        raise UserError(f"unknown option {options.overrides[0]}; see python -m shared.claims {options.command} --help")
     if options.command == "reproduce" and bool(options.paper) == options.all:
         raise UserError("give one paper or --all, and overrides as key=value behind the paper")
-    options.overrides = overrides
     return options
 
 
-def overrides_of(options: argparse.Namespace, paper: str) -> list[str]:
+def overrides_of(options: Namespace, paper: str) -> list[str]:
     """Return the overrides of a command line, where the data and the results are included."""
     overrides = list(options.overrides)
     if options.data_root:
@@ -92,47 +90,39 @@ def print_tables(tables: list[Table]) -> None:
     # A pipe has no width: tables are not to be squeezed into rich's 80 columns there.
     console = Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 160)
     for table in tables:
-        console.print(rich_table(table))
+        rich = RichTable(*table.columns, title=table.title or None, title_justify="left")
+        for row in table.rows:
+            rich.add_row(*[cell.replace(LINE, "\n").replace("[", "\\[") for cell in row])
+        console.print(rich)
         for note in table.notes:
             console.print(note, markup=False, highlight=False, soft_wrap=True)
     console.file.flush()
 
 
-def counter(root: Path):
-    """Return (paper, model) -> parameters and FLOPs of the claimed row."""
-
-    def count(name: str, model) -> dict[str, float]:
-        paper = load_paper(root, name)
-        return paper.count(row_config(paper, model.Claim.Row, 0))
-
-    return count
-
-
-def write_tables(options: argparse.Namespace) -> int:
-    known = paper_names(options.root)
-    for paper in options.paper or ():
-        load_paper(options.root, paper)
-    hashes = functools.cache(functools.partial(expected_hash, root=options.root))
-    count = counter(options.root)
-    if options.report:
-        for name in options.paper or known:
-            page = pages(Paper(name, options.root), hashes, functools.partial(count, name))
-            print_tables([table for blocks in page.tables.values() for block in blocks.values() for table in block])
+def tables(options: Namespace) -> int:
+    """Print the tables, or bring all files up to date with the evidence and say which have changed."""
+    papers = [load_paper(options.root, name) for name in options.paper or paper_names(options.root)]
+    if not options.report:
+        for path in update(options.root, options.paper, options.check):
+            print(f"rewritten: {path.relative_to(options.root)}")
         return 0
-    for path in update(options.root, hashes, count, options.paper, options.check):
-        print(f"rewritten: {path.relative_to(options.root)}")
+    for page in (page for paper in papers for page in paper_pages(Evidence(paper)).values()):
+        print_tables([table for tables in page.values() for table in tables])
     return 0
 
 
-def run_jobs(paper: Paper, jobs: list[DictConfig], options: argparse.Namespace) -> int:
+def run_jobs(paper: Paper, jobs: list[DictConfig], options: Namespace) -> int:
     """Say what the jobs cost, run them and say which failed; returns the exit code."""
+    if not jobs:
+        print(f"{paper.name}: every row of scale {options.scale} has its evidence; nothing to run", flush=True)
+        return 0
     silence_library_logs()
     try:
         estimate = format_duration(cost(paper, jobs))
     except Exception as error:
         return report(error)
-    runs = f"{paper.name}: {len(jobs)} runs at scale {options.scale}"
-    print(f"{runs}, about {estimate} one after another", flush=True)
+    runs = f"{len(jobs)} runs at scale {options.scale}"
+    print(f"{paper.name}: {runs}, about {estimate} one after another", flush=True)
     code = launch(paper, jobs, options.launcher, overrides_of(options, paper.name))
     for sentence, failed in failures(jobs).items():
         more = f" and {len(failed) - 1} more" if len(failed) > 1 else ""
@@ -140,49 +130,63 @@ def run_jobs(paper: Paper, jobs: list[DictConfig], options: argparse.Namespace) 
     return code
 
 
-def reproduce(options: argparse.Namespace) -> int:
+def reproduce(options: Namespace) -> int:
     """Run what has no evidence and print the tables, those of papers whose runs failed too."""
-    names, codes = paper_names(options.root) if options.all else [options.paper], {0}
-    papers = [load_paper(options.root, name) for name in names]
+    names = paper_names(options.root) if options.all else [options.paper]
+    papers = [(load_paper(options.root, name), overrides_of(options, name)) for name in names]
     # All are planned first: a mistake in the command is said before anything runs.
-    plans = [
-        plan(paper, options.scale, options.rows, options.seeds, overrides_of(options, paper.name)) for paper in papers
-    ]
-    for paper, jobs in zip(papers, plans, strict=True):
-        if jobs:
-            codes.add(run_jobs(paper, jobs, options))
-        else:
-            print(f"{paper.name}: every row of scale {options.scale} has its evidence; nothing to run", flush=True)
-    for paper in papers:
+    plans = [plan(paper, options.scale, options.rows, options.seeds, overrides) for paper, overrides in papers]
+    codes = [run_jobs(paper, jobs, options) for (paper, _), jobs in zip(papers, plans, strict=True)]
+    for paper, overrides in papers:
         if options.scale == "full":
-            plain = functools.partial(expected_hash, root=paper.root)
-            count = functools.partial(counter(options.root), paper.name)
-            print_tables(pages(paper, plain, count).tables["RESULTS.md"]["claims"])
-        overrides = tuple(overrides_of(options, paper.name))
-        hashes = functools.partial(expected_hash, overrides=overrides, root=paper.root)
-        results = Path(options.results) / paper.name if options.results else None
-        print_tables(lite_table(paper.name, options.root, options.scale, hashes, results))
-    return 1 if 1 in codes else max(codes)
+            print_tables([claims_table(derive(Evidence(paper)))])
+        print_tables(own_tables(Evidence(paper, overrides), options.scale))
+    return 1 if 1 in codes else max(codes, default=0)
 
 
-def evaluate(options: argparse.Namespace) -> int:
+def evaluate(options: Namespace) -> int:
     """Score by `python -m <paper>.evaluate`, whose exit code is returned."""
     paper = load_paper(options.root, options.paper)
     overrides = row_overrides(paper, options.row, options.seed, overrides_of(options, options.paper))
-    for key in ("ckpt", "out"):
-        if getattr(options, key):
-            overrides.append(f"{key}={quoted(os.path.abspath(getattr(options, key)))}")
+    paths = {"ckpt": options.ckpt, "out": options.out}
+    overrides += [f"{key}={quoted(os.path.abspath(path))}" for key, path in paths.items() if path]
     compose(paper, overrides, "evaluate")
     return run_command([*paper.command("evaluate"), *overrides])
 
 
-def show(options: argparse.Namespace) -> int:
-    paper = load_paper(options.root, options.paper)
-    print(show_row(paper, options.row, options.seed, overrides_of(options, options.paper)))
+def claim_lines(ledger: Ledger, row: str) -> list[str]:
+    """Return what the ledger says of a row: the claim, or what a row of our own measures."""
+    for claim in (model.Claim for model in ledger.Models if row in model.rows):
+        source, printed = claim.Source, ", ".join(f"{key} {value}" for key, value in claim.Metrics.items())
+        paper = f"paper: {printed}; baseline {claim.Baseline.name or 'none'}"
+        title = f"claim: {claim.Row} ({source.paper}, {source.table}, {source.row})"
+        return [title, paper, f"status: {claim.Status}; {claim.Why}"]
+    own = next(own for own in ledger.own_rows if own.Row == row)
+    labels = ", ".join(load_names().metrics[name].label for name in own.Metrics)
+    compared = ", ".join(own.Baseline) or "nothing"
+    return [f"own row: {own.Label} ({own.Group})", f"measures: {labels}; compared with {compared}"]
+
+
+def show(options: Namespace) -> int:
+    """Print what a row is: claim, baseline, hash, evidence, cost, command and the composed configuration."""
+    silence_library_logs()
+    paper, row, seed = load_paper(options.root, options.paper), options.row, options.seed
+    overrides = overrides_of(options, paper.name)
+    cfg, evidence = row_config(paper, row, seed, overrides), Evidence(paper, overrides)
+    path, state = evidence.state(cfg)
+    try:
+        estimate = f"about {format_duration(paper.seconds_of_run(cfg))}"
+    except UserError as error:
+        estimate = str(error)
+    print(f"{paper.name} row {row}, seed {seed}, scale {cfg.scale.name}, variant {cfg.variant}")
+    print(*claim_lines(evidence.ledger, row), f"hash: {hash_of(cfg)[0]}", f"evidence: {state} ({path})", sep="\n")
+    print(f"devices: {cfg.trainer.devices * cfg.trainer.num_nodes}", f"cost: {estimate}", sep="\n")
+    print("command: python", *paper.command("train")[1:], *row_overrides(paper, row, seed, overrides))
+    print(f"\n{OmegaConf.to_yaml(cfg, resolve=True).rstrip()}")
     return 0
 
 
-COMMANDS = {"tables": write_tables, "reproduce": reproduce, "evaluate": evaluate, "show": show}
+COMMANDS = {"tables": tables, "reproduce": reproduce, "evaluate": evaluate, "show": show}
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -2,45 +2,30 @@
 
 import difflib
 import functools
-import re
 from collections.abc import Sequence
-from pathlib import Path
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
+from hydra.core.override_parser.types import Quote, QuotedString
 from omegaconf import DictConfig, OmegaConf
 
-from shared.claims.ledger import read_ledger
 from shared.claims.protocol import Paper, load_paper
 from shared.commands import CONFIG_ERRORS, config_reason
 from shared.environment import repository_root
 from shared.errors import UserError
-from shared.training.config import hash_of
 
 SCALES = ("demo", "lite", "full")
 
 
 def quoted(text: str) -> str:
     """Return a text as the value of a Hydra override, whatever signs it holds."""
-    # In quotes, backslashes stand for themselves except before a quote: there, and at the end, each is doubled.
-    return "'" + re.sub(r"(\\*)'", r"\1\1\\'", re.sub(r"(\\+)$", r"\1\1", text)) + "'"
+    return QuotedString(text, Quote.single).with_quotes()
 
 
 def row_names(paper: Paper) -> list[str]:
     """Return all rows: those with an experiment file, then those of the ledger's lists."""
     files = sorted(path.stem for path in (paper.folder / "configs" / "experiment").glob("*.yaml"))
-    return files + [row.Row for row in read_ledger(paper.folder / "metafile.yml").own_rows]
-
-
-def require_row(paper: Paper, row: str) -> None:
-    """Raise UserError, with the nearest names, for a row that the paper does not have."""
-    names = row_names(paper)
-    if row not in names:
-        near = difflib.get_close_matches(row, names, 3, 0.3) or names[:3]
-        raise UserError(
-            f"unknown row {row!r}: neither {paper.name}/metafile.yml nor {paper.name}/configs/experiment has it; did "
-            f"you mean {', '.join(near)}?"
-        )
+    return files + [row.Row for row in paper.ledger.own_rows]
 
 
 def _paper(paper: Paper | str) -> Paper:
@@ -63,11 +48,15 @@ def compose(paper: Paper | str, overrides: Sequence[str], config: str = "train")
 
 
 def row_overrides(paper: Paper, row: str, seed: int, overrides: Sequence[str]) -> list[str]:
-    """Return the Hydra overrides that stand for a row and seed; UserError for an unknown row.
+    """Return the Hydra overrides that stand for a row and seed; UserError for an unknown row, with the nearest names.
 
     Overrides change values: one that adds a key, takes one away or sets the seed is a UserError.
     """
-    require_row(paper, row)
+    names = row_names(paper)
+    if row not in names:
+        near = ", ".join(difflib.get_close_matches(row, names, 3, 0.3) or names[:3])
+        places = f"neither {paper.name}/metafile.yml nor {paper.name}/configs/experiment has it"
+        raise UserError(f"unknown row {row!r}: {places}; did you mean {near}?")
     for override in overrides:
         if override[:1] in ("+", "~"):
             raise UserError(f"{override}: the configuration has the keys of its YAML files; say key=value for one")
@@ -89,8 +78,3 @@ def row_config(paper: Paper | str, row: str, seed: int, overrides: Sequence[str]
     cfg = _composed(_paper(paper), row, tuple(overrides)).copy()
     cfg.seed = seed
     return cfg
-
-
-def expected_hash(paper: str, row: str, seed: int, overrides: Sequence[str] = (), root: Path | None = None) -> str:
-    """Return the config hash that evidence of a row and seed must carry; UserError for a row without config."""
-    return hash_of(row_config(load_paper(root or repository_root(), paper), row, seed, overrides))[0]

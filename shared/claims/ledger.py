@@ -1,47 +1,47 @@
 """The claims ledger `<paper>/metafile.yml`: what a paper claims, in OpenMMLab's model-index format.
 
-Schema (pydantic; an unknown key is an error), loading and the checks that need no evidence. Numbers keep the
-text they were printed with, because parameters and FLOPs are compared in units of the last printed digit.
+Its schema (pydantic; an unknown key is an error), the checks that need no evidence, and loading. Numbers keep the text
+that they were printed with, because parameters and FLOPs are compared in units of the last printed digit.
 """
 
 import functools
 import itertools
 import re
+from collections import Counter
 from collections.abc import Iterator
 from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationError
 
 from shared.errors import UserError
-from shared.metrics.names import Names, load_names
+from shared.metrics.names import ClaimKey, load_names
 
 COUNTED = ("parameters", "flops")  # compared by the counting rule, not by a tolerance
-Status = Literal["not-run", "demo", "reproduced", "below", "above", "contradicted", "blocked"]
+GROUP_KEYS = {"Group", "Compose", "Metrics", "Extra", "Compared", "Rows"}
+FLOAT = "tag:yaml.org,2002:float"
 
 
 class Printed(float):
-    """A float that remembers how it was printed."""
+    """A float that is shown as it was printed, with its ``text``."""
 
-    text: str
+    def __str__(self) -> str:
+        return self.text
 
 
 class _Loader(yaml.SafeLoader):
     """YAML 1.2 floats (7.0e6, without a sign, is a number), each with its text."""
 
+    def construct_printed(self, node: yaml.ScalarNode) -> Printed:
+        number = Printed(self.construct_yaml_float(node))
+        number.text = node.value.replace("_", "")
+        return number
 
-def _printed(loader: _Loader, node: yaml.ScalarNode) -> float:
-    number = Printed(loader.construct_yaml_float(node))
-    number.text = node.value.replace("_", "")
-    return number
 
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
-)
-_Loader.add_constructor("tag:yaml.org,2002:float", _printed)
+_Loader.add_implicit_resolver(FLOAT, re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789"))
+_Loader.add_constructor(FLOAT, _Loader.construct_printed)
 
 
 def agrees(claimed: float, measured: float, unit: float = 1.0) -> bool:
@@ -49,9 +49,8 @@ def agrees(claimed: float, measured: float, unit: float = 1.0) -> bool:
 
     7.0e6 agrees with 6.9e6 to 7.1e6, 26e6 with 25e6 to 27e6.
     """
-    printed = Decimal(getattr(claimed, "text", str(claimed)))
+    printed, scale = Decimal(str(claimed)), Decimal(str(float(unit)))
     digit = Decimal(1).scaleb(printed.as_tuple().exponent)
-    scale = Decimal(str(float(unit)))
     return abs(Decimal(str(measured)) - printed * scale) <= digit * scale
 
 
@@ -61,132 +60,9 @@ def _metric(value: Any) -> Any:
     raise ValueError("a metric is a number, a text or null")
 
 
-Metrics = dict[str, Annotated[Any, AfterValidator(_metric)]]
-
-
-class _Block(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-
-class Collection(_Block):
-    """One method: OpenMMLab's collection."""
-
-    Name: str
-    Metadata: dict[str, Any] = {}
-    Paper: dict[str, Any] = {}
-    README: str | None = None
-    Code: dict[str, Any] = {}
-
-
-class Metadata(_Block):
-    """What is known of a model besides its results."""
-
-    parameters: int | None = Field(None, alias="Parameters")
-    flops: int | None = Field(None, alias="FLOPs")
-    epochs: int | None = Field(None, alias="Epochs")
-    batch_size: int | None = Field(None, alias="Batch Size")
-    gpu_hours: float | None = Field(None, alias="GPU Hours")
-    training_data: str | None = Field(None, alias="Training Data")
-    architecture: list[str] | None = Field(None, alias="Architecture")
-
-
-class Source(_Block):
-    """Where the paper prints the number, and how the number reached us."""
-
-    paper: str
-    table: str
-    row: str
-    tier: Literal["primary", "primary-transcribed", "secondary", "missing"]
-
-
-class Baseline(_Block):
-    """The row that the paper compares with, with its numbers; ``Row`` is ours that measures it, claimed or Full."""
-
-    name: str | None
-    Row: str | None = None
-    Metrics: Metrics
-
-
-class EvidenceFile(_Block):
-    """A run record that a status rests on; written by `make claims`."""
-
-    File: str
-    SHA256: str
-
-
-class Result(_Block):
-    """A measured result in the units of the paper; written by `make claims`."""
-
-    Task: str
-    Dataset: str
-    Metrics: dict[str, float]
-    Seeds: list[int]
-
-
-class Claim(_Block):
-    """What the paper says of one row, how it is to be measured, and what came of it."""
-
-    Row: str
-    Source: Source
-    Metrics: Metrics
-    Baseline: Baseline
-    Selection: Literal["last-epoch", "best-test-epoch", "held-out"]
-    Variant: Literal["as_written", "as_released"]
-    Seeds: list[int]
-    Tolerance: dict[str, float]
-    Status: Status
-    Why: str | None
-    Evidence: list[EvidenceFile]
-
-
-class Model(_Block):
-    """One claimed row."""
-
-    Name: str
-    in_collection: str = Field(alias="In Collection")
-    Config: str | list[str]
-    Metadata: Metadata
-    Results: list[Result]
-    Claim: Claim
-
-    @property
-    def configs(self) -> list[str]:
-        return [self.Config] if isinstance(self.Config, str) else self.Config
-
-    @property
-    def config(self) -> str:
-        """The config whose stem is the row's name."""
-        return next(config for config in self.configs if Path(config).stem == self.Claim.Row)
-
-
 def _as_list(value: Any) -> Any:
     """Let a list of one be written without brackets and an empty one as null."""
     return [] if value is None else [value] if isinstance(value, str) else value
-
-
-class OwnRow(_Block):
-    """A row of our own, without a status against the paper; ``Baseline`` names the rows it is compared with.
-
-    ``Compose``: its configuration, as groups and values (``rows.experiment_node``). ``Compared``: the metrics that are
-    compared; the first one where none is named. ``Formerly``: the name under which some of its records were written.
-    """
-
-    Row: str
-    Group: str
-    Label: str
-    Compose: dict[str, Any]
-    Baseline: Annotated[list[str], BeforeValidator(_as_list)] = []
-    Metrics: list[str] = Field(min_length=1)
-    Extra: list[str] = []
-    Compared: list[str] = []
-    Formerly: str | None = None
-
-    @property
-    def compared(self) -> list[str]:
-        return self.Compared or self.Metrics[:1]
-
-
-GROUP_KEYS = {"Group", "Compose", "Metrics", "Extra", "Compared", "Rows"}
 
 
 def _rows_of_groups(groups: Any) -> Any:
@@ -204,26 +80,108 @@ def _rows_of_groups(groups: Any) -> Any:
     return rows
 
 
-Rows = Annotated[list[OwnRow], BeforeValidator(_rows_of_groups)]
+Metrics = dict[str, Annotated[Any, AfterValidator(_metric)]]  # a union of types would lose how a number was printed
+Texts = Annotated[list[str], BeforeValidator(_as_list)]
+# OpenMMLab's blocks, of which little is read. Results and Evidence are written by `make claims`: a measured result in
+# the paper's units, and a run record that a status rests on.
+Collection = dict[Literal["Name", "README", "Metadata", "Paper", "Code"], Any]
+About = Literal["Training Data", "Parameters", "FLOPs", "Epochs", "Batch Size", "GPU Hours", "Architecture"]
+Metadata = dict[About, str | int | float | list[str] | None]
+Result = dict[Literal["Task", "Dataset", "Metrics", "Seeds"], Any]
+EvidenceFile = dict[Literal["File", "SHA256"], str]
 
 
-class HeadlineRows(_Block):
-    """The comparison of two Lite rows that the summary of all papers shows, in the row's first compared metric."""
+class Source(BaseModel, extra="forbid"):
+    """Where the paper prints the number, and how the number reached us."""
+
+    paper: str
+    table: str
+    row: str
+    tier: Literal["primary", "primary-transcribed", "secondary", "missing"]
+
+
+class Baseline(BaseModel, extra="forbid"):
+    """The row that the paper compares with, with its numbers; ``Row`` is ours that measures it, claimed or Full."""
+
+    name: str | None
+    Row: str | None = None
+    Metrics: Metrics
+
+
+class Claim(BaseModel, extra="forbid"):
+    """What the paper says of one row, how it is to be measured, and what came of it."""
 
     Row: str
-    Baseline: str
-    Metric: str | None = None
+    Source: Source
+    Metrics: Metrics
+    Baseline: Baseline
+    Selection: Literal["last-epoch", "best-test-epoch", "held-out"]
+    Variant: Literal["as_written", "as_released"]
+    Seeds: list[int]
+    Tolerance: dict[str, float]
+    Status: Literal["not-run", "demo", "reproduced", "below", "above", "contradicted", "blocked"]
+    Why: str | None
+    Evidence: list[EvidenceFile]
+
+    def numbers(self, counted: bool) -> dict[str, ClaimKey]:
+        """Return the keys with a number: parameters and FLOPs where ``counted``, the scores otherwise."""
+        known = {k: load_names().claims[k] for k, value in self.Metrics.items() if isinstance(value, int | float)}
+        return {key: meant for key, meant in known.items() if (meant.names[0] in COUNTED) == counted}
 
 
-class Ledger(_Block):
-    """One paper's metafile.yml."""
+class Model(BaseModel, extra="forbid"):
+    """One claimed row; its first or only config is of the row's name, further ones are settings of the claim."""
 
-    Headline: HeadlineRows | None = None
+    Name: str
+    in_collection: str = Field(alias="In Collection")
+    configs: Texts = Field(alias="Config")
+    Metadata: Metadata
+    Results: list[Result]
+    Claim: Claim
+
+    @property
+    def rows(self) -> list[str]:
+        return [Path(config).stem for config in self.configs]
+
+
+class OwnRow(BaseModel, extra="forbid"):
+    """A row of our own, without a status against the paper; ``Baseline`` names the rows it is compared with.
+
+    ``Compose``: its configuration, as groups and values (``rows.experiment_node``). ``Compared``: the metrics that are
+    compared; the first one where none is named. ``Formerly``: the name under which some of its records were written.
+    """
+
+    Row: str
+    Group: str
+    Label: str
+    Compose: dict[str, Any]
+    Baseline: Texts = []
+    Metrics: list[str] = Field(min_length=1)
+    Extra: list[str] = []
+    Compared: list[str] = []
+    Formerly: str | None = None
+
+    @property
+    def compared(self) -> list[str]:
+        return self.Compared or self.Metrics[:1]
+
+
+OwnRows = Annotated[list[OwnRow], BeforeValidator(_rows_of_groups)]
+
+
+class Ledger(BaseModel, extra="forbid"):
+    """One paper's metafile.yml.
+
+    ``Headline``: the two Lite rows whose comparison the summary of all papers shows, in ``Metric`` or the first one's
+    first compared metric. ``Full`` stands beside the claims: baselines and scenes that the paper does not report.
+    """
+
+    Headline: dict[Literal["Row", "Baseline", "Metric"], str] | None = None
     Collections: list[Collection]
     Models: list[Model]
-    Lite: Rows = []
-    Demo: Rows = []
-    Full: Rows = []  # beside the claims: baselines and scenes that the paper does not report
+    Lite: OwnRows = []
+    Demo: OwnRows = []
+    Full: OwnRows = []
 
     @property
     def own_rows(self) -> list[OwnRow]:
@@ -233,89 +191,71 @@ class Ledger(_Block):
         return {"lite": self.Lite, "demo": self.Demo, "full": self.Full}[scale]
 
 
-def _load(path: Path, schema: type[BaseModel]):
+def _rules_of_names(root: Path, ledger: Ledger) -> Iterator[tuple[object, str]]:
+    """Yield what is to hold of the names of rows, files, baselines and collections, and the sentence where it fails."""
+    claims = [model.Claim for model in ledger.Models]
+    for row, times in Counter(row.Row for row in (*claims, *ledger.own_rows)).items():
+        yield times == 1, f"row {row} stands there twice: keep one."
+    for model, claim in zip(ledger.Models, claims, strict=True):
+        row, other, collection = claim.Row, claim.Baseline.Row, model.in_collection
+        yield row in model.rows, f"row {row} has no config {row}.yaml: a row and its experiment share a name."
+        for config in model.configs:
+            yield (root / config).is_file(), f"{config} of row {row} does not exist: write it or fix the path."
+        is_known = other in {None, *(known.Row for known in (*claims, *ledger.Full))} - {row}
+        yield is_known, f"baseline row {other!r} of {row} is no other row of the ledger's Models or Full."
+        is_known = collection in [known.get("Name") for known in ledger.Collections]
+        yield is_known, f"{model.Name} is in {collection!r}, no collection of it."
+    headline, lite = ledger.Headline or {}, {row.Row for row in ledger.Lite}
+    is_known = ledger.Headline is None or {headline.get("Row"), headline.get("Baseline")} <= lite
+    yield is_known, "Headline names a row that is none of Lite: fix it."
+
+
+def _rules_of_metrics(ledger: Ledger) -> Iterator[tuple[object, str]]:
+    """Yield what is to hold of claims and of rows of our own, and the sentence where it fails."""
+    names = load_names()
+    for claim in (model.Claim for model in ledger.Models):
+        for key, value in (*claim.Metrics.items(), *claim.Baseline.Metrics.items()):
+            yield key in names.claims, f"metric {key!r} of {claim.Row} is not in shared/metrics/names.yml: add it."
+            is_one = len(names.claims[key].names) == 1 or not isinstance(value, int | float)
+            yield is_one, f"metric {key!r} of {claim.Row} is several numbers: give each its own key."
+        for key in claim.numbers(counted=False):
+            yield key in claim.Tolerance, f"{claim.Row} gives no Tolerance for {key!r}: say how near is near enough."
+        for key in claim.Tolerance:
+            yield key in claim.Metrics, f"{claim.Row} has a Tolerance for {key!r}, which it does not claim."
+        differ = len(set(claim.Seeds)) == len(claim.Seeds) > 0
+        yield differ, f"the Seeds of {claim.Row} must be different numbers, at least one."
+        yield claim.Status != "blocked" or claim.Why, f"{claim.Row} is blocked without a Why: say what blocks it."
+    for rows in (ledger.Lite, ledger.Demo, ledger.Full):
+        for row in rows:
+            for other in row.Baseline:
+                is_known = other in {known.Row for known in rows} - {row.Row}
+                yield is_known, f"baseline {other!r} of {row.Row} is no other row of its list."
+            for metric in row.Compared:
+                yield metric in row.Metrics, f"{row.Row} compares {metric!r}, which is none of its Metrics."
+            for metric in (*row.Metrics, *row.Extra):
+                is_known = metric in names.metrics
+                yield is_known, f"{row.Row} shows {metric!r}, which shared/metrics/names.yml lacks."
+
+
+def load_ledger(root, paper: str) -> Ledger:
+    """Read and validate a ledger; UserError that names the file, the row or the key, and the remedy."""
+    path = Path(root) / paper / "metafile.yml"
+    if not path.is_file():
+        raise UserError(f"{path} does not exist: every paper has its ledger there.")
+    return _load_version(path, path.stat().st_mtime_ns)
+
+
+@functools.lru_cache(16)
+def _load_version(path: Path, modified: int) -> Ledger:
     try:
-        return schema.model_validate(yaml.load(path.read_text(encoding="utf-8"), _Loader))
+        ledger = Ledger.model_validate(yaml.load(path.read_text(encoding="utf-8"), _Loader))
     except yaml.YAMLError as error:
         raise UserError(f"{path} is not YAML ({' '.join(str(error).split())}): fix it.") from error
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
         raise UserError(f"{path}: {where}: {first['msg']}; fix this key.") from error
-
-
-def read_ledger(path: Path) -> Ledger:
-    """Read a metafile; UserError that names the file and the key where it does not have the ledger's form."""
-    if not path.is_file():
-        raise UserError(f"{path} does not exist: every paper has its ledger there.")
-    return _read_version(path, path.stat().st_mtime_ns)
-
-
-@functools.lru_cache(16)
-def _read_version(path: Path, modified: int) -> Ledger:
-    return _load(path, Ledger)
-
-
-def load_ledger(root, paper: str) -> Ledger:
-    """Read and validate a ledger; UserError that names the file, the row and the remedy."""
-    path = Path(root) / paper / "metafile.yml"
-    ledger = read_ledger(path)
-    claims = (_claim_faults(model.Claim, load_names()) for model in ledger.Models)
-    own = (_own_row_faults(rows) for rows in (ledger.Lite, ledger.Demo, ledger.Full))
-    for fault in itertools.chain(_name_faults(Path(root), ledger), *claims, *own):
-        raise UserError(f"{path}: {fault}")
+    for is_kept, sentence in itertools.chain(_rules_of_names(path.parents[1], ledger), _rules_of_metrics(ledger)):
+        if not is_kept:
+            raise UserError(f"{path}: {sentence}")
     return ledger
-
-
-def _name_faults(root: Path, ledger: Ledger) -> Iterator[str]:
-    """Yield, in a sentence each, what is wrong with the names of rows, files, baselines and collections."""
-    rows = [model.Claim.Row for model in ledger.Models] + [row.Row for row in ledger.own_rows]
-    yield from (f"row {row} stands there twice: keep one." for row in rows if rows.count(row) > 1)
-    collections = [collection.Name for collection in ledger.Collections]
-    for model in ledger.Models:
-        row, baseline = model.Claim.Row, model.Claim.Baseline.Row
-        if row not in [Path(config).stem for config in model.configs]:
-            yield f"row {row} has no config {row}.yaml: a row and its experiment share a name."
-        for config in model.configs:
-            if not (root / config).is_file():
-                yield f"{config} of row {row} does not exist: write it or fix the path."
-        others = {other.Claim.Row for other in ledger.Models} | {own.Row for own in ledger.Full}
-        if baseline not in {None, *others} - {row}:
-            yield f"baseline row {baseline!r} of {row} is no other row of the ledger's Models or Full."
-        if model.in_collection not in collections:
-            yield f"{model.Name} is in {model.in_collection!r}, no collection of it."
-    headline = ledger.Headline
-    if headline and not {headline.Row, headline.Baseline} <= {row.Row for row in ledger.Lite}:
-        yield "Headline names a row that is none of Lite: fix it."
-
-
-def _own_row_faults(rows: list[OwnRow]) -> Iterator[str]:
-    known, metrics = {row.Row for row in rows}, load_names().metrics
-    for row in rows:
-        for baseline in row.Baseline:
-            if baseline not in known - {row.Row}:
-                yield f"baseline {baseline!r} of {row.Row} is no other row of its list."
-        for metric in row.Compared:
-            if metric not in row.Metrics:
-                yield f"{row.Row} compares {metric!r}, which is none of its Metrics."
-        for metric in (*row.Metrics, *row.Extra):
-            if metric not in metrics:
-                yield f"{row.Row} shows {metric!r}, which shared/metrics/names.yml lacks."
-
-
-def _claim_faults(claim: Claim, names: Names) -> Iterator[str]:
-    for key, value in (*claim.Metrics.items(), *claim.Baseline.Metrics.items()):
-        if key not in names.claims:
-            yield f"metric {key!r} of {claim.Row} is not in shared/metrics/names.yml: add it."
-        if isinstance(value, int | float) and len(names.claims[key].names) > 1:
-            yield f"metric {key!r} of {claim.Row} is several numbers: give each its own key."
-    for key, value in claim.Metrics.items():
-        is_score = isinstance(value, int | float) and names.claims[key].names[0] not in COUNTED
-        if is_score and key not in claim.Tolerance:
-            yield f"{claim.Row} gives no Tolerance for {key!r}: say how near is near enough."
-    for key in claim.Tolerance.keys() - claim.Metrics.keys():
-        yield f"{claim.Row} has a Tolerance for {key!r}, which it does not claim."
-    if len(set(claim.Seeds)) != len(claim.Seeds) or not claim.Seeds:
-        yield f"the Seeds of {claim.Row} must be different numbers, at least one."
-    if claim.Status == "blocked" and not claim.Why:
-        yield f"{claim.Row} is blocked without a Why: say what blocks it."

@@ -2,13 +2,11 @@
 
 A paper is a folder with
 
-- ``metafile.yml``: its ledger (``ledger.py``);
+- ``metafile.yml``, its ledger (``ledger.py``);
 - ``configs/``: ``train.yaml``, ``evaluate.yaml``, their groups, ``experiment/<claimed row>.yaml``, ``neutral.yml``;
-- ``config.py``: the types of its configuration; importing it calls ``rows.register``, which makes schema and rows known
-  to Hydra. It builds no network and reads no data;
-- ``train.py``: the Hydra application ``python -m <paper>.train``, and ``seconds_of_run(cfg) -> float``, the estimated
-  seconds of a run from a few timed steps;
-- ``evaluate.py``: the Hydra application ``python -m <paper>.evaluate``, which scores ``ckpt`` without training;
+- ``config.py``, the types of its configuration; importing it calls ``rows.register`` and builds no network;
+- ``train.py``, the Hydra application, and ``seconds_of_run(cfg) -> float``, estimated from a few timed steps;
+- ``evaluate.py``, the Hydra application that scores ``ckpt`` without training;
 - ``model.py`` with ``count(cfg) -> dict``, where a claim states ``parameters`` or ``flops``: what a configuration's
   network counts, by these names, with nothing computed;
 - ``interpretations.py`` with ``tables() -> dict[str, list[Table]]``, where the sources leave something open: by the
@@ -21,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from shared.claims.ledger import Ledger, load_ledger
 from shared.errors import UserError
 
 
@@ -34,6 +33,10 @@ class Paper:
     @property
     def folder(self) -> Path:
         return self.root / self.name
+
+    @property
+    def ledger(self) -> Ledger:
+        return load_ledger(self.root, self.name)
 
     def register(self) -> None:
         """Make the paper's schema and rows known to Hydra."""

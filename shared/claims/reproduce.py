@@ -1,104 +1,74 @@
 """`make reproduce-<paper>`: the rows and seeds without evidence, what they cost, Hydra multiruns, what failed."""
 
-from pathlib import Path
-
 from omegaconf import DictConfig, OmegaConf
 
-from shared.claims.compose import SCALES, require_row, row_config, row_overrides
-from shared.claims.ledger import load_ledger, read_ledger
+from shared.claims.compose import SCALES, row_config
+from shared.claims.evidence import Evidence
 from shared.claims.protocol import Paper
 from shared.commands import run_command
 from shared.errors import RunInterrupted, UserError
-from shared.training.config import failure_path, hash_of, root_of
-from shared.training.record import read_record, record_path
+from shared.training.config import failure_path, hash_of
 
 # What a run's seconds depend on, as far as a paper has it.
 COSTS = ("model", "method", "objective", "task", "optim", "scale")
 DATA_COSTS = ("manifest", "train_images", "image_size")
+Jobs = list[DictConfig]  # a row and seed each
 
 
 def rows_of(paper: Paper, scale: str) -> list[str]:
     """Return the rows of a scale in the ledger's order; for full the claims come first, those blocked left out."""
     if scale not in SCALES:
         raise UserError(f"there is no scale {scale!r}: choose one of {', '.join(SCALES)}")
-    ledger = load_ledger(paper.root, paper.name)
-    claims = [model for model in ledger.Models if scale == "full" and model.Claim.Status != "blocked"]
-    claimed = [Path(config).stem for model in claims for config in model.configs]
-    return claimed + [row.Row for row in ledger.rows_of_scale(scale)]
+    claims = [model for model in paper.ledger.Models if scale == "full" and model.Claim.Status != "blocked"]
+    return [row for model in claims for row in model.rows] + [row.Row for row in paper.ledger.rows_of_scale(scale)]
 
 
-def evidence_of(paper: Paper, cfg: DictConfig) -> tuple[Path, str]:
-    """Return a run's record and what it is: "measured", "stale" where its configuration is another one, or "not run".
-
-    The record may stand under the name that the ledger says the row had formerly.
-    """
-    own = [row.Formerly for row in read_ledger(paper.folder / "metafile.yml").own_rows if row.Row == cfg.row]
-    results = root_of(cfg) / cfg.paths.results
-    paths = [record_path(results, cfg.scale.name, name, cfg.seed) for name in (cfg.row, *own) if name]
-    present = [path for path in paths if path.exists()]
-    for path in present:
-        if read_record(path).config_sha256 == hash_of(cfg)[0]:
-            return path, "measured"
-    return (present[0], "stale") if present else (paths[0], "not run")
-
-
-def plan(
-    paper: Paper, scale: str, rows: list[str] | None, seeds: list[int] | None, overrides: list[str]
-) -> list[DictConfig]:
+def plan(paper: Paper, scale: str, rows: list[str] | None, seeds: list[int] | None, overrides: list[str]) -> Jobs:
     """Return the configuration of every row and seed without evidence, a job each, seed by seed.
 
-    Seeds go round the outside: stopped half-way, every row has been measured as often as the others.
-    Raises UserError for an unknown row, a row of another scale, and overrides that would put other numbers in
-    the place of the evidence kept in the repository.
+    Seeds go round the outside: stopped half-way, every row has been measured as often as the others. Raises UserError
+    for an unknown row, a row of another scale, and overrides that would put other numbers in the place of the evidence
+    kept in the repository.
     """
-    rows = rows or rows_of(paper, scale)
-    for row in rows:
-        require_row(paper, row)
-    first = {row: row_config(paper, row, 0, overrides) for row in rows}
+    evidence = Evidence(paper, overrides)
+    first = {row: row_config(paper, row, 0, overrides) for row in rows or rows_of(paper, scale)}
     for row, cfg in first.items():
         if cfg.scale.name != scale:
             raise UserError(f"row {row!r} belongs to scale {cfg.scale.name}, not {scale}: say SCALE={cfg.scale.name}")
         own = row_config(paper, row, 0)
         if cfg.paths.results == own.paths.results and hash_of(cfg) != hash_of(own):
-            raise UserError(
-                f"{' '.join(overrides)}: this measures something else than row {row!r}: say where its records go "
-                "with RESULTS= (--results)"
-            )
+            what = f"this measures something else than row {row!r}"
+            raise UserError(f"{' '.join(overrides)}: {what}: say where its records go with RESULTS= (--results)")
     wanted = seeds or sorted({seed for cfg in first.values() for seed in cfg.launcher.seeds})
     pairs = [(row, seed) for seed in wanted for row in first if seeds or seed in first[row].launcher.seeds]
-    jobs = [row_config(paper, row, seed, overrides) for row, seed in pairs]
-    return [cfg for cfg in jobs if evidence_of(paper, cfg)[1] != "measured"]
+    missing = [(row, seed) for row, seed in pairs if seed not in evidence.records(scale, row).fresh]
+    return [row_config(paper, row, seed, overrides) for row, seed in missing]
 
 
-def cost(paper: Paper, jobs: list[DictConfig]) -> float:
+def cost(paper: Paper, jobs: Jobs) -> float:
     """Return the seconds that the jobs will take one after the other, three timed steps per kind of network.
 
-    A row that cannot start says so when its job runs, and the others go on. Where none can, what is wrong
-    with the first one is raised here, before anything is launched.
+    A row that cannot start says so when its job runs, and the others go on; where none can, the first error is raised.
     """
-    kinds: dict[str, list[DictConfig]] = {}
+    kinds: dict[str, Jobs] = {}
     for cfg in jobs:
         parts = [cfg.get(part) for part in COSTS] + [cfg.data.get(part) for part in DATA_COSTS]
         kinds.setdefault(OmegaConf.to_yaml(OmegaConf.create(parts)), []).append(cfg)
-    total, timed, errors = 0.0, 0, []
+    costs, errors = [], []
     for members in kinds.values():
         for cfg in {cfg.row: cfg for cfg in members}.values():
             try:
-                total += len(members) * paper.seconds_of_run(cfg)
-                timed += 1
+                costs.append(len(members) * paper.seconds_of_run(cfg))
                 break
             except Exception as error:  # the job will raise it again
                 errors.append(error)
-    if not timed:
+    if not costs:
         raise errors[0]
-    return total
+    return sum(costs)
 
 
-def multiruns(jobs: list[DictConfig]) -> list[tuple[list[str], list[int]]]:
-    """Return the jobs as (rows, seeds) of Hydra sweeps, whose products hold no other row and seed.
-
-    One sweep, where all rows want the same seeds.
-    """
+def multiruns(jobs: Jobs) -> list[tuple[list[str], list[int]]]:
+    """Return the jobs as (rows, seeds) of Hydra sweeps, one where all rows want the same seeds."""
     seeds_of: dict[str, tuple[int, ...]] = {}
     for cfg in jobs:
         seeds_of[cfg.row] = (*seeds_of.get(cfg.row, ()), cfg.seed)
@@ -106,7 +76,7 @@ def multiruns(jobs: list[DictConfig]) -> list[tuple[list[str], list[int]]]:
     return [([row for row in seeds_of if seeds_of[row] == seeds], list(seeds)) for seeds in groups]
 
 
-def launch(paper: Paper, jobs: list[DictConfig], launcher: str, overrides: list[str]) -> int:
+def launch(paper: Paper, jobs: Jobs, launcher: str, overrides: list[str]) -> int:
     """Run the jobs as Hydra multiruns of ``python -m <paper>.train``; a failed one does not keep the others from it.
 
     Returns the exit code: 0, 2 where every error is one that the user can fix, else 1. Raises RunInterrupted where a
@@ -121,27 +91,18 @@ def launch(paper: Paper, jobs: list[DictConfig], launcher: str, overrides: list[
         codes.add(run_command(command))
         if max(codes) > 128:
             raise RunInterrupted(max(codes))
+    texts = [failure_path(cfg).read_text(encoding="utf-8") for cfg in jobs if failure_path(cfg).is_file()]
     # Hydra ends with the first failure; a traceback, behind the sentence of any of them, is no user's error.
-    if codes - {0, 2} or any(trace for _, trace in _failed(jobs).values()):
+    if codes - {0, 2} or any(text.partition("\n")[2] for text in texts):
         return 1
     return max(codes)
 
 
-def _failed(jobs: list[DictConfig]) -> dict[str, tuple[str, str]]:
-    """Return the sentence and the traceback, "" for a user's error, of every job that failed, by row and seed."""
-    files = {f"{cfg.row} seed {cfg.seed}": failure_path(cfg) for cfg in jobs}
-    texts = {name: path.read_text(encoding="utf-8") for name, path in files.items() if path.is_file()}
-    return {name: (text.partition("\n")[0], text.partition("\n")[2]) for name, text in texts.items()}
-
-
-def failures(jobs: list[DictConfig]) -> dict[str, list[str]]:
+def failures(jobs: Jobs) -> dict[str, list[str]]:
     """Return the sentence of every different failure with the jobs that ended with it."""
     by_sentence: dict[str, list[str]] = {}
-    for name, (sentence, _) in _failed(jobs).items():
-        by_sentence.setdefault(sentence, []).append(name)
+    for cfg in jobs:
+        if failure_path(cfg).is_file():
+            sentence = failure_path(cfg).read_text(encoding="utf-8").partition("\n")[0]
+            by_sentence.setdefault(sentence, []).append(f"{cfg.row} seed {cfg.seed}")
     return by_sentence
-
-
-def command_of(paper: Paper, row: str, seed: int, overrides: list[str]) -> str:
-    """Return the command line that runs a row and seed by itself."""
-    return " ".join(["python", *paper.command("train")[1:], *row_overrides(paper, row, seed, overrides)])

@@ -1,10 +1,10 @@
 """Rows as compositions: what the ledger lists under Lite, Demo and Full, as experiments that Hydra composes.
 
 A claimed row has a file of its own, ``configs/experiment/<row>.yaml``. The other rows come from the ledger by a config
-source, so that ``+experiment=<row>`` means the same for both, and Hydra's help lists all of them.
-https://hydra.cc/docs/advanced/plugins/overview says what a config source and a search path plugin are.
+source (https://hydra.cc/docs/advanced/plugins/overview), so that ``+experiment=<row>`` means the same for both.
 """
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -13,40 +13,28 @@ from hydra.core.object_type import ObjectType
 from hydra.core.plugins import Plugins
 from hydra.plugins.config_source import ConfigResult, ConfigSource
 from hydra.plugins.search_path_plugin import SearchPathPlugin
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
-from shared.claims.ledger import Ledger, read_ledger
+from shared.claims.ledger import OwnRow, load_ledger
 from shared.training.config import register_schema
 
 FOLDER = "experiment"
 
 
-def experiment_node(configs: Path, row: str, composition: dict[str, Any]) -> dict[str, Any]:
+def experiment_node(configs: Path, row: str, composition: dict[str, Any]) -> DictConfig:
     """Return what an experiment file of a row would hold.
 
     A key of ``composition`` that names a folder of ``configs`` chooses from that group; any other, with dots for what
     lies deeper, sets a value.
     """
-    node: dict[str, Any] = {"defaults": [], "row": row}
-    for key, value in composition.items():
+    node = OmegaConf.create({"defaults": [], "row": row})
+    # Through JSON, numbers forget how the ledger printed them.
+    for key, value in json.loads(json.dumps(composition)).items():
         if (configs / key).is_dir():
-            node["defaults"].append({f"override /{key}": value})
-            continue
-        *parents, last = key.split(".")
-        place = node
-        for parent in parents:
-            place = place.setdefault(parent, {})
-        place[last] = _plain(value)
+            node.defaults.append({f"override /{key}": value})
+        else:
+            OmegaConf.update(node, key, value)
     return node
-
-
-def _plain(value: Any) -> Any:
-    """Return a value without what the ledger's numbers remember of how they were printed."""
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_plain(item) for item in value]
-    return float(value) if isinstance(value, float) else value
 
 
 class LedgerSource(ConfigSource):
@@ -56,32 +44,27 @@ class LedgerSource(ConfigSource):
     def scheme() -> str:
         return "ledger"
 
-    def _ledger(self) -> Ledger:
-        return read_ledger(Path(self.path) / "metafile.yml")
-
-    def _row(self, config_path: str):
-        group, _, name = config_path.rstrip("/").removesuffix(".yaml").partition("/")
-        rows = self._ledger().own_rows if group == FOLDER else []
-        return next((row for row in rows if row.Row == name), None)
+    def _rows(self) -> dict[str, OwnRow]:
+        folder = Path(self.path)
+        return {f"{FOLDER}/{row.Row}": row for row in load_ledger(folder.parent, folder.name).own_rows}
 
     def available(self) -> bool:
         return (Path(self.path) / "metafile.yml").is_file()
 
     def load_config(self, config_path: str) -> ConfigResult:
-        row = self._row(config_path)
+        row = self._rows()[config_path.removesuffix(".yaml")]
         node = experiment_node(Path(self.path) / "configs", row.Row, row.Compose)
-        header = {"package": "_global_"}
-        return ConfigResult(self.provider, self.full_path(), OmegaConf.create(node), header)
+        return ConfigResult(self.provider, self.full_path(), node, {"package": "_global_"})
 
     def is_group(self, config_path: str) -> bool:
         return config_path.rstrip("/") in ("", FOLDER)
 
     def is_config(self, config_path: str) -> bool:
-        return self._row(config_path) is not None
+        return config_path.removesuffix(".yaml") in self._rows()
 
     def list(self, config_path: str, results_filter: ObjectType | None) -> list[str]:
         if config_path.rstrip("/") == FOLDER:
-            return sorted(row.Row for row in self._ledger().own_rows if results_filter != ObjectType.GROUP)
+            return sorted(row.Row for row in self._rows().values() if results_filter != ObjectType.GROUP)
         return [FOLDER] if config_path == "" and results_filter != ObjectType.CONFIG else []
 
 

@@ -83,7 +83,7 @@ def test_claimed_row_is_run_as_the_ledger_says(contract, row):
     assert (cfg.selection, cfg.variant) == (claim.Selection, claim.Variant)
     assert list(cfg.launcher.seeds) == claim.Seeds
     if contract.gives_epochs and claim.Status != "blocked":
-        assert (cfg.scale.epochs, cfg.optim.batch_size) == (said.epochs, said.batch_size)
+        assert (cfg.scale.epochs, cfg.optim.batch_size) == (said["Epochs"], said["Batch Size"])
     if contract.mixed and claim.Status != "blocked":
         assert cfg.optim.batch_size % (2 * cfg.trainer.devices) == 0
 

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from shared.claims.ledger import load_ledger
-from shared.claims.render import update
-from shared.claims.status import derive
+from shared.claims.evidence import Evidence
+from shared.claims.pages import update
+from shared.claims.protocol import Paper
+from shared.claims.status import Derived
 from shared.training.record import RunRecord, write_record
 from shared.training.tests.paper import config, fake, paper, start  # noqa: F401
 
@@ -63,9 +64,13 @@ def markers(*names: str) -> str:
     return "".join(f"<!-- claims:begin {name} -->\n<!-- claims:end {name} -->\n" for name in names)
 
 
-def present_hash(name: str, row: str, seed: int, overrides=()) -> str:
+def present_hash(name: str, row: str, seed: int) -> str:
     """Stand in for the hash of the composed config."""
     return f"hash of {name} {row} {seed}"
+
+
+def refuses(of: Paper, cfg):
+    raise AssertionError("nothing is counted where no claim has a count")
 
 
 class Repository:
@@ -133,32 +138,29 @@ def make_record(**changes) -> RunRecord:
 
 
 @pytest.fixture
-def repository(tmp_path) -> Repository:
+def repository(tmp_path, monkeypatch) -> Repository:
+    """A repository whose rows have no configurations: their hashes and counts are stood in for."""
+    monkeypatch.setattr(Paper, "count", refuses)
+    monkeypatch.setattr("shared.claims.status.row_config", lambda of, row, seed: None)
+    monkeypatch.setattr(Evidence, "expected_hash", lambda of, row, seed, *_: present_hash(of.paper.name, row, seed))
     return Repository(tmp_path)
 
 
 @pytest.fixture
-def record_of():
-    return make_record
+def evidence(repository):
+    """Read the evidence for the paper as it is now."""
+    return lambda: Evidence(Paper("fake", repository.root))
 
 
 @pytest.fixture
-def expected_hash():
-    return present_hash
+def update_(repository):
+    return lambda **how: update(repository.root, **how)
 
 
 @pytest.fixture
-def update_(repository, expected_hash):
-    def refuses(name: str, model):
-        raise AssertionError("nothing is counted where no claim has a count")
-
-    return lambda count=refuses, **how: update(repository.root, expected_hash, count, **how)
-
-
-@pytest.fixture
-def status(repository, expected_hash):
-    def derived(index: int = 0, count=None):
-        ledger = load_ledger(repository.root, "fake")
-        return derive(repository.root, "fake", ledger, ledger.Models[index], expected_hash, count)
+def status(evidence):
+    def derived(index: int = 0):
+        now = evidence()
+        return Derived(now, now.ledger.Models[index])
 
     return derived

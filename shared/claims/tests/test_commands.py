@@ -11,10 +11,9 @@ import pytest
 
 from shared.claims import __main__ as commands
 from shared.claims import reproduce as launching
-from shared.claims.__main__ import main, overrides_of, parse
+from shared.claims.__main__ import claim_lines, main, overrides_of, parse
 from shared.claims.compose import row_config
 from shared.claims.protocol import Paper
-from shared.claims.show import claim_lines
 from shared.environment import repository_root
 from shared.errors import RunInterrupted, UserError
 from shared.training.tests.paper import quick
@@ -122,7 +121,7 @@ def test_all_runs_every_paper_and_a_paper_that_fails_does_not_keep_the_others(ru
 
     monkeypatch.setattr(commands, "plan", plan)
     monkeypatch.setattr(commands, "run_jobs", lambda *arguments: next(codes))
-    monkeypatch.setattr(commands, "lite_table", lambda name, *arguments: [commands.Table(name, ["a"], [])])
+    monkeypatch.setattr(commands, "own_tables", lambda of, scale: [commands.Table(of.paper.name, ["a"], [])])
     assert run("reproduce", "--all") == 1
     assert planned == ["fake", "other", "third"]
     assert all(name in capsys.readouterr().out for name in ("fake",)) and next(codes, None) is None
@@ -154,14 +153,15 @@ def test_data_root_and_results_may_hold_any_sign(paper, monkeypatch):
 def test_show_says_what_a_row_is_and_whether_it_was_measured(run, paper, capsys):
     assert run("show", "fake", "--row", "new") == 0
     out = capsys.readouterr().out
-    for line in ("own row: new (Digits)", "compared with plain", "evidence: not run", "name: large"):
+    for line in ("own row: new (Digits)", "compared with plain", "evidence: not run", "cost: about 2 s", "name: large"):
         assert line in out
     assert "command: python -m fake.train +experiment=new seed=0" in out
     assert run("reproduce", "fake", "--rows", "new") == 0
     record = paper / "results/demo/new/seed0.json"
     former = paper / "results/demo/older/seed0.json"
     former.parent.mkdir()
-    record.rename(former)
+    former.write_text(record.read_text().replace('"row": "new"', '"row": "older"'))
+    record.unlink()
     capsys.readouterr()
     assert run("show", "fake", "--row", "new") == 0
     assert f"evidence: measured ({former})" in capsys.readouterr().out
@@ -169,8 +169,17 @@ def test_show_says_what_a_row_is_and_whether_it_was_measured(run, paper, capsys)
     assert f"evidence: stale ({former})" in capsys.readouterr().out
 
 
+def test_show_says_why_the_cost_of_a_row_is_not_known(run, fake, capsys):
+    def seconds_of_run(cfg):
+        raise UserError("cube.mat is missing: put it there")
+
+    fake.seconds_of_run = seconds_of_run
+    assert run("show", "fake", "--row", "new") == 0
+    assert "\ncost: cube.mat is missing: put it there\n" in capsys.readouterr().out
+
+
 def test_show_prints_claim_baseline_and_status(repository):
-    lines = claim_lines(Paper("fake", repository.root), "fake-a")
+    lines = claim_lines(Paper("fake", repository.root).ledger, "fake-a")
     assert lines == [
         "claim: fake-a (none, T1, ours)",
         "paper: top1 76.20; baseline theirs",
@@ -178,8 +187,7 @@ def test_show_prints_claim_baseline_and_status(repository):
     ]
 
 
-def test_tables_command_writes_checks_and_reports(repository, expected_hash, monkeypatch, capsys):
-    monkeypatch.setattr(commands, "expected_hash", lambda *name, root: expected_hash(*name))
+def test_tables_command_writes_checks_and_reports(repository, capsys):
     root = ["tables", "--root", str(repository.root)]
     assert main([*root, "--check"]) == 2
     assert main(root) == 0

@@ -6,7 +6,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from shared.claims.compose import compose, expected_hash, quoted, row_config, row_names, row_overrides
+from shared.claims.compose import compose, quoted, row_config, row_names, row_overrides
+from shared.claims.evidence import Evidence
 from shared.claims.protocol import Paper, load_paper, paper_names
 from shared.environment import repository_root
 from shared.errors import UserError
@@ -25,7 +26,7 @@ def test_copy_of_a_cached_row_has_the_hash_of_a_fresh_composition(toy, row, seed
     row_config(toy, row, 1)  # the cache holds the row by now, with other seeds asked before
     fresh = compose(toy, row_overrides(toy, row, seed, []))
     assert row_config(toy, row, seed) == fresh
-    assert expected_hash("fake", row, seed, root=toy.root) == hash_of(fresh)[0]
+    assert Evidence(toy).expected_hash(row, seed) == hash_of(fresh)[0]
 
 
 def test_what_a_caller_does_to_its_config_does_not_reach_the_cache(config):

@@ -6,8 +6,9 @@ import pytest
 
 from shared.claims import reproduce
 from shared.claims.compose import row_config
+from shared.claims.evidence import Evidence
 from shared.claims.protocol import Paper
-from shared.claims.reproduce import cost, evidence_of, failures, launch, multiruns, plan, rows_of
+from shared.claims.reproduce import cost, failures, launch, multiruns, plan, rows_of
 from shared.errors import RunInterrupted, UserError
 from shared.training.config import evidence_path, failure_path
 from shared.training.tests.paper import quick
@@ -98,10 +99,10 @@ def test_a_record_under_the_former_name_is_the_evidence_of_the_row(toy, launched
     former.parent.mkdir()
     former.write_text(path.read_text().replace('"row": "new"', '"row": "older"'))
     path.unlink()
-    assert evidence_of(toy, cfg) == (former, "measured")
+    assert Evidence(toy).state(cfg) == (former, "measured")
     assert named(plan(toy, "demo", ["new"], [0, 1], [])) == [("new", 1)]
     make_stale(former)
-    assert evidence_of(toy, cfg) == (former, "stale")
+    assert Evidence(toy).state(cfg) == (former, "stale")
     assert named(plan(toy, "demo", ["new"], [0], [])) == [("new", 0)]
 
 

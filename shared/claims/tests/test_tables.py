@@ -2,17 +2,17 @@
 
 import pytest
 
-from shared.claims.tables import lite_table
+from shared.claims.tables import own_tables
 from shared.errors import UserError
 
 
-def test_lite_table_shows_means_paired_differences_and_their_number(repository, expected_hash):
+def test_lite_table_shows_means_paired_differences_and_their_number(repository, evidence):
     repository.run("lite-plain", [{"oa": v, "aa": 0.5} for v in (0.90, 0.91, 0.92)], scale="lite")
     extra = [
         {"oa": v, "rho": r, "classes_scored": "4 of 5 classes"} for v, r in ((0.91, 0.5), (0.93, 0.7), (0.93, None))
     ]
     repository.run("lite-new", extra, scale="lite", dirty=True)
-    (table,) = lite_table("fake", repository.root, "lite", expected_hash)
+    (table,) = own_tables(evidence(), "lite")
     assert table.title == "Digits"
     assert table.columns[1:4] == ["OA %", "AA %", "rho (uncertainty, mixing)"]
     assert "OA %: difference [95 %]" in table.columns
@@ -35,20 +35,20 @@ def test_lite_table_shows_means_paired_differences_and_their_number(repository, 
     assert "0123456 (3 runs); 0123456 with uncommitted changes (3 runs)" in notes
 
 
-def test_difference_that_survives_the_correction_is_marked(repository, expected_hash):
+def test_difference_that_survives_the_correction_is_marked(repository, evidence):
     repository.run("lite-plain", [{"oa": v, "aa": 0.5} for v in (0.90, 0.91, 0.92)], scale="lite")
     repository.run("lite-new", [{"oa": v, "rho": 0.5} for v in (0.950, 0.961, 0.970)], scale="lite")
-    (table,) = lite_table("fake", repository.root, "lite", expected_hash)
+    (table,) = own_tables(evidence(), "lite")
     # differences 5.0, 5.1, 5.0 points: t(2) = 151, p = 4e-5
     assert "+5.03 [4.89, 5.18] † vs plain" in table.rows[1]
     assert "† marks the 1 that stay different" in " ".join(table.notes)
 
 
-def test_every_compared_metric_has_a_column_of_differences(repository, expected_hash):
+def test_every_compared_metric_has_a_column_of_differences(repository, evidence):
     repository.edit("Extra: [rho, classes_scored]}", "Metrics: [oa, aa], Compared: [oa, aa]}")
     repository.run("lite-plain", [{"oa": v, "aa": 0.5} for v in (0.90, 0.91, 0.92)], scale="lite")
     repository.run("lite-new", [{"oa": 0.9, "aa": v} for v in (0.61, 0.63, 0.62)], scale="lite")
-    (table,) = lite_table("fake", repository.root, "lite", expected_hash)
+    (table,) = own_tables(evidence(), "lite")
     assert table.columns[3:] == ["OA %: difference [95 %]", "AA %: difference [95 %]", "seeds", "seconds"]
     plain, new = table.rows
     assert plain[3:5] == ["–", "–"] and all(len(row) == len(table.columns) for row in table.rows)
@@ -57,13 +57,13 @@ def test_every_compared_metric_has_a_column_of_differences(repository, expected_
     assert "2 paired comparisons" in " ".join(table.notes)
 
 
-def test_a_metric_that_is_not_shown_cannot_be_compared(repository, expected_hash):
+def test_a_metric_that_is_not_shown_cannot_be_compared(repository, evidence):
     repository.edit("Extra: [rho, classes_scored]}", "Compared: [aa]}")
     with pytest.raises(UserError, match="lite-new compares 'aa', which is none of its Metrics"):
-        lite_table("fake", repository.root, "lite", expected_hash)
+        own_tables(evidence(), "lite")
 
 
-def test_rows_without_evidence_say_not_run(repository, expected_hash):
-    (table,) = lite_table("fake", repository.root, "lite", expected_hash)
+def test_rows_without_evidence_say_not_run(repository, evidence):
+    (table,) = own_tables(evidence(), "lite")
     assert [row[1] for row in table.rows] == ["not run", "not run"]
     assert all(len(row) == len(table.columns) for row in table.rows)

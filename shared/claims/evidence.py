@@ -1,0 +1,91 @@
+"""The evidence for a paper: its ledger and its run records, and which of these are of the present configurations."""
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from shared.claims.compose import row_config, row_names
+from shared.claims.ledger import Claim
+from shared.claims.protocol import Paper
+from shared.errors import UserError
+from shared.training.config import evidence_path, hash_of, root_of
+from shared.training.record import RunRecord, read_record, record_path
+
+
+@dataclass(frozen=True)
+class Records:
+    """The run records of a row at one scale, by seed; stale ones, of another configuration, never count."""
+
+    fresh: dict[int, RunRecord]
+    stale: dict[int, RunRecord]
+
+    def values(self, metric: str, unit: float = 1.0) -> dict[int, float]:
+        """Return seed -> value of a metric / ``unit`` over the fresh records that have a number for it."""
+        values = {seed: record.metrics.get(metric) for seed, record in self.fresh.items()}
+        return {seed: value / unit for seed, value in values.items() if isinstance(value, int | float)}
+
+    def of_claim(self, claim: Claim) -> "Records":
+        """Keep the fresh records that are of the claim's selection, variant and seeds."""
+        wanted = claim.Selection, claim.Variant
+        kept = {s: r for s, r in self.fresh.items() if s in claim.Seeds and (r.selection, r.variant) == wanted}
+        return Records(kept, self.stale)
+
+
+class Evidence:
+    """A paper's ledger and run records under the overrides of a command line; a row's records are read once."""
+
+    def __init__(self, paper: Paper, overrides: Sequence[str] = ()):
+        self.paper, self.overrides, self.ledger = paper, tuple(overrides), paper.ledger
+
+    @functools.cached_property
+    def results(self) -> Path:
+        """The folder of the records, which an override may have moved."""
+        moved = [override for override in self.overrides if override.startswith("paths.")]
+        if not moved:
+            return self.paper.folder / "results"
+        cfg = row_config(self.paper, row_names(self.paper)[0], 0, moved)
+        return root_of(cfg) / cfg.paths.results
+
+    def path(self, record: RunRecord) -> Path:
+        return record_path(self.results, record.scale, record.row, record.seed)
+
+    def expected_hash(self, row: str, seed: int, *overrides: str) -> str:
+        """Return the hash that a record of a row and seed must carry; UserError as ``row_config``."""
+        return hash_of(row_config(self.paper, row, seed, (*self.overrides, *overrides)))[0]
+
+    @functools.cache  # noqa: B019 (an Evidence lives as long as its command)
+    def records(self, scale: str, row: str, *overrides: str) -> Records:
+        """Return the records of a row at a scale, those under its former name too.
+
+        ``overrides`` make the row's configuration that of the scale, where it is another scale's row. UserError for a
+        record that is malformed or is not what its path says.
+        """
+        records, former = {}, [own.Formerly for own in self.ledger.own_rows if own.Row == row and own.Formerly]
+        # The present name comes last, and its records replace those under the former one.
+        paths = [path for name in (*former, row) for path in sorted((self.results / scale / name).glob("seed*.json"))]
+        for path in paths:
+            if not path.stem.removeprefix("seed").isdecimal():
+                continue
+            record = read_record(path)
+            if record.paper != self.paper.name or path != self.path(record):
+                what = f"{record.paper}/{record.scale}/{record.row} seed {record.seed}"
+                remedy = "records are never moved or edited, so restore it with git checkout or delete it"
+                raise UserError(f"{path} says it is {what}: {remedy}.")
+            records[record.seed] = record
+        hashes = {seed: self.expected_hash(row, seed, *overrides) for seed in records}
+        fresh = {seed: record for seed, record in records.items() if record.config_sha256 == hashes[seed]}
+        return Records(fresh, {seed: record for seed, record in records.items() if seed not in fresh})
+
+    def own(self, scale: str) -> dict[str, Records]:
+        """Return the records of a scale's rows of our own, by row."""
+        return {row.Row: self.records(scale, row.Row) for row in self.ledger.rows_of_scale(scale)}
+
+    def state(self, cfg: DictConfig) -> tuple[Path, str]:
+        """Return a run's record and what it is: "measured", "stale" (of another configuration) or "not run"."""
+        records = self.records(cfg.scale.name, cfg.row)
+        record = (records.stale | records.fresh).get(cfg.seed)
+        state = "measured" if cfg.seed in records.fresh else "stale" if record else "not run"
+        return self.path(record) if record else evidence_path(cfg), state
