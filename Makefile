@@ -62,28 +62,26 @@ bench: setup ## Time what a paper promises about speed and memory
 	@for bench in */tools/bench.py; do $(PY) -m "$${bench%%/*}.tools.bench" || exit 1; done
 
 claims: setup ## Validate the ledgers, derive every status from evidence and write the tables of the READMEs
-	@$(PY) -m shared.claims tables
+	@$(PY) -m commands tables
 
 report: setup ## Print the table of claims and measured values; nothing is run or written
-	@$(PY) -m shared.claims tables --report
+	@$(PY) -m commands tables --report
 
 reproduce: setup ## Set up, run every paper that exists (SCALE=demo: embedded data) and print one table
-	@$(PY) -m shared.claims reproduce --all --scale "$(SCALE)" $(WHERE)
+	@$(PY) -m commands reproduce --all --scale "$(SCALE)" $(WHERE)
 
 reproduce-%: setup ## Run the rows x seeds of a paper that have no evidence yet, then print its table
-	@$(PY) -m shared.claims reproduce "$*" $(JOBS) $(OVERRIDES)
+	@$(PY) -m commands reproduce "$*" $(JOBS) $(OVERRIDES)
 
 evaluate-%: setup ## Score the checkpoint of ROW= and SEED=, or the one CKPT= names, without training
-	@$(PY) -m shared.claims evaluate "$*" $(call option,--row,$(ROW)) $(call option,--seed,$(SEED)) \
+	@$(PY) -m commands evaluate "$*" $(call option,--row,$(ROW)) $(call option,--seed,$(SEED)) \
 		$(call option,--ckpt,$(CKPT)) $(call option,--out,$(OUT)) $(WHERE) $(OVERRIDES)
 
-show-%: setup ## Print what ROW= is: claim, baseline, composed configuration, hash, command
-	@$(PY) -m shared.claims show "$*" $(call option,--row,$(ROW)) $(call option,--seed,$(SEED)) $(WHERE) $(OVERRIDES)
+show-%: setup ## Print what ROW= is: claim, baseline, composed configuration, hash, evidence, cost
+	@$(PY) -m commands show "$*" $(call option,--row,$(ROW)) $(call option,--seed,$(SEED)) $(WHERE) $(OVERRIDES)
 
 data-check: setup ## Check the files under DATA_ROOT= against the manifests
-	@worst=0; for module in shared.data $$(ls */tools/data_check.py | sed 's/\.py$$//; s,/,.,g'); do \
-		$(PY) -m "$$module" $(call option,--root,$(DATA_ROOT)) || worst=$$?; \
-		[ -d "$(DATA_ROOT)" ] || exit $$worst; done; exit $$worst
+	@$(PY) -m commands data-check $(call option,--data-root,$(DATA_ROOT))
 
 docker-build: ## Build the image (IMAGE= names it, BASE_DIGEST=@sha256:... pins the base)
 	docker build -f docker/Dockerfile -t "$(IMAGE)" --build-arg "BASE_DIGEST=$(BASE_DIGEST)" .

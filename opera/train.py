@@ -29,12 +29,12 @@ from opera.sets import load_classification_set
 from opera.tuning import KINDS, TuningModule, logit_scores, outputs, tuning_data
 from opera.views import Views
 from shared.errors import UserError
+from shared.records import config_sha256
 from shared.training.application import command, folder_lock, run_job
 from shared.training.checks import autocast_context, device_of, process_rank
 from shared.training.config import root_of
 from shared.training.fit import TrainingData, fit, seconds_of_training
 from shared.training.ranks import rank, with_global_batchnorm, world_size
-from shared.training.record import config_sha256
 
 CONFLICT_BATCHES, CONFLICT_IMAGES = 8, 256  # over which the conflict is averaged; at most, of a batch
 UNTRAINED = "untrained"  # task.weights of a network as it is initialised

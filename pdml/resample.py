@@ -9,8 +9,9 @@ import numpy as np
 from scipy.ndimage import distance_transform_edt
 from scipy.sparse import csr_array
 
+from pdml.normal import keyed_normal
 from pdml.splits import Split
-from shared.data.keyed import keyed_normal, keyed_permutation, keyed_uniform, stream
+from shared.data.keyed import keyed_permutation, keyed_uniform, stream
 
 HALVES, DRAWS, NOISE = (stream(f"pdml.resample.{name}") for name in ("halves", "draws", "noise"))
 WINDOW = 1  # the blur window reaches one pixel: 3 x 3

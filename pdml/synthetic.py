@@ -10,7 +10,8 @@ import numpy as np
 from scipy.ndimage import gaussian_filter
 
 from pdml.config import SyntheticConfig
-from shared.data.keyed import keyed_normal, keyed_uniform, stream
+from pdml.normal import keyed_normal
+from shared.data.keyed import keyed_uniform, stream
 
 FIELDS, BUMPS, COMMON, SCALE, SHAPE, NOISE = (
     stream(f"pdml.synthetic.{name}") for name in ("fields", "bumps", "common", "scale", "shape", "noise")

@@ -17,13 +17,15 @@ MOST_LINES, MOST_LINES_KERNEL, MOST_LINES_FUNCTION, MEDIAN_LINES = 400, 500, 59,
 # a part of it would have to be handed all of them.
 MOST_LINES_GPU_FUNCTION = 140
 # All lines of Python, empty ones and docstrings too, in files outside of tests/ and of testing/, which is test code.
-# They may only fall: the aim is 3,800 and 900.
-MOST_LINES_SHARED, MOST_LINES_TRAINING = 5030, 1003
+MOST_LINES_SHARED, MOST_LINES_TRAINING = 3800, 900
 MOST_YAML_FILES, MOST_LINES_README, MOST_LINES_PAPERS_README = 330, 150, 120
-ENTRY_POINTS = ("__main__.py",)
+ENTRY_POINTS = ("__main__.py", "data_check.py")
+COMMANDS = (
+    "commands"  # the programs that the Makefile calls: they start papers and ask the ledger, and nothing imports them
+)
 # From below: a file of shared imports its own layer's and those before it; testing alone is above claims.
 LAYERS = (
-    ("errors", "environment", "files", "commands"),
+    ("errors", "environment", "files", "commands", "records"),
     ("data",),
     ("metrics",),
     ("training",),
@@ -152,11 +154,11 @@ def test_no_file_names_the_host_of_a_registry():
 
 
 def modules() -> dict[str, Path]:
-    """Return the modules of all six packages by their dotted names."""
+    """Return the modules of all packages by their dotted names."""
     found = {}
     for path in python_files(False):
         parts = path.relative_to(ROOT).with_suffix("").parts
-        if parts[0] in ("shared", *PAPERS):
+        if parts[0] in ("shared", COMMANDS, *PAPERS):
             found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
     return found
 
@@ -275,7 +277,7 @@ def test_a_readme_is_read_in_three_minutes(folder):
 
 @pytest.mark.parametrize("package", ("shared", *PAPERS))
 def test_a_paper_imports_no_other_paper_and_shared_imports_none(package):
-    others = set(PAPERS) - {package}
+    others = {COMMANDS, *PAPERS} - {package}
     files = [path for path in python_files(True) if path.relative_to(ROOT).parts[0] == package]
     assert [where(path, 1) for path in files if imported_packages(path) & others] == []
 
@@ -283,14 +285,15 @@ def test_a_paper_imports_no_other_paper_and_shared_imports_none(package):
 def test_every_paper_that_exists_is_under_the_import_contracts():
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]
     linter, include = settings["importlinter"], settings["setuptools"]["packages"]["find"]["include"]
-    independence, forbidden, layers = linter["contracts"]
+    independence, library, papers, layers = linter["contracts"]
     existing = {paper for paper in PAPERS if (ROOT / paper / "__init__.py").exists()}
-    assert set(linter["root_packages"]) == existing | {"shared"}
+    assert set(linter["root_packages"]) == existing | {"shared", COMMANDS}
     assert set(independence["modules"]) == existing
-    assert (forbidden["source_modules"], set(forbidden["forbidden_modules"])) == (["shared"], existing)
+    assert (library["source_modules"], set(library["forbidden_modules"])) == (["shared"], existing | {COMMANDS})
+    assert (set(papers["source_modules"]), papers["forbidden_modules"]) == (existing, [COMMANDS])
     listed = [{part.strip(" ()") for part in layer.split(":")} for layer in layers["layers"]]
     assert listed == [{f"shared.{part}" for part in parts} for parts in reversed(LAYERS)]
-    assert set(include) == {form for name in ("shared", *PAPERS) for form in (name, f"{name}.*")}
+    assert set(include) == {form for name in ("shared", COMMANDS, *PAPERS) for form in (name, f"{name}.*")}
 
 
 def test_make_help_lists_every_target_with_one_line():

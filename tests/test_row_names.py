@@ -3,9 +3,9 @@
 import json
 from pathlib import Path
 
+from commands.reproduce import plan
 from shared.claims.ledger import load_ledger
 from shared.claims.protocol import load_paper
-from shared.claims.reproduce import plan
 
 ROOT = Path(__file__).resolve().parents[1]
 HASHES = json.loads(Path(__file__).with_name("config_hashes.json").read_text(encoding="utf-8"))

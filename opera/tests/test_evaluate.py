@@ -6,10 +6,12 @@ import torch
 from opera import train
 from opera.evaluate import checkpoint_of, evaluate_checkpoint
 from opera.tests.small import SMALL, small_config
-from shared.claims.__main__ import main
-from shared.claims.compose import compose
+from shared.claims.compose import compose, quoted
+from shared.claims.protocol import Paper
 from shared.data.images import load_image_set
+from shared.environment import repository_root
 from shared.errors import UserError
+from shared.testing.applications import call_application
 from shared.training.application import run_evaluation
 from shared.training.config import run_folder
 
@@ -139,11 +141,12 @@ def test_every_set_of_the_task_is_scored_by_the_names_of_a_run(whole, tmp_path, 
         evaluate_checkpoint(both, tmp_path / "last.ckpt", tmp_path)
 
 
-def test_the_command_prints_the_scores(whole, capfd):
+def test_the_command_prints_the_scores(whole):
     cfg, path, _, metrics = whole
-    assert main(["evaluate", "opera", "--row", "digits-opera", "--ckpt", str(path), *SMALL]) == 0
-    out = capfd.readouterr().out
-    assert f"{metrics['top1_knn'] * 100:.2f}" in out and str(path) in out
+    paper = Paper("opera", repository_root())
+    ended = call_application(paper, "evaluate", "+experiment=digits-opera", f"ckpt={quoted(str(path))}", *SMALL)
+    assert ended.code == 0, ended.err
+    assert f"{metrics['top1_knn'] * 100:.2f}" in ended.out and str(path) in ended.out
 
 
 @pytest.mark.parametrize(

@@ -14,9 +14,9 @@ from pdml.tests.contract import CONTRACT
 from shared.claims.compose import repository_root, row_config
 from shared.claims.ledger import load_ledger
 from shared.data.keyed import keyed_bits
+from shared.records import read_record
 from shared.testing.applications import call_application
 from shared.training.config import evidence_path, has_evidence
-from shared.training.record import read_record
 
 LEDGER = load_ledger(repository_root(), "pdml")
 LARGE = ("pdml-pavia-university-up", "pdml-ksc", "pdml-houston-2013")

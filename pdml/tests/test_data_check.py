@@ -1,6 +1,5 @@
-"""`make data-check` of scenes: what their files hold is compared with the manifest before a checksum is recorded."""
+"""What `make data-check` says of scenes: their files are compared with the manifest before a checksum is recorded."""
 
-import json
 import os
 import re
 from pathlib import Path
@@ -11,43 +10,26 @@ import scipy.io
 
 from pdml.matlab import read_mat
 from pdml.tools.data_check import check_variables
-from shared.data import manifest as module
-from shared.data.__main__ import check_all, main
-from shared.data.manifest import load_manifest, locate
+from shared.data.manifest import DataFile, Manifest, Variable, load_manifest, locate
+from shared.errors import UserError
 
 LABELS = np.array([[0, 1, 2], [2, 2, 0]], np.uint8)
-FILE = "hsi/toy/labels.mat"
+FILE = DataFile(path="hsi/labels.mat", sha256=None, keys={"labels": Variable(shape=(2, 3), dtype="uint8")})
+TOY = Manifest(name="toy", title="Toy", source="a shop", terms="none", files=[FILE], counts={"labels": [1, 3]})
 
 
 def store(root, labels=LABELS):
-    (root / FILE).parent.mkdir(parents=True, exist_ok=True)
-    scipy.io.savemat(root / FILE, {"labels": labels})
+    (root / FILE.path).parent.mkdir(parents=True, exist_ok=True)
+    scipy.io.savemat(root / FILE.path, {"labels": labels})
 
 
-@pytest.fixture(autouse=True)
-def only_toy(request, monkeypatch, tmp_path_factory):
-    """Make a toy scene the only one."""
-    if "real_root" in request.fixturenames:
-        return
-    folder = tmp_path_factory.mktemp("manifests")
-    monkeypatch.setattr(module, "FOLDER", folder)
-    files = [{"path": FILE, "sha256": None, "keys": {"labels": {"shape": [2, 3], "dtype": "uint8"}}}]
-    toy = {"name": "toy", "title": "Toy", "source": "the toy shop", "terms": "not known", "files": files}
-    (folder / "toy.yml").write_text(json.dumps(toy | {"counts": {"labels": [1, 3]}}))  # JSON is YAML
-
-
-def check(root):
-    return check_all(root, scenes=True, check=check_variables)
-
-
-def test_a_scene_is_described_and_recorded_and_then_held_to_its_checksum(tmp_path, capsys):
+def test_a_scene_is_described_and_recorded_and_then_held_to_its_checksum(tmp_path):
     store(tmp_path)
-    (row,) = check(tmp_path)
-    assert row.status == "recorded" and row.detail == "labels 2 x 3, 2 classes, 4 labelled"
+    assert check_variables(TOY, FILE, tmp_path) == "labels 2 x 3, 2 classes, 4 labelled"
+    assert (tmp_path / ".sha256/toy.json").is_file()
     store(tmp_path, LABELS[::-1])
-    assert main(["--root", str(tmp_path)], scenes=True, check=check_variables) == 2
-    assert "wrong checksum" in capsys.readouterr().err
-    assert check_all(tmp_path) == []  # of scenes the general check says nothing
+    with pytest.raises(UserError, match="wrong checksum"):
+        check_variables(TOY, FILE, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -60,13 +42,12 @@ def test_a_scene_is_described_and_recorded_and_then_held_to_its_checksum(tmp_pat
     ],
     ids=["shape", "type", "count", "class"],
 )
-def test_data_check_refuses_wrong_content_before_it_records_its_checksum(tmp_path, labels, words):
+def test_wrong_content_is_refused_before_its_checksum_is_recorded(tmp_path, labels, words):
     store(tmp_path, labels)
-    (row,) = check(tmp_path)
-    assert row.status == "wrong"
-    assert re.search(words, row.detail)
+    with pytest.raises(UserError) as error:
+        check_variables(TOY, FILE, tmp_path)
+    assert re.search(words, str(error.value)) and "source: a shop" in str(error.value)
     assert not (tmp_path / ".sha256").exists()
-    assert main(["--root", str(tmp_path)], scenes=True, check=check_variables) == 2
 
 
 @pytest.fixture
@@ -75,12 +56,6 @@ def real_root():
     if not root or not (Path(root) / "hsi").is_dir():
         pytest.skip("DATA_ROOT is not set or has no folder hsi: the real scenes are not embedded")
     return Path(root)
-
-
-def test_no_real_scene_is_wrong(real_root):
-    rows = check(real_root)
-    assert {row.status for row in rows} <= {"present", "recorded", "missing"}
-    assert any("labelled" in row.detail for row in rows)
 
 
 def test_the_derived_counts_are_those_of_the_real_files(real_root):

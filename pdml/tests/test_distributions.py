@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from torch.distributions import Normal, kl_divergence
 
 from pdml.distributions import LOG_VARIANCE_HIGH, LOG_VARIANCE_LOW, METRICS, GaussianHeads, fuse
-from shared.data.keyed import keyed_normal, keyed_uniform
+from pdml.normal import keyed_normal
+from shared.data.keyed import keyed_uniform
 
 # A mean of 100,000 samples has a standard error that is estimated from the samples; 5 of them are passed by
 # chance once in a million comparisons, and the samples are keyed, so the outcome is the same everywhere.

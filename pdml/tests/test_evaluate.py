@@ -9,15 +9,20 @@ import pytest
 import torch
 
 from pdml.evaluate import evaluate_checkpoint
-from shared.claims.__main__ import main
-from shared.claims.compose import row_config
+from shared.claims.compose import quoted, row_config
+from shared.claims.protocol import Paper
 from shared.errors import UserError
+from shared.testing.applications import Finished, call_application
 
 ROW = "synthetic-random-ssrn-plain"
 # Two steps on a quarter of the scene, with a small network input.
 FEW = ["scale.steps=2", "optim.batch_size=8", "patch_size=5", "components=9", "output.region=scored"]
 FEW += ["data.height=24", "data.width=24", "data.split.block=10", "logger=none"]
 ROOT = Path(__file__).resolve().parents[2]
+
+
+def evaluate(*overrides: str) -> Finished:
+    return call_application(Paper("pdml", ROOT), "evaluate", f"+experiment={ROW}", *overrides, *FEW)
 
 
 @pytest.fixture(scope="module")
@@ -43,12 +48,12 @@ def test_a_run_says_one_line(results):
     assert f" - {ROW} seed 0: OA % " in line and line.endswith(" s)")
 
 
-def test_evaluation_gives_the_scores_of_the_run_and_leaves_its_files_alone(results, checkpoint, capfd):
+def test_evaluation_gives_the_scores_of_the_run_and_leaves_its_files_alone(results, checkpoint):
     before = {path: path.read_bytes() for path in results.rglob("*") if path.is_file()}
-    assert main(["evaluate", "pdml", "--row", ROW, "--results", str(results), *FEW]) == 0
-    out = capfd.readouterr().out
+    ended = evaluate(f"paths.results={results}/pdml", f"paths.runs={results}/pdml/runs")
+    assert ended.code == 0, ended.err
     measured = json.loads((results / "pdml" / "demo" / ROW / "seed0.json").read_text())["metrics"]
-    assert f" {measured['oa'] * 100:.2f} " in out and "2 of 2" in out
+    assert f" {measured['oa'] * 100:.2f} " in ended.out and "2 of 2" in ended.out
     assert before == {path: path.read_bytes() for path in before}
     drawn = sorted(path.name for path in (checkpoint.parent / "evaluation-1").iterdir())
     assert drawn == ["classification.png", "confusion.png", "split.png", "uncertainty.png"]
@@ -74,7 +79,7 @@ def test_checkpoint_of_another_row_or_arrangement_is_refused(row, seed, override
     assert list(tmp_path.iterdir()) == []
 
 
-def test_damaged_checkpoint_is_one_line_with_the_file(checkpoint, tmp_path, capfd):
+def test_damaged_checkpoint_is_one_line_with_the_file(checkpoint, tmp_path):
     content = checkpoint.read_bytes()
     damaged = {"truncated": content[: len(content) // 2], "empty": b"", "text": b"not a checkpoint\n" * 99}
     for name, part in damaged.items():
@@ -83,7 +88,7 @@ def test_damaged_checkpoint_is_one_line_with_the_file(checkpoint, tmp_path, capf
     torch.save({"state_dict": {}, "global_step": 0, "code": torch.nn.ReLU()}, tmp_path / "with code")
     for name in (*damaged, "foreign", "with code", "missing"):
         file, out = tmp_path / name, tmp_path / "out"
-        assert main(["evaluate", "pdml", "--row", ROW, "--ckpt", str(file), "--out", str(out), *FEW]) == 2
-        err = capfd.readouterr().err
-        assert str(file) in err and "train it" in err and err.count("\n") == 1, name
+        ended = evaluate(f"ckpt={quoted(str(file))}", f"out={quoted(str(out))}")
+        assert ended.code == 2 and len(ended.errors) == 1, name
+        assert str(file) in ended.err and "train it" in ended.err, name
         assert not out.exists()

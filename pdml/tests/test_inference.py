@@ -11,10 +11,10 @@ import torch
 from torch import nn
 
 from pdml.inference import predict_scene, predict_scene_convolutional, raster_batches
+from pdml.normal import keyed_normal
 from pdml.patches import PatchSource
 from pdml.tools import reference
 from pdml.tools.bench import build_bench_model, random_cube
-from shared.data.keyed import keyed_normal
 
 EQUAL = 1e-5  # the promise; float32 sums of up to 81 terms of size 1 in another order differ by about 1e-6
 EXACT = 1e-12  # float64 sums of up to 81 terms of size 1

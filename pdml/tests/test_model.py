@@ -10,9 +10,9 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from pdml.model import CrossEntropy, PrincipalComponents, Probabilistic, Published, build_model
+from pdml.normal import keyed_normal
 from pdml.train import prepare
 from shared.claims.compose import compose
-from shared.data.keyed import keyed_normal
 from shared.errors import UserError
 
 CONFIGS = Path(__file__).parents[1] / "configs"

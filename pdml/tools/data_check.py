@@ -1,15 +1,10 @@
-"""``python -m pdml.tools.data_check --root DIR`` (in ``make data-check``): are scenes those of their manifests.
+"""What `make data-check` compares of scenes beside checksums: every variable's shape, type and pixels of a class."""
 
-Beside checksums, shape and type of every variable and the labelled pixels of every class are compared.
-"""
-
-import sys
 from pathlib import Path
 
 import numpy as np
 
 from pdml.matlab import read_mat
-from shared.data.__main__ import main
 from shared.data.manifest import DataFile, Manifest, locate, recorded
 
 
@@ -34,7 +29,3 @@ def check_variables(manifest: Manifest, entry: DataFile, root: Path) -> str:
         phrases.append(phrase)
     locate(manifest, root, entry.path)  # only now is a checksum recorded that was not known
     return "; ".join(phrases)
-
-
-if __name__ == "__main__":
-    sys.exit(main(scenes=True, check=check_variables))

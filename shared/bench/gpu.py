@@ -5,7 +5,6 @@ import json
 import os
 import statistics
 import subprocess
-import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,8 +13,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from shared.claims.protocol import Paper
-from shared.claims.reproduce import rows_of
+from shared.claims.compose import quoted, row_config
+from shared.claims.protocol import load_paper
 from shared.commands import Parser, print_error
 from shared.environment import environment, git_state, repository_root
 from shared.errors import UserError
@@ -127,13 +126,16 @@ def train_rows(paper: str, starts: tuple[str, ...], data_root: Path, workers: in
 
     Every row is a process, ``workers`` of them at a time, which share the processor's cores.
     """
-    command = [sys.executable, "-m", "shared.claims", "reproduce", paper, "--scale", "lite"]
-    command += ["--data-root", str(data_root)]
-    surroundings = os.environ | {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // workers))}
+    named, surroundings = load_paper(repository_root(), paper), dict(os.environ)
+    surroundings["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // workers))
+    command = [*named.command("train"), "--multirun", f"paths.data_root={quoted(str(data_root.absolute()))}"]
+    lines = []
+    for row in (row.Row for row in named.ledger.rows_of_scale("lite") if row.Row.startswith(starts)):
+        seeds = ",".join(map(str, row_config(named, row, 0).launcher.seeds))
+        lines.append([*command, f"seed={seeds}", f"+experiment={row}"])
 
-    def train(row: str) -> int:
-        return subprocess.run([*command, "--rows", row], cwd=repository_root(), env=surroundings).returncode
+    def train(line: list[str]) -> int:
+        return subprocess.run(line, cwd=repository_root(), env=surroundings).returncode
 
-    rows = [row for row in rows_of(Paper(paper, repository_root()), "lite") if row.startswith(starts)]
     with ThreadPoolExecutor(workers) as pool:
-        return int(any(list(pool.map(train, rows))))  # below 0 where a signal ended one
+        return int(any(list(pool.map(train, lines))))  # below 0 where a signal ended one

@@ -11,8 +11,8 @@ from shared.claims.compose import row_config, row_names
 from shared.claims.ledger import Claim
 from shared.claims.protocol import Paper
 from shared.errors import UserError
+from shared.records import RunRecord, read_record, record_path
 from shared.training.config import evidence_path, hash_of, root_of
-from shared.training.record import RunRecord, read_record, record_path
 
 
 @dataclass(frozen=True)

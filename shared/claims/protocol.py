@@ -9,12 +9,15 @@ A paper is a folder with
 - ``evaluate.py``, the Hydra application that scores ``ckpt`` without training;
 - ``model.py`` with ``count(cfg) -> dict``, where a claim states ``parameters`` or ``flops``: what a configuration's
   network counts, by these names, with nothing computed;
+- ``tools/data_check.py`` with ``check_variables(manifest, entry, root) -> str``, where manifests name variables of its
+  files: what is to be said of a file, UserError for a wrong one;
 - ``interpretations.py`` with ``tables() -> dict[str, list[Table]]``, where the sources leave something open: by the
   name of their marker in INTERPRETATIONS.md, what each interpretation counts.
 """
 
 import importlib
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,6 +55,13 @@ class Paper:
     def seconds_of_run(self, cfg) -> float:
         """Return the estimated seconds of a run; UserError for what would keep it from starting."""
         return importlib.import_module(f"{self.name}.train").seconds_of_run(cfg)
+
+    @property
+    def check_variables(self) -> Callable[..., str] | None:
+        """What the paper says of a data file; None for a paper that checks none."""
+        if not (self.folder / "tools/data_check.py").is_file():
+            return None
+        return importlib.import_module(f"{self.name}.tools.data_check").check_variables
 
     def interpretation_tables(self) -> dict[str, list[Any]]:
         """Return the tables of ``interpretations.py`` by marker name; none without that file."""

@@ -12,7 +12,7 @@ from shared.claims.evidence import Evidence, Records
 from shared.claims.ledger import Model, agrees
 from shared.errors import UserError
 from shared.metrics.names import load_names
-from shared.metrics.seeds import Interval, Paired, interval, paired
+from shared.metrics.seeds import Estimate, interval, paired
 
 MINIMUM_SEEDS = 3
 FROM_FULL_SCALE = ("reproduced", "below", "above", "contradicted")
@@ -53,12 +53,12 @@ class Derived:
         self.results = [result] if means else []
         self._check_typed(f"{evidence.paper.name}/metafile.yml: status {self.claim.Status} of row {row}")
 
-    def _intervals(self, records: Records) -> dict[str, Interval]:
+    def _intervals(self, records: Records) -> dict[str, Estimate]:
         keys = [load_names().claims[key] for key in self.claim.Metrics]
         values = {name: list(records.values(name, key.unit).values()) for key in keys for name in key.names}
         return {name: interval(seeds) for name, seeds in values.items() if seeds}
 
-    def _gains(self, evidence: Evidence) -> dict[str, Paired]:
+    def _gains(self, evidence: Evidence) -> dict[str, Estimate]:
         """Return the differences with the baseline's ``Row``, or with the claim that the baseline's name means.
 
         A name means a model or a row by that name, or a row of the same table.

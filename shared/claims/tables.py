@@ -8,7 +8,7 @@ from shared.claims.evidence import Evidence, Records
 from shared.claims.ledger import OwnRow
 from shared.claims.status import Derived, derive
 from shared.metrics.names import MetricName, load_names
-from shared.metrics.seeds import Interval, Paired, holm, interval, paired
+from shared.metrics.seeds import Estimate, holm, interval, paired
 
 NOTHING = "–"
 HOLDS = " †"
@@ -31,7 +31,7 @@ def _stale_text(records: Records) -> str:
     return f"stale (commit {', '.join(commits)})" if commits else ""
 
 
-def _interval_text(values: Interval, unit: MetricName = PAPERS_UNIT, bounds: bool = False) -> str:
+def _interval_text(values: Estimate, unit: MetricName = PAPERS_UNIT, bounds: bool = False) -> str:
     """Return "mean ± std", with " [low, high]" if asked for; a single seed shows its value alone."""
     if values.std is None:
         return unit.text(values.mean)
@@ -39,7 +39,7 @@ def _interval_text(values: Interval, unit: MetricName = PAPERS_UNIT, bounds: boo
     return f"{unit.text(values.mean)} ± {unit.text(values.std)}{ends}"
 
 
-def _difference_text(test: Paired, unit: MetricName = PAPERS_UNIT) -> str:
+def _difference_text(test: Estimate, unit: MetricName = PAPERS_UNIT) -> str:
     """Return a paired difference with its sign, and with its interval where there is one."""
     mean = unit.text(test.mean)
     ends = f" [{unit.text(test.low)}, {unit.text(test.high)}]" if test.n > 1 else ""

@@ -45,12 +45,6 @@ def keyed_uniform(*key) -> np.ndarray:
     return (keyed_bits(*key) >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
-def keyed_normal(*key) -> np.ndarray:
-    """Return float64 standard normal numbers for a key as in ``keyed_bits`` (Box and Muller)."""
-    radius = np.sqrt(-2.0 * np.log1p(-keyed_uniform(*key, 0)))
-    return radius * np.cos(2.0 * np.pi * keyed_uniform(*key, 1))
-
-
 def keyed_permutation(length: int, *key: int) -> np.ndarray:
     """Return a permutation of range(length), int64, as a function of the key."""
     return np.argsort(keyed_bits(*key, np.arange(length)), kind="stable")

@@ -91,11 +91,6 @@ class Manifest(BaseModel, extra="forbid", frozen=True):
     counts: dict[str, list[int]] = {}
     root_marker: str | None = None  # a folder that every data root of this kind has
 
-    @property
-    def is_scene(self) -> bool:
-        """Say whether files of it hold named variables, which the paper that reads them compares with the manifest."""
-        return any(file.keys for file in self.files)
-
     def wrong(self, what: str, remedy: str = "get the data again") -> UserError:
         """Return the error that says what is wrong with the data and where they come from."""
         return UserError(f"{what}: {remedy}, source: {self.source}")

@@ -4,14 +4,10 @@ import functools
 from pathlib import Path
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 
-class _Block(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-
-class MetricName(_Block):
+class MetricName(BaseModel, extra="forbid"):
     """How tables print a metric of ours: value x factor, with that many digits."""
 
     label: str
@@ -22,14 +18,14 @@ class MetricName(_Block):
         return f"{value * self.factor:.{self.digits}f}"
 
 
-class ClaimKey(_Block):
+class ClaimKey(BaseModel, extra="forbid"):
     """Which of our metrics a paper's key means: claimed number x unit = ours."""
 
     names: list[str] = Field(min_length=1)
     unit: float
 
 
-class Names(_Block):
+class Names(BaseModel, extra="forbid"):
     """names.yml."""
 
     metrics: dict[str, MetricName]

@@ -25,9 +25,9 @@ from shared.environment import begin_measurement
 from shared.errors import RunInterrupted, UserError
 from shared.files import folder_lock, write_text
 from shared.metrics.names import load_names
+from shared.records import RunRecord, read_record, write_record
 from shared.training.checks import check_machine, is_rank, process_rank, ranks_of
 from shared.training.config import evidence_path, failure_path, has_evidence, hash_of, root_of, run_folder
-from shared.training.record import RunRecord, read_record, write_record
 
 log = logging.getLogger(__name__)
 Train = Callable[[DictConfig, Path], dict | None]  # (cfg, run folder) -> metrics, None on ranks other than 0
@@ -146,8 +146,8 @@ def _record(cfg: DictConfig, train: Train, folder: Path) -> str:
     write_record(evidence_path(cfg), record, overwrite=True)
     if is_replaced:
         log.warning("%s held evidence of another configuration; paths.results= keeps both", evidence_path(cfg))
-    headline, names = load_names().headline(record.metrics), load_names().metrics
-    score = f"{names[headline].label} {names[headline].text(metrics[headline])}" if headline else "measured"
+    headline = load_names().headline(record.metrics)
+    score = " ".join(load_names().cells(headline, metrics[headline])) if headline else "measured"
     return f"{score} ({format_duration(record.wall_seconds)})"
 
 

@@ -17,7 +17,7 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 from shared.data.manifest import load_manifest, manifest_sha256
-from shared.training.record import config_sha256, read_record, record_path
+from shared.records import config_sha256, read_record, record_path
 
 _folders: dict[str, Path] = {}  # of the papers whose config.py was imported
 

@@ -6,10 +6,10 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
+from shared.records import read_record
 from shared.testing.applications import call_application
 from shared.training.application import folder_lock
 from shared.training.config import evidence_path, run_folder
-from shared.training.record import read_record
 from tests.contracts.papers import of_papers
 from tests.contracts.processes import finish, run_application, start_command
 

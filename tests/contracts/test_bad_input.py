@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from shared.claims.__main__ import main
+from commands.__main__ import main
 from shared.testing.applications import Finished, call_application
 from shared.testing.contract import Bad
 from shared.training.config import evidence_path, run_folder

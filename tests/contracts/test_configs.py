@@ -6,9 +6,9 @@ import pytest
 import torch
 from omegaconf import DictConfig
 
+from commands.reproduce import rows_of
 from shared.claims.compose import SCALES, compose, row_config, row_names, row_overrides
 from shared.claims.ledger import COUNTED, load_ledger
-from shared.claims.reproduce import rows_of
 from shared.errors import UserError
 from shared.testing.contract import Contract
 from shared.training.config import hash_of

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from shared.errors import UserError
+from shared.records import RunRecord, read_record
 from shared.testing.applications import Finished
 from shared.testing.gloo import free_port, on_ranks
 from shared.training.config import evidence_path
-from shared.training.record import RunRecord, read_record
 from tests.contracts.papers import of_papers
 from tests.contracts.processes import finish, run_application, start_command
 from tests.contracts.ranks import train_case, train_cases

@@ -7,9 +7,9 @@ import subprocess
 from pathlib import Path
 
 from shared.environment import lock_sha256, repository_root
+from shared.records import read_record
 from shared.testing.applications import call_application
 from shared.training.config import evidence_path, hash_of, run_folder
-from shared.training.record import read_record
 from tests.contracts.papers import of_papers
 
 

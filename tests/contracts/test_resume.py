@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from shared.errors import RunInterrupted
+from shared.records import read_record
 from shared.testing.applications import call_application
 from shared.training.config import evidence_path, run_folder
-from shared.training.record import read_record
 from tests.contracts.papers import of_papers
 from tests.contracts.processes import run_application
 from tests.contracts.stops import Stop, Stopped, assert_same, stop_at, train_recording

@@ -139,7 +139,7 @@ def test_trainings_are_the_lite_rows_for_a_gpu_and_a_failed_one_shows(monkeypatc
     rows = set()
 
     def run(command, cwd, env):
-        rows.add(command[command.index("--rows") + 1])
+        rows.add(command[-1].removeprefix("+experiment="))
         return subprocess.CompletedProcess(command, int(len(rows) > 1))
 
     monkeypatch.setattr(subprocess, "run", run)

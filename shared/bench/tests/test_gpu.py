@@ -68,14 +68,14 @@ def test_every_row_that_starts_so_is_a_process_and_the_worst_code_comes_back(tmp
     def run(command, cwd, env):
         commands.append(command)
         assert int(env["OMP_NUM_THREADS"]) >= 1
-        return subprocess.CompletedProcess(command, int(command[-1] == "jasper-random-ssrn-pdml"))
+        return subprocess.CompletedProcess(command, int(command[-1] == "+experiment=jasper-random-ssrn-pdml"))
 
     monkeypatch.setattr(subprocess, "run", run)
     assert gpu.train_rows("pdml", ("jasper-random",), tmp_path, 3) == 1
-    rows = [command[command.index("--rows") + 1] for command in commands]
+    rows = [command[-1].removeprefix("+experiment=") for command in commands]
     assert len(rows) > 1 and len(set(rows)) == len(rows)
     assert all(row.startswith("jasper-random") for row in rows)
-    assert all(str(tmp_path) in command for command in commands)
+    assert all(f"paths.data_root='{tmp_path}'" in command for command in commands)
 
 
 @pytest.mark.parametrize(("code", "wanted"), [(0, 0), (1, 1), (2, 1), (-9, 1)])

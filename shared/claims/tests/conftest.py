@@ -9,7 +9,7 @@ from shared.claims.evidence import Evidence
 from shared.claims.pages import update
 from shared.claims.protocol import Paper
 from shared.claims.status import Derived
-from shared.training.record import RunRecord, write_record
+from shared.records import RunRecord, write_record
 from shared.training.tests.paper import config, fake, paper, start  # noqa: F401
 
 LEDGER = """\

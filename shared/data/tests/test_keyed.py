@@ -6,15 +6,12 @@ import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.data.keyed import keyed_bits, keyed_normal, keyed_permutation, keyed_places, keyed_uniform
+from shared.data.keyed import keyed_bits, keyed_permutation, keyed_places, keyed_uniform
 
 # The keys below are fixed, so a test gives one p-value for ever; a true generator fails 1 key in 1000.
 LOWEST_P_VALUE = 1e-3
 # Four standard errors of a correlation of 100,000 independent pairs.
 HIGHEST_CORRELATION = 4 / np.sqrt(100_000)
-# log and cos may differ in the last bits between C libraries; bits, uniforms and permutations may not.
-NORMAL_TOLERANCE = 1e-12
-
 NATURAL = st.integers(0, 2**64 - 1)
 
 
@@ -28,9 +25,8 @@ def test_key_zero_gives_the_first_number_of_published_splitmix64():
     assert keyed_bits(0) == 0xE220A8397B1DCDAF
 
 
-def test_uniform_normal_and_permutation_never_change_between_versions_and_machines():
+def test_uniform_and_permutation_never_change_between_versions_and_machines():
     assert keyed_uniform(1, 2).item() == 0.9786297253172748
-    assert keyed_normal(1, 2).item() == pytest.approx(-0.6907260977214288, rel=NORMAL_TOLERANCE)
     assert keyed_permutation(8, 42).tolist() == [3, 2, 1, 6, 0, 4, 7, 5]
 
 
@@ -57,10 +53,6 @@ def test_neighbouring_keys_are_uncorrelated():
     correlations = np.corrcoef(streams) - np.eye(len(streams))
     # (index, 0) and (0, index) are other names, so other numbers
     assert np.abs(correlations).max() < HIGHEST_CORRELATION
-
-
-def test_normal_passes_kolmogorov_smirnov():
-    assert scipy.stats.kstest(keyed_normal(5, np.arange(20_000)), "norm").pvalue > LOWEST_P_VALUE
 
 
 @given(length=st.integers(0, 300), seed=NATURAL, epoch=NATURAL)

@@ -13,7 +13,6 @@ import pytest
 import scipy.io
 
 from shared.data import manifest as module
-from shared.data.__main__ import check_all, main
 from shared.data.manifest import DataFile, Manifest, Variable, load_manifest, locate, manifest_names, manifest_sha256
 from shared.errors import UserError
 
@@ -275,62 +274,3 @@ def test_a_missing_file_says_what_to_put_where_and_doubts_a_strange_root(tmp_pat
 def test_a_file_that_the_manifest_does_not_name_is_refused(tmp_path):
     with pytest.raises(UserError, match=rf"toy names no file 'hsi/x\.mat'.*{FILE}"):
         locate(toy(), tmp_path, "hsi/x.mat")
-
-
-# make data-check
-
-
-def test_data_check_says_missing_then_recorded_then_wrong(only_toy, tmp_path, capsys):
-    root = tmp_path / "data"
-    root.mkdir()
-    assert main(["--root", str(root)]) == 0
-    assert [row.status for row in check_all(root)] == ["missing"]
-    store(root)
-    assert main(["--root", str(root)]) == 0
-    assert [row.status for row in check_all(root)] == ["recorded"]
-    store(root, LABELS[::-1])
-    assert main(["--root", str(root)]) == 2
-    assert "wrong checksum" in capsys.readouterr().err
-
-
-def test_data_check_of_a_damaged_record_is_an_error(only_toy, tmp_path):
-    store(tmp_path)
-    (tmp_path / ".sha256").mkdir()
-    (tmp_path / ".sha256" / "toy.json").write_text("{")
-    assert main(["--root", str(tmp_path)]) == 2
-
-
-def test_data_check_says_present_for_a_known_checksum(only_toy, tmp_path):
-    only_toy(sha256=store(tmp_path))
-    assert [row.status for row in check_all(tmp_path)] == ["present"]
-
-
-@pytest.mark.parametrize("root", ["", "/dev/null"])
-def test_data_check_of_a_bad_root_exits_with_2_and_one_sentence(root, capsys):
-    assert main(["--root", root]) == 2
-    output = capsys.readouterr()
-    assert output.out == "" and output.err.count("\n") == 1 and "set DATA_ROOT" in output.err
-
-
-def test_data_check_of_an_empty_root_is_fine(tmp_path, capsys):
-    assert main(["--root", str(tmp_path)]) == 0
-    assert {row.status for row in check_all(tmp_path)} == {"embedded", "missing"}
-    assert "0 wrong" in capsys.readouterr().out
-
-
-# The real files
-
-
-@pytest.fixture
-def real_root():
-    root = os.environ.get("DATA_ROOT")
-    if not root or not (Path(root) / "hsi").is_dir():
-        pytest.skip("DATA_ROOT is not set or has no folder hsi: the real scenes are not embedded")
-    return Path(root)
-
-
-def test_the_real_files_are_those_of_the_manifests(real_root):
-    rows = check_all(real_root, scenes=False) + check_all(real_root, scenes=True)
-    files = [file for name in manifest_names() for file in load_manifest(name).files]
-    known = {file.path for file in files if file.sha256 and file.path.startswith("hsi/")}
-    assert {row.status for row in rows if row.file in known} == {"present"}

@@ -6,7 +6,7 @@ import warnings
 import numpy as np
 import pytest
 
-from shared.metrics.seeds import Paired, holm, interval, paired
+from shared.metrics.seeds import Estimate, holm, interval, paired
 
 ROUNDED = 1e-3  # the textbook prints three digits
 EXACT = 1e-12
@@ -31,8 +31,8 @@ def test_interval_covers_the_true_mean_as_often_as_it_says():
 
 def test_one_seed_has_no_interval():
     assert (interval([0.5]).low, interval([0.5]).high, interval([0.5]).std) == (None, None, None)
-    assert paired({0: 1.0}, {0: 0.5, 1: 2.0}) == Paired(0.5, None, None, None, 1)
-    assert paired({0: 1.0}, {1: 0.5}) == Paired(None, None, None, None, 0)
+    assert paired({0: 1.0}, {0: 0.5, 1: 2.0}) == Estimate(0.5, 1)
+    assert paired({0: 1.0}, {1: 0.5}) == Estimate(None, 0)
     with pytest.raises(ValueError):
         interval([])
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from shared.claims import __main__ as commands
-from shared.claims import reproduce as launching
-from shared.claims.__main__ import claim_lines, main, overrides_of, parse
+from commands import __main__ as commands
+from commands import reproduce as launching
+from commands.__main__ import claim_lines, main, overrides_of, parse
 from shared.claims.compose import row_config
 from shared.claims.protocol import Paper
 from shared.environment import repository_root
@@ -217,7 +217,7 @@ def test_evaluate_starts_the_papers_application_and_returns_its_code(run, paper,
 def test_a_signal_reaches_the_training_and_ends_all_with_its_code(paper, number, code):
     command = ["reproduce", "fake", "--root", str(paper.parent), "--rows", "plain,new", "behaviour=waits"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "shared.claims", *command, "--results", str(paper.parent / "r")],
+        [sys.executable, "-m", "commands", *command, "--results", str(paper.parent / "r")],
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
@@ -239,11 +239,13 @@ def test_a_signal_reaches_the_training_and_ends_all_with_its_code(paper, number,
 
 @pytest.mark.slow
 def test_the_ledger_and_its_commands_need_no_torch():
-    modules = sorted((repository_root() / "shared/claims").glob("*.py"))
-    names = [f"shared.claims.{path.stem}" for path in modules if path.stem != "__init__"]
+    paths = [
+        path for folder in ("shared/claims", "commands") for path in sorted((repository_root() / folder).glob("*.py"))
+    ]
+    names = [".".join(path.relative_to(repository_root()).with_suffix("").parts) for path in paths]
     code = (
         f"import importlib, sys\nfor name in {names}: importlib.import_module(name)\n"
-        "try: sys.modules['shared.claims.__main__'].main(['tables', '--help'])\n"
+        "try: sys.modules['commands.__main__'].main(['tables', '--help'])\n"
         "except SystemExit as ended: assert ended.code == 0\n"
         "assert 'torch' not in sys.modules, 'torch'\n"
     )

@@ -4,11 +4,11 @@ import json
 
 import pytest
 
-from shared.claims import reproduce
+from commands import reproduce
+from commands.reproduce import cost, failures, launch, multiruns, plan, rows_of
 from shared.claims.compose import row_config
 from shared.claims.evidence import Evidence
 from shared.claims.protocol import Paper
-from shared.claims.reproduce import cost, failures, launch, multiruns, plan, rows_of
 from shared.errors import RunInterrupted, UserError
 from shared.training.config import evidence_path, failure_path
 from shared.training.tests.paper import quick

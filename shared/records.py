@@ -10,7 +10,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
+from pydantic import BaseModel, ValidationError, field_validator
 
 from shared.errors import UserError
 from shared.files import write_text
@@ -25,10 +25,8 @@ def _without_nan(value):
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-class RunRecord(BaseModel):
+class RunRecord(BaseModel, extra="forbid"):
     """One run of one row with one seed; null stands for a metric that is not defined (JSON has no NaN)."""
-
-    model_config = ConfigDict(extra="forbid")
 
     paper: str
     row: str

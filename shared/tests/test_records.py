@@ -9,7 +9,7 @@ import pytest
 from shared import environment
 from shared.environment import git_state
 from shared.errors import UserError
-from shared.training.record import EXCLUDED, RunRecord, config_sha256, read_record, write_record
+from shared.records import EXCLUDED, RunRecord, config_sha256, read_record, write_record
 
 CONFIG = {
     "model": {"width": 3, "new": {"gate": False}},

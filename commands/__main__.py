@@ -1,9 +1,10 @@
-"""The commands behind the Makefile: tables of claims, reproduction, evaluation, one row.
+"""The commands behind the Makefile: tables of claims, reproduction, evaluation, one row, data.
 
-python -m shared.claims tables [--check | --report] [--paper NAME ...]
-python -m shared.claims reproduce pdml --scale lite --rows A,B --seeds 0,1 --data-root DIR [key=value ...]
-python -m shared.claims evaluate pdml --row A --seed 0 [--ckpt FILE] [--out DIR] --data-root DIR [key=value ...]
-python -m shared.claims show pdml --row A [key=value ...]
+python -m commands tables [--check | --report] [--paper NAME ...]
+python -m commands reproduce pdml --scale lite --rows A,B --seeds 0,1 --data-root DIR [key=value ...]
+python -m commands evaluate pdml --row A --seed 0 [--ckpt FILE] [--out DIR] --data-root DIR [key=value ...]
+python -m commands show pdml --row A [key=value ...]
+python -m commands data-check --data-root DIR
 
 Tables go to standard output, the one sentence about an error to standard error.
 """
@@ -18,12 +19,13 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table as RichTable
 
+from commands.data_check import check_all, print_rows
+from commands.reproduce import cost, failures, launch, plan
 from shared.claims.compose import compose, quoted, row_config, row_overrides
 from shared.claims.evidence import Evidence
 from shared.claims.ledger import Ledger
 from shared.claims.pages import paper_pages, update
 from shared.claims.protocol import Paper, load_paper, paper_names
-from shared.claims.reproduce import cost, failures, launch, plan
 from shared.claims.status import derive
 from shared.claims.tables import LINE, Table, claims_table, own_tables
 from shared.commands import Parser, format_duration, print_error, report, run_command, silence_library_logs
@@ -49,7 +51,7 @@ def parse(arguments: list[str]) -> Namespace:
     one_row.add_argument("paper")
     one_row.add_argument("--row", required=True)
     one_row.add_argument("--seed", type=seed, default=0)
-    parser = Parser(prog="python -m shared.claims", description=__doc__.splitlines()[0])
+    parser = Parser(prog="python -m commands", description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
     table = commands.add_parser("tables", parents=[where], help="derive every status and write the tables")
     table.add_argument("--check", action="store_true", help="write nothing; fail if anything is out of date")
@@ -66,10 +68,11 @@ def parse(arguments: list[str]) -> Namespace:
     score.add_argument("--ckpt", help="a checkpoint, instead of the last one of the row and seed")
     score.add_argument("--out", help="new folder for the pictures, instead of one beside the checkpoint")
     commands.add_parser("show", parents=[where, paths, one_row], help="print what a row is")
+    commands.add_parser("data-check", parents=[where, paths], help="check the data against the manifests")
     options, overrides = parser.parse_known_args(arguments)
     options.overrides = overrides
     if any(part.startswith("-") for part in options.overrides):
-        raise UserError(f"unknown option {options.overrides[0]}; see python -m shared.claims {options.command} --help")
+        raise UserError(f"unknown option {options.overrides[0]}; see python -m commands {options.command} --help")
     if options.command == "reproduce" and bool(options.paper) == options.all:
         raise UserError("give one paper or --all, and overrides as key=value behind the paper")
     return options
@@ -186,7 +189,13 @@ def show(options: Namespace) -> int:
     return 0
 
 
-COMMANDS = {"tables": tables, "reproduce": reproduce, "evaluate": evaluate, "show": show}
+def data_check(options: Namespace) -> int:
+    """Print which data are there and which of them are wrong."""
+    papers = [load_paper(options.root, name) for name in paper_names(options.root)]
+    return print_rows(check_all(options.data_root, papers))
+
+
+COMMANDS = {"tables": tables, "reproduce": reproduce, "evaluate": evaluate, "show": show, "data-check": data_check}
 
 
 def main(arguments: list[str] | None = None) -> int:
