@@ -284,16 +284,32 @@ def test_a_demo_says_that_it_tests_no_claim():
         assert command.startswith(f"make reproduce-{paper} ") and "no claim is tested at demo scale" in command
 
 
+@pytest.fixture(scope="module")
+def demos(tmp_path_factory):
+    """The demos of all papers, started side by side, since each takes one core; and the files of their output."""
+    started = {}
+    for paper in PAPERS:
+        folder = tmp_path_factory.mktemp(paper)
+        command = [sys.executable, "-m", "commands", "reproduce", paper, "--results", str(folder / "results")]
+        # Wide enough for every row in one line.
+        settings = {"COLUMNS": "400", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        with open(folder / "output", "w") as output:
+            to_file = {"stdout": output, "stderr": subprocess.STDOUT}
+            process = subprocess.Popen(command, cwd=ROOT, env=os.environ | settings, **to_file)
+        started[paper] = process, folder / "output"
+    yield started
+    for process, _ in started.values():
+        process.kill()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("paper", PAPERS)
-def test_the_demo_ends_with_the_quoted_row(paper, tmp_path):
-    command = [sys.executable, "-m", "commands", "reproduce", paper, "--results", str(tmp_path)]
-    # Wide enough for every row in one line.
-    settings = {"COLUMNS": "400", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    run = subprocess.run(command, cwd=ROOT, env=os.environ | settings, capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr
-    columns = cells(next(line for line in run.stdout.splitlines() if line.startswith("┃")))
-    rows = [cells(line) for line in run.stdout.splitlines() if line.startswith("│")]
+def test_the_demo_ends_with_the_quoted_row(paper, demos):
+    process, output = demos[paper]
+    code, text = process.wait(), output.read_text(encoding="utf-8")
+    assert code == 0, text
+    columns = cells(next(line for line in text.splitlines() if line.startswith("┃")))
+    rows = [cells(line) for line in text.splitlines() if line.startswith("│")]
     printed = [row for row in rows if row[0]][-1]  # a row goes on in lines without a label
     quoted = cells(quoted_lines(paper)[0][1])
     assert len(quoted) > 1 and differing_cells(quoted, printed, columns) == []

@@ -18,12 +18,16 @@ CONTRACTS: list[Contract] = [importlib.import_module(f"{paper.name}.tests.contra
 preload(PAPERS)
 
 
-def of_papers(*arguments: str, cases=lambda contract: [()], slow: bool = False):
-    """Parametrise a test over ``contract`` and, beside it, over the arguments of its cases."""
+def of_papers(*arguments: str, cases=lambda contract: [()], slow: bool = False, twins: bool = True):
+    """Parametrise a test over ``contract`` and, beside it, over the arguments of its cases.
+
+    Without ``twins`` V2M is left out, whose applications are GlobalMamba's to the byte (tests/test_twins.py).
+    """
     marks = [pytest.mark.slow] if slow else []
     parameters = [
         pytest.param(contract, *case, id="-".join([str(contract), *map(str, case)]), marks=marks)
         for contract in CONTRACTS
         for case in cases(contract)
+        if twins or str(contract) != "v2m"
     ]
     return pytest.mark.parametrize(["contract", *arguments], parameters)

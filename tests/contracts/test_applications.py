@@ -122,7 +122,7 @@ def test_a_sweep_over_rates_trains_each_and_says_what_replaces_what(contract, tm
     assert f"{evidence_path(cfg)} held evidence of another configuration" in ended.out
 
 
-@of_papers(slow=True)
+@of_papers(slow=True, twins=False)
 def test_the_joblib_launcher_runs_a_multirun(contract, tmp_path):
     line = contract.overrides(tmp_path, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "seed=0,1")
     # From nothing: joblib's workers outlive a process that was forked.

@@ -120,12 +120,20 @@ def with_two_devices(contract, folder, seeds: str = "0") -> list[Finished]:
 STARTS = {"torchrun": with_torchrun, "two nodes": with_two_nodes, "two devices": with_two_devices}
 
 
+@pytest.fixture(scope="module")
+def singles():
+    return {}
+
+
 @pytest.fixture
-def single(contract, tmp_path):
-    """The record of one process."""
-    ended = run_application(contract.paper, "train", *line(contract, tmp_path / "single"))
-    assert ended.code == 0, ended.err
-    return record(contract, tmp_path / "single")
+def single(contract, singles, tmp_path_factory):
+    """The record of one process, which every start of a paper is compared with."""
+    if str(contract) not in singles:
+        folder = tmp_path_factory.mktemp("single")
+        ended = run_application(contract.paper, "train", *line(contract, folder))
+        assert ended.code == 0, ended.err
+        singles[str(contract)] = record(contract, folder)
+    return singles[str(contract)].model_copy(deep=True)
 
 
 @of_papers("start", cases=lambda contract: [(name,) for name in STARTS], slow=True)
@@ -147,8 +155,7 @@ def test_a_multirun_on_two_devices_gives_the_records_of_one_process(contract, tm
         assert_equal(contract, record(contract, both, seed), record(contract, alone, seed))
 
 
-# Of the twins one is enough.
-@of_papers(cases=lambda contract: [()] if str(contract) != "v2m" else [], slow=True)
+@of_papers(slow=True, twins=False)
 def test_bad_input_on_two_devices_is_said_in_one_sentence_and_recorded_nowhere(contract, tmp_path):
     bad = contract.mixed or ["optim.batch_size=1"]
     words = "set optim.batch_size to a multiple of 4" if contract.mixed else "use fewer ranks"
