@@ -28,7 +28,7 @@ from shared.claims.pages import paper_pages, update
 from shared.claims.protocol import Paper, load_paper, paper_names
 from shared.claims.status import derive
 from shared.claims.tables import LINE, Table, claims_table, own_tables
-from shared.commands import Parser, format_duration, print_error, report, run_command, silence_library_logs
+from shared.command_line import Parser, format_duration, print_error, report, run_command, silence_library_logs
 from shared.environment import repository_root
 from shared.errors import RunInterrupted, UserError
 from shared.metrics.names import load_names
@@ -46,7 +46,7 @@ def seed(text: str) -> int:
 def parse(arguments: list[str]) -> Namespace:
     where, paths, one_row = (Parser(add_help=False) for _ in range(3))
     where.add_argument("--root", type=Path, default=repository_root(), help="the folder of the papers")
-    paths.add_argument("--data-root", default=os.environ.get("DATA_ROOT"))
+    paths.add_argument("--data-root", default=os.environ.get("DATA_ROOT"), help="folder of the data, else DATA_ROOT")
     paths.add_argument("--results", help="folder for records and runs, instead of <paper>/results and runs")
     one_row.add_argument("paper")
     one_row.add_argument("--row", required=True)
@@ -68,11 +68,14 @@ def parse(arguments: list[str]) -> Namespace:
     score.add_argument("--ckpt", help="a checkpoint, instead of the last one of the row and seed")
     score.add_argument("--out", help="new folder for the pictures, instead of one beside the checkpoint")
     commands.add_parser("show", parents=[where, paths, one_row], help="print what a row is")
-    commands.add_parser("data-check", parents=[where, paths], help="check the data against the manifests")
+    data = commands.add_parser("data-check", parents=[where], help="check the data against the manifests")
+    data.add_argument("--data-root", default=os.environ.get("DATA_ROOT"), help="folder of the data, else DATA_ROOT")
     options, overrides = parser.parse_known_args(arguments)
     options.overrides = overrides
-    if any(part.startswith("-") for part in options.overrides):
-        raise UserError(f"unknown option {options.overrides[0]}; see python -m commands {options.command} --help")
+    takes_none = options.command in ("tables", "data-check")
+    for part in options.overrides:
+        if part.startswith("-") or takes_none:
+            raise UserError(f"unknown option {part}; see python -m commands {options.command} --help")
     if options.command == "reproduce" and bool(options.paper) == options.all:
         raise UserError("give one paper or --all, and overrides as key=value behind the paper")
     return options
@@ -142,7 +145,7 @@ def reproduce(options: Namespace) -> int:
     codes = [run_jobs(paper, jobs, options) for (paper, _), jobs in zip(papers, plans, strict=True)]
     for paper, overrides in papers:
         if options.scale == "full":
-            print_tables([claims_table(derive(Evidence(paper)))])
+            print_tables([claims_table(derive(Evidence(paper, overrides)))])
         print_tables(own_tables(Evidence(paper, overrides), options.scale))
     return 1 if 1 in codes else max(codes, default=0)
 
@@ -171,21 +174,21 @@ def claim_lines(ledger: Ledger, row: str) -> list[str]:
 
 
 def show(options: Namespace) -> int:
-    """Print what a row is: claim, baseline, hash, evidence, cost, command and the composed configuration."""
+    """Print what a row is: claim, baseline, hash, evidence, command, the composed configuration, and what it costs."""
     silence_library_logs()
     paper, row, seed = load_paper(options.root, options.paper), options.row, options.seed
     overrides = overrides_of(options, paper.name)
     cfg, evidence = row_config(paper, row, seed, overrides), Evidence(paper, overrides)
     path, state = evidence.state(cfg)
-    try:
-        estimate = f"about {format_duration(paper.seconds_of_run(cfg))}"
-    except UserError as error:
-        estimate = str(error)
     print(f"{paper.name} row {row}, seed {seed}, scale {cfg.scale.name}, variant {cfg.variant}")
     print(*claim_lines(evidence.ledger, row), f"hash: {hash_of(cfg)[0]}", f"evidence: {state} ({path})", sep="\n")
-    print(f"devices: {cfg.trainer.devices * cfg.trainer.num_nodes}", f"cost: {estimate}", sep="\n")
+    print(f"devices: {cfg.trainer.devices * cfg.trainer.num_nodes}")
     print("command: python", *paper.command("train")[1:], *row_overrides(paper, row, seed, overrides))
-    print(f"\n{OmegaConf.to_yaml(cfg, resolve=True).rstrip()}")
+    print(f"\n{OmegaConf.to_yaml(cfg, resolve=True)}", flush=True)
+    try:  # last, since steps are timed
+        print(f"cost: about {format_duration(paper.seconds_of_run(cfg))}")
+    except Exception as error:
+        print(f"cost: not known, {error}")
     return 0
 
 

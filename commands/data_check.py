@@ -31,10 +31,11 @@ class Row(NamedTuple):
 
 
 def _check_file(manifest: Manifest, entry: DataFile, root: Path, papers: Sequence[Paper]) -> str:
-    """Return what the paper that reads it says of a file; UserError where that, or its checksum, is another one."""
-    check = next((paper.check_variables for paper in papers if paper.check_variables), None)
-    if entry.keys and check:
-        return check(manifest, entry, root)
+    """Return what a paper that reads it says of a file, if any does; UserError where that, or a checksum, is wrong."""
+    for check in filter(None, (paper.check_variables for paper in papers)):
+        phrase = check(manifest, entry, root)
+        if phrase is not None:
+            return phrase
     locate(manifest, root, entry.path)
     return ""
 
@@ -65,7 +66,7 @@ def _row(manifest: Manifest, entry: DataFile | ImageFolder, root: Path, papers: 
 
 def check_all(data_root: str | Path | None, papers: Sequence[Paper] = ()) -> list[Row]:
     """Return a row for every file and folder of every manifest: checksums, numbers, and what the papers check."""
-    root, rows = checked_root(data_root, "set DATA_ROOT=<folder>, which holds the data sets"), []
+    root, rows = checked_root(data_root, "set DATA_ROOT=<folder>, the folder that holds the data sets"), []
     for manifest in map(load_manifest, manifest_names()):
         entries = [_row(manifest, entry, root, papers) for entry in [*manifest.files, *manifest.folders]]
         rows += entries or [Row(manifest.name, "-", "embedded", manifest.source)]

@@ -5,7 +5,7 @@ from omegaconf import DictConfig, OmegaConf
 from shared.claims.compose import SCALES, row_config
 from shared.claims.evidence import Evidence
 from shared.claims.protocol import Paper
-from shared.commands import run_command
+from shared.command_line import run_command
 from shared.errors import RunInterrupted, UserError
 from shared.training.config import failure_path, hash_of
 

@@ -29,8 +29,9 @@ from opera.sets import load_classification_set
 from opera.tuning import KINDS, TuningModule, logit_scores, outputs, tuning_data
 from opera.views import Views
 from shared.errors import UserError
+from shared.files import folder_lock
 from shared.records import config_sha256
-from shared.training.application import command, folder_lock, run_job
+from shared.training.application import command, run_job
 from shared.training.checks import autocast_context, device_of, process_rank
 from shared.training.config import root_of
 from shared.training.fit import TrainingData, fit, seconds_of_training

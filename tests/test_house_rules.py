@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-PAPERS = ("globalmamba", "v2m", "idml", "pdml", "opera")
+PAPERS = tuple(sorted(path.parent.name for path in ROOT.glob("*/metafile.yml")))
+MOST_LINES_TOY = 150  # of the Python of a paper: all that it takes to stand on shared
 MOST_LINES, MOST_LINES_KERNEL, MOST_LINES_FUNCTION, MEDIAN_LINES = 400, 500, 59, 120
 # A GPU kernel takes dozens of pointers and strides, and its values live in registers from its first line to its last:
 # a part of it would have to be handed all of them.
@@ -19,13 +20,10 @@ MOST_LINES_GPU_FUNCTION = 140
 # All lines of Python, empty ones and docstrings too, in files outside of tests/ and of testing/, which is test code.
 MOST_LINES_SHARED, MOST_LINES_TRAINING = 3800, 900
 MOST_YAML_FILES, MOST_LINES_README, MOST_LINES_PAPERS_README = 330, 150, 120
-ENTRY_POINTS = ("__main__.py", "data_check.py")
-COMMANDS = (
-    "commands"  # the programs that the Makefile calls: they start papers and ask the ledger, and nothing imports them
-)
+COMMANDS = "commands"  # the programs behind make: they start papers, and nothing imports them
 # From below: a file of shared imports its own layer's and those before it; testing alone is above claims.
 LAYERS = (
-    ("errors", "environment", "files", "commands", "records"),
+    ("errors", "environment", "files", "command_line", "records"),
     ("data",),
     ("metrics",),
     ("training",),
@@ -114,12 +112,11 @@ def forbidden_calls(tree: ast.Module, entry_point: bool) -> list[int]:
 
 
 def test_library_code_neither_prints_nor_names_a_cuda_device():
-    found = [
-        where(path, line)
-        for path in python_files(False)
-        for line in forbidden_calls(parse(path), entry_point=path.name in ENTRY_POINTS)
-    ]
-    assert found == []
+    def prints(path: Path) -> bool:
+        return path.name == "__main__.py" or path.is_relative_to(ROOT / COMMANDS)
+
+    lines = {path: forbidden_calls(parse(path), entry_point=prints(path)) for path in python_files(False)}
+    assert [where(path, line) for path, numbers in lines.items() for line in numbers] == []
 
 
 @pytest.mark.parametrize(
@@ -262,6 +259,13 @@ def lines_below(folder: str) -> int:
 @pytest.mark.parametrize(("folder", "most"), [("shared", MOST_LINES_SHARED), ("shared/training", MOST_LINES_TRAINING)])
 def test_shared_stays_thin(folder, most):
     assert 0 < lines_below(folder) <= most
+
+
+def test_a_paper_can_be_a_small_folder():
+    toy = [path for path in repository_files() if path.is_relative_to(ROOT / "shared/tests/papers/toy")]
+    code = [path for path in toy if path.suffix == ".py" and "tests" not in path.parts[-2:-1]]
+    assert {path.name for path in code} >= {"config.py", "model.py", "train.py", "evaluate.py"}
+    assert sum(map(lines_of, code)) <= MOST_LINES_TOY
 
 
 def test_the_papers_have_few_configuration_files():

@@ -1,7 +1,7 @@
 """The pages: short, in one order, with links that resolve, commands that exist and lines that the commands print.
 
 A page promises to a reader who has three minutes; what it promises is checked here. The generated tables have their own
-check, ``python -m shared.claims tables --check``.
+check, ``python -m commands tables --check``.
 """
 
 import functools
@@ -287,7 +287,7 @@ def test_a_demo_says_that_it_tests_no_claim():
 @pytest.mark.slow
 @pytest.mark.parametrize("paper", PAPERS)
 def test_the_demo_ends_with_the_quoted_row(paper, tmp_path):
-    command = [sys.executable, "-m", "shared.claims", "reproduce", paper, "--results", str(tmp_path)]
+    command = [sys.executable, "-m", "commands", "reproduce", paper, "--results", str(tmp_path)]
     # Wide enough for every row in one line.
     settings = {"COLUMNS": "400", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     run = subprocess.run(command, cwd=ROOT, env=os.environ | settings, capture_output=True, text=True)

@@ -31,7 +31,7 @@ def test_a_name_with_two_hashes_is_noticed():
     assert names_of_several_hashes(rows) == {"y": {"a": "2", "b": "3"}}
 
 
-def test_records_under_a_former_name_are_evidence_of_the_renamed_row():
+def test_records_that_say_a_former_name_are_evidence_of_the_renamed_row():
     paper = load_paper(ROOT, "v2m")
     renamed = [row.Row for row in load_ledger(ROOT, "v2m").Lite if row.Formerly]
     assert renamed

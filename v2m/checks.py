@@ -14,7 +14,7 @@ def require_backend(cfg: ClassificationConfig) -> None:
     """Raise UserError where ``trainer.backend`` is unknown or cannot run on this device."""
     backend, number = cfg.trainer.backend, torch.zeros(1, 1, 1, 1, 1, device=device_of(cfg))
     if backend not in BACKENDS:
-        raise UserError(f"trainer.backend={backend} is not known here: choose one of {', '.join(BACKENDS)}")
+        raise UserError(f"trainer.backend={backend} is not supported: choose one of {', '.join(BACKENDS)}")
     try:
         scan2d(number, number, number[0, :, :, :, 0], directions=("right",), backend=backend)
     except RuntimeError as error:

@@ -91,18 +91,15 @@ def test_only_what_was_planned_is_launched(toy, launched):
     assert sweeps == [["seed=0,1", "+experiment=new"], ["seed=1", "+experiment=plain"]]
 
 
-def test_a_record_under_the_former_name_is_the_evidence_of_the_row(toy, launched):
+def test_a_record_that_says_the_former_name_is_the_evidence_of_the_row(toy, launched):
     launched(["new"], [0])
     cfg = row_config(toy, "new", 0)
     path = evidence_path(cfg)
-    former = path.parents[1] / "older" / path.name
-    former.parent.mkdir()
-    former.write_text(path.read_text().replace('"row": "new"', '"row": "older"'))
-    path.unlink()
-    assert Evidence(toy).state(cfg) == (former, "measured")
+    path.write_text(path.read_text().replace('"row": "new"', '"row": "older"'))
+    assert Evidence(toy).state(cfg) == (path, "measured")
     assert named(plan(toy, "demo", ["new"], [0, 1], [])) == [("new", 1)]
-    make_stale(former)
-    assert Evidence(toy).state(cfg) == (former, "stale")
+    make_stale(path)
+    assert Evidence(toy).state(cfg) == (path, "stale")
     assert named(plan(toy, "demo", ["new"], [0], [])) == [("new", 0)]
 
 

@@ -124,6 +124,6 @@ CONTRACT = Contract(
         "dense task": Bad([], "is blocked", "choose a row of classification", row="gm-coco-s-dir"),
     },
     bad_evaluation={
-        "unknown backend": Bad(["trainer.backend=fast"], "trainer.backend=fast is not known here", "choose one of auto")
+        "unknown backend": Bad(["trainer.backend=fast"], "trainer.backend=fast is not supported", "choose one of auto")
     },
 )

@@ -168,7 +168,7 @@ def test_a_checkpoint_that_does_not_fit_is_told_in_one_sentence(whole, tmp_path,
     ("override", "words"),
     [
         ("task=dense", "is blocked: detection and segmentation"),
-        ("optim.precision=16-mixed", "optim.precision=16-mixed is not known"),
+        ("optim.precision=16-mixed", "optim.precision=16-mixed is not supported"),
     ],
 )
 def test_what_is_not_trained_is_not_scored(whole, tmp_path, capsys, override, words):

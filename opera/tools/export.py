@@ -39,7 +39,7 @@ from torchvision.models.feature_extraction import create_feature_extractor
 from opera.backbones import BUILDERS, build_backbone
 from opera.moco_checkpoints import encoder_of, is_official, read_state
 from shared.claims.compose import row_config
-from shared.commands import Parser
+from shared.command_line import Parser
 from shared.errors import UserError
 from shared.training.checkpoints import AtomicCheckpointIO, load_weights, read_checkpoint
 

@@ -8,8 +8,13 @@ from pdml.matlab import read_mat
 from shared.data.manifest import DataFile, Manifest, locate, recorded
 
 
-def check_variables(manifest: Manifest, entry: DataFile, root: Path) -> str:
-    """Return a phrase for every variable; UserError where checksum, shape, type or counts differ from the manifest."""
+def check_variables(manifest: Manifest, entry: DataFile, root: Path) -> str | None:
+    """Return a phrase for every variable, None for a file whose manifest names none.
+
+    Raises UserError where checksum, shape, type or counts differ from the manifest.
+    """
+    if not entry.keys:
+        return None
     path, phrases = root / entry.path, []
     if entry.sha256 is not None or entry.path in recorded(manifest, root):
         locate(manifest, root, entry.path)

@@ -15,7 +15,7 @@ from rich.table import Table
 
 from shared.claims.compose import quoted, row_config
 from shared.claims.protocol import load_paper
-from shared.commands import Parser, print_error
+from shared.command_line import Parser, print_error
 from shared.environment import environment, git_state, repository_root
 from shared.errors import UserError
 from shared.files import write_text

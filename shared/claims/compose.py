@@ -10,7 +10,7 @@ from hydra.core.override_parser.types import Quote, QuotedString
 from omegaconf import DictConfig, OmegaConf
 
 from shared.claims.protocol import Paper, load_paper
-from shared.commands import CONFIG_ERRORS, config_reason
+from shared.command_line import CONFIG_ERRORS, config_reason
 from shared.environment import repository_root
 from shared.errors import UserError
 

@@ -58,19 +58,18 @@ class Evidence:
 
     @functools.cache  # noqa: B019 (an Evidence lives as long as its command)
     def records(self, scale: str, row: str, *overrides: str) -> Records:
-        """Return the records of a row at a scale, those under its former name too.
+        """Return the records of a row at a scale, those that say its former name too.
 
         ``overrides`` make the row's configuration that of the scale, where it is another scale's row. UserError for a
         record that is malformed or is not what its path says.
         """
-        records, former = {}, [own.Formerly for own in self.ledger.own_rows if own.Row == row and own.Formerly]
-        # The present name comes last, and its records replace those under the former one.
-        paths = [path for name in (*former, row) for path in sorted((self.results / scale / name).glob("seed*.json"))]
-        for path in paths:
+        records, names = {}, [row, *(own.Formerly for own in self.ledger.own_rows if own.Row == row and own.Formerly)]
+        for path in sorted((self.results / scale / row).glob("seed*.json")):
             if not path.stem.removeprefix("seed").isdecimal():
                 continue
             record = read_record(path)
-            if record.paper != self.paper.name or path != self.path(record):
+            of_path = (self.paper.name, scale, path.stem) == (record.paper, record.scale, f"seed{record.seed}")
+            if not of_path or record.row not in names:
                 what = f"{record.paper}/{record.scale}/{record.row} seed {record.seed}"
                 remedy = "records are never moved or edited, so restore it with git checkout or delete it"
                 raise UserError(f"{path} says it is {what}: {remedy}.")
@@ -86,6 +85,5 @@ class Evidence:
     def state(self, cfg: DictConfig) -> tuple[Path, str]:
         """Return a run's record and what it is: "measured", "stale" (of another configuration) or "not run"."""
         records = self.records(cfg.scale.name, cfg.row)
-        record = (records.stale | records.fresh).get(cfg.seed)
-        state = "measured" if cfg.seed in records.fresh else "stale" if record else "not run"
-        return self.path(record) if record else evidence_path(cfg), state
+        state = "measured" if cfg.seed in records.fresh else "stale" if cfg.seed in records.stale else "not run"
+        return evidence_path(cfg), state

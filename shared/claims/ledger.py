@@ -148,7 +148,7 @@ class OwnRow(BaseModel, extra="forbid"):
     """A row of our own, without a status against the paper; ``Baseline`` names the rows it is compared with.
 
     ``Compose``: its configuration, as groups and values (``rows.experiment_node``). ``Compared``: the metrics that are
-    compared; the first one where none is named. ``Formerly``: the name under which some of its records were written.
+    compared; the first one where none is named. ``Formerly``: the name that some of its records say.
     """
 
     Row: str
@@ -195,19 +195,21 @@ def _rules_of_names(root: Path, ledger: Ledger) -> Iterator[tuple[object, str]]:
     """Yield what is to hold of the names of rows, files, baselines and collections, and the sentence where it fails."""
     claims = [model.Claim for model in ledger.Models]
     for row, times in Counter(row.Row for row in (*claims, *ledger.own_rows)).items():
-        yield times == 1, f"row {row} stands there twice: keep one."
+        yield times == 1, f"row {row} is listed twice: keep one."
     for model, claim in zip(ledger.Models, claims, strict=True):
         row, other, collection = claim.Row, claim.Baseline.Row, model.in_collection
         yield row in model.rows, f"row {row} has no config {row}.yaml: a row and its experiment share a name."
         for config in model.configs:
             yield (root / config).is_file(), f"{config} of row {row} does not exist: write it or fix the path."
         is_known = other in {None, *(known.Row for known in (*claims, *ledger.Full))} - {row}
-        yield is_known, f"baseline row {other!r} of {row} is no other row of the ledger's Models or Full."
+        yield is_known, f"baseline row {other!r} of {row} is not another row of the ledger's Models or Full."
         is_known = collection in [known.get("Name") for known in ledger.Collections]
         yield is_known, f"{model.Name} is in {collection!r}, no collection of it."
     headline, lite = ledger.Headline or {}, {row.Row for row in ledger.Lite}
     is_known = ledger.Headline is None or {headline.get("Row"), headline.get("Baseline")} <= lite
-    yield is_known, "Headline names a row that is none of Lite: fix it."
+    yield is_known, "Headline names a row that is not in Lite: fix it."
+    metric = headline.get("Metric")
+    yield metric in (None, *load_names().metrics), f"Headline compares {metric!r}, not in shared/metrics/names.yml."
 
 
 def _rules_of_metrics(ledger: Ledger) -> Iterator[tuple[object, str]]:
@@ -229,7 +231,7 @@ def _rules_of_metrics(ledger: Ledger) -> Iterator[tuple[object, str]]:
         for row in rows:
             for other in row.Baseline:
                 is_known = other in {known.Row for known in rows} - {row.Row}
-                yield is_known, f"baseline {other!r} of {row.Row} is no other row of its list."
+                yield is_known, f"baseline {other!r} of {row.Row} is not another row of its list."
             for metric in row.Compared:
                 yield metric in row.Metrics, f"{row.Row} compares {metric!r}, which is none of its Metrics."
             for metric in (*row.Metrics, *row.Extra):

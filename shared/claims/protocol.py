@@ -1,4 +1,4 @@
-"""What a paper offers to the ledger. This is the only file that imports a paper by its name.
+"""What a paper offers to the ledger. Outside of tests, this is the only file that imports a paper by its name.
 
 A paper is a folder with
 
@@ -9,8 +9,8 @@ A paper is a folder with
 - ``evaluate.py``, the Hydra application that scores ``ckpt`` without training;
 - ``model.py`` with ``count(cfg) -> dict``, where a claim states ``parameters`` or ``flops``: what a configuration's
   network counts, by these names, with nothing computed;
-- ``tools/data_check.py`` with ``check_variables(manifest, entry, root) -> str``, where manifests name variables of its
-  files: what is to be said of a file, UserError for a wrong one;
+- ``tools/data_check.py`` with ``check_variables(manifest, entry, root) -> str | None``, where it knows more of a data
+  file than its checksum: what is to be said of it, None for a file that it does not read, UserError for a wrong one;
 - ``interpretations.py`` with ``tables() -> dict[str, list[Table]]``, where the sources leave something open: by the
   name of their marker in INTERPRETATIONS.md, what each interpretation counts.
 """
@@ -57,7 +57,7 @@ class Paper:
         return importlib.import_module(f"{self.name}.train").seconds_of_run(cfg)
 
     @property
-    def check_variables(self) -> Callable[..., str] | None:
+    def check_variables(self) -> Callable[..., str | None] | None:
         """What the paper says of a data file; None for a paper that checks none."""
         if not (self.folder / "tools/data_check.py").is_file():
             return None

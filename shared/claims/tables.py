@@ -122,7 +122,7 @@ def _notes(rows: list[Records], planned: int, tested: int, holding: int) -> list
     ]
     if tested:
         correction = "stay different from 0 at 5 % when Holm's method corrects for that number"
-        notes.append(f"{HOLDS.strip()} marks the {holding} that {correction}.")
+        notes.append(f"{HOLDS.strip()} marks the comparisons that {correction}: {holding}.")
     runs = [record for row in rows for record in row.fresh.values()]
     if not runs:
         return notes
@@ -131,8 +131,9 @@ def _notes(rows: list[Records], planned: int, tested: int, holding: int) -> list
     commits = [f"{run.commit[:7]}{' with uncommitted changes' if run.dirty else ''}" for run in runs]
     parts = [(r.hardware.get("cpu"), f"{r.hardware.get('cores')} cores", *r.hardware.get("gpus", [])) for r in runs]
     machines = [", ".join(map(str, part)) for part in parts]
-    seen = ["; ".join(f"{name} ({n} runs)" for name, n in sorted(Counter(of).items())) for of in (machines, commits)]
-    return [*notes, f"Hardware: {seen[0]}. Commits: {seen[1]}."]
+    seen = [sorted(Counter(of).items()) for of in (machines, commits)]
+    parts = ["; ".join(f"{name} ({n} run{'s' * (n > 1)})" for name, n in counts) for counts in seen]
+    return [*notes, f"Hardware: {parts[0]}. Commits: {parts[1]}."]
 
 
 def _claimed_cell(metrics: dict) -> str:

@@ -1,1 +1,1 @@
-"""What the papers' applications need and Lightning lacks: checks, ranks, resumption, skipped steps, run records."""
+"""What the papers' applications need and Lightning lacks: checks, ranks, resumption, skipped steps, a run."""

@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
-from shared.commands import format_duration, report, run_command, silence_library_logs
+from shared.command_line import format_duration, report, run_command, silence_library_logs
 from shared.environment import begin_measurement
 from shared.errors import RunInterrupted, UserError
 from shared.files import folder_lock, write_text
@@ -108,7 +108,7 @@ def measure(cfg: DictConfig, train: Train, check: Check | None = None) -> str:
     the new run is whole. Of several ranks the first one holds the folder and writes the record.
     """
     if has_evidence(cfg):
-        return "measured already"
+        return "already measured"
     check_machine(cfg)
     if check is not None:
         check(cfg)
@@ -118,7 +118,7 @@ def measure(cfg: DictConfig, train: Train, check: Check | None = None) -> str:
         return "measured by rank 0"
     with folder_lock(folder) as is_held:
         if is_held:
-            return "measured already" if has_evidence(cfg) else _record(cfg, train, folder)
+            return "already measured" if has_evidence(cfg) else _record(cfg, train, folder)
     if ranks_of(cfg.trainer) > 1:  # the other ranks would wait for this one
         raise UserError(f"{folder} is in use by another run: wait for it, or give another folder as paths.runs")
     return "running elsewhere"
@@ -185,12 +185,12 @@ def run_evaluation(
 def _picture_folder(cfg: DictConfig, checkpoint: Path) -> Path:
     """Return a new folder for the pictures; UserError where the checkpoint is missing or the folder holds files."""
     if checkpoint.exists() and not checkpoint.is_file():
-        raise UserError(f"{checkpoint} is no file: name a checkpoint in it with CKPT= (ckpt=)")
+        raise UserError(f"{checkpoint} is not a file: name a checkpoint in it with CKPT= (ckpt=)")
     if not checkpoint.exists():
         train = f"make reproduce-{cfg.paper} SCALE={cfg.scale.name} ROWS={cfg.row} SEEDS={cfg.seed}"
         raise UserError(f"{checkpoint} is missing: train it with `{train}`, or name another one with CKPT=")
     beside = (checkpoint.with_name(f"evaluation-{number}") for number in itertools.count(1))
     folder = Path(cfg.out) if cfg.out else next(path for path in beside if not path.exists())
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder} is there already and not empty: give a new folder with OUT= (out=)")
+        raise UserError(f"{folder} already exists and is not empty: give a new folder with OUT= (out=)")
     return folder

@@ -69,8 +69,8 @@ class Resumption(pl.Callback):
     """Saves ``path`` every ``every`` steps with the number of consumed batches and torch's generator states.
 
     The generators are put back at the first resumed batch, not at loading, because Lightning draws from them in
-    between. The checkpoint carries the names of the run's folders, row and seed with the configuration's hash, and is
-    refused in any other (UserError).
+    between. The checkpoint carries the names of its two folders, a run's row and its seed with the hash, or those of a
+    training inside one, and is refused in any other (UserError).
     """
 
     def __init__(self, path: Path, every: int, sampler: KeyedBatchSampler):
@@ -88,8 +88,8 @@ class Resumption(pl.Callback):
         return {"consumed": self.consumed, "generators": generators, "run": self.run}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        if state.get("run", self.run) != self.run:
-            raise UserError(f"{self.path} is a checkpoint of {state['run']}: move it away, and the run begins anew")
+        if state.get("run") != self.run:
+            raise UserError(f"{self.path} is a checkpoint of {state.get('run')}: move it away, and the run begins anew")
         self.consumed, self.generators = state["consumed"], state["generators"]
         self.sampler.resume_at(self.consumed)
         if self.consumed < self.sampler.steps and rank() == 0:

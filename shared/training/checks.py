@@ -113,8 +113,8 @@ def refusals(cfg):
     )
     yield (
         precision not in PRECISIONS,
-        f"optim.precision={precision} is not known here: choose one of {', '.join(PRECISIONS)} (float16 needs a "
-        "gradient scaler, which does not go with skipping steps that are not finite)",
+        f"optim.precision={precision} is not supported: choose one of {', '.join(PRECISIONS)} (float16 needs a "
+        "gradient scaler, which cannot be combined with skipping steps that are not finite)",
     )
     yield (
         precision == "bf16-mixed" and on_cpu and not torch.ops.mkldnn._is_mkldnn_bf16_supported(),

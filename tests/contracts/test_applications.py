@@ -1,14 +1,13 @@
 """Every paper's applications are Hydra's: its words work, one process is one run, and no run harms another."""
 
-import importlib.util
+import importlib
 
-import pytest
 import yaml
 from omegaconf import OmegaConf
 
+from shared.files import folder_lock
 from shared.records import read_record
 from shared.testing.applications import call_application
-from shared.training.application import folder_lock
 from shared.training.config import evidence_path, run_folder
 from tests.contracts.papers import of_papers
 from tests.contracts.processes import finish, run_application, start_command
@@ -65,7 +64,7 @@ def test_evidence_that_is_there_is_not_measured_again_and_a_locked_folder_is_lef
     assert run_application(contract.paper, "train", *line).code == 0
     before = evidence_path(cfg).read_bytes(), contract.checkpoints(cfg)[0].stat().st_mtime_ns
     ended = run_application(contract.paper, "train", *line)
-    assert ended.code == 0 and f"{contract.row} seed 0: measured already" in ended.out
+    assert ended.code == 0 and f"{contract.row} seed 0: already measured" in ended.out
     assert (evidence_path(cfg).read_bytes(), contract.checkpoints(cfg)[0].stat().st_mtime_ns) == before
 
 
@@ -82,7 +81,7 @@ def test_a_multirun_runs_every_seed_and_one_that_is_refused_keeps_none_from_runn
     assert "Traceback" not in ended.out + ended.err
     assert f"{contract.row} seed 1 failed: {failed.strip()}" in ended.out
     ended = run_application(contract.paper, "train", "-m", *contract.overrides(tmp_path, "seed=0,2"))
-    assert ended.code == 0 and ended.out.count("measured already") == 2
+    assert ended.code == 0 and ended.out.count("already measured") == 2
 
 
 @of_papers()
@@ -125,8 +124,6 @@ def test_a_sweep_over_rates_trains_each_and_says_what_replaces_what(contract, tm
 
 @of_papers(slow=True)
 def test_the_joblib_launcher_runs_a_multirun(contract, tmp_path):
-    if importlib.util.find_spec("hydra_plugins.hydra_joblib_launcher") is None:
-        pytest.skip("hydra-joblib-launcher is not installed: it is no dependency of this repository")
     line = contract.overrides(tmp_path, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "seed=0,1")
     # From nothing: joblib's workers outlive a process that was forked.
     (ended,) = finish(start_command("-m", f"{contract.paper.name}.train", "-m", *line))

@@ -119,7 +119,7 @@ def test_an_evaluation_scores_what_was_trained_and_says_what_a_wrong_checkpoint_
         ("half.ckpt", "is damaged or no checkpoint"),
         ("foreign.ckpt", "is no checkpoint of a run"),
         ("missing.ckpt", "is missing: train it with `make reproduce-"),
-        ("", "is no file: name a checkpoint in it"),
+        ("", "is not a file: name a checkpoint in it"),
     ):
         ended = evaluate(contract, tmp_path, f"ckpt={tmp_path / path}", f"out={out}")
         assert_one_line(ended, f"{tmp_path / path} {words}")
@@ -138,4 +138,4 @@ def test_an_evaluation_scores_what_was_trained_and_says_what_a_wrong_checkpoint_
     assert all((out / name).is_file() for name in contract.pictures)
     if contract.pictures:
         again = evaluate(contract, tmp_path, f"ckpt={whole}", f"out={out}")
-        assert_one_line(again, f"{out} is there already and not empty", "give a new folder with OUT=")
+        assert_one_line(again, f"{out} already exists and is not empty", "give a new folder with OUT=")

@@ -135,6 +135,6 @@ CONTRACT = Contract(
         "dense task": Bad([], "is blocked", "choose a row of classification", row="v2m-coco-sstar-1x-ap"),
     },
     bad_evaluation={
-        "unknown backend": Bad(["trainer.backend=fast"], "trainer.backend=fast is not known here", "choose one of auto")
+        "unknown backend": Bad(["trainer.backend=fast"], "trainer.backend=fast is not supported", "choose one of auto")
     },
 )

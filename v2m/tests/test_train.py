@@ -222,7 +222,7 @@ def test_half_precision_on_a_cpu_without_it_is_refused(tmp_path, monkeypatch):
 
 
 def test_unknown_or_missing_backend_is_refused(tmp_path):
-    with pytest.raises(UserError, match="trainer.backend=fast is not known here: choose one of auto"):
+    with pytest.raises(UserError, match="trainer.backend=fast is not supported: choose one of auto"):
         check(small_config(tmp_path, "trainer.backend=fast"))
     with pytest.raises(UserError, match="set trainer.backend=auto"):
         check(small_config(tmp_path, "trainer.backend=mamba_ssm"))

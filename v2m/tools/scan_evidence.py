@@ -32,8 +32,8 @@ def checks_of(check: Callable[..., dict], cases: list[dict]) -> list[dict]:
 
 
 def verdict_on(bar: dict) -> str:
-    """Return a bar (``bar`` what, ``found``, ``wanted``, ``holds``) in words."""
-    return f"{bar['bar']}: {bar['found']:.2f}, wanted {bar['wanted']}: {'holds' if bar['holds'] else 'missed'}"
+    """Return in words whether a bar is met: a dict of its name ``bar``, ``measured``, ``wanted`` and ``holds``."""
+    return f"{bar['bar']}: {bar['measured']:.2f}, wanted {bar['wanted']}: {'holds' if bar['holds'] else 'missed'}"
 
 
 def mamba_ssm(source: Path | None):

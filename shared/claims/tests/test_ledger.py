@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[3]
         ("Status: not-run\n      Why: needs a week", "Status: blocked\n      Why: null", "without a Why"),
         ("Status: not-run", "Status: fine", "Status"),
         ("In Collection: Fake", "In Collection: Feke", "Feke"),
-        ("Baseline: lite-plain", "Baseline: lite-new", "no other row"),
+        ("Baseline: lite-plain", "Baseline: lite-new", "not another row"),
         ("Metrics: [oa, aa]", "Metrics: [oa, ab]", "'ab'"),
         ("Models:", "Models: [", "not YAML"),
         ("    Rows:\n", "    Row:\n", "a group has Rows"),

@@ -3,6 +3,7 @@
 import pytest
 
 from shared.claims.protocol import Paper
+from shared.claims.status import Derived
 
 
 @pytest.mark.parametrize(
@@ -88,3 +89,16 @@ def test_a_claim_of_several_settings_shows_them_beside_its_own(repository, statu
     repository.run("fake-b", [0.70, 0.71, 0.72])
     assert status().settings["fake-b"]["top1"].mean == pytest.approx(71)
     assert status().status == "not-run"  # of its own setting
+
+
+def test_records_outside_the_repository_count_for_what_is_printed_and_are_named_by_their_whole_path(
+    repository, evidence, tmp_path_factory
+):
+    repository.run("fake-a", [0.76, 0.761, 0.762])
+    elsewhere = tmp_path_factory.mktemp("results") / "fake"
+    (repository.root / "fake/results").rename(elsewhere)
+    now = evidence()
+    now.results, now.overrides = elsewhere, (f"paths.results={elsewhere}",)
+    derived = Derived(now, now.ledger.Models[0])
+    assert derived.n == 3 and derived.status == "reproduced"
+    assert derived.evidence[0]["File"] == str(elsewhere / "full/fake-a/seed0.json")

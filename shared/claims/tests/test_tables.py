@@ -30,7 +30,7 @@ def test_lite_table_shows_means_paired_differences_and_their_number(repository, 
     ]
     notes = " ".join(table.notes)
     assert "1 paired comparisons" in notes and "not corrected" in notes
-    assert "† marks the 0 that stay different" in notes
+    assert "corrects for that number: 0." in notes
     assert "a processor, 2 cores (6 runs)" in notes
     assert "0123456 (3 runs); 0123456 with uncommitted changes (3 runs)" in notes
 
@@ -41,7 +41,7 @@ def test_difference_that_survives_the_correction_is_marked(repository, evidence)
     (table,) = own_tables(evidence(), "lite")
     # differences 5.0, 5.1, 5.0 points: t(2) = 151, p = 4e-5
     assert "+5.03 [4.89, 5.18] † vs plain" in table.rows[1]
-    assert "† marks the 1 that stay different" in " ".join(table.notes)
+    assert "corrects for that number: 1." in " ".join(table.notes)
 
 
 def test_every_compared_metric_has_a_column_of_differences(repository, evidence):

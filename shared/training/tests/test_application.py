@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-from shared.commands import run_command, silence_library_logs
+from shared.command_line import run_command, silence_library_logs
 from shared.environment import repository_root
 from shared.errors import RunInterrupted, UserError
 from shared.training import application
@@ -37,7 +37,7 @@ def test_evidence_is_written_at_the_end_and_never_by_a_run_that_failed(config):
     record = json.loads(path.read_text())
     assert record["metrics"] == {"oa": 0.25, "resumed": 1.0} and record["n_test"] == 10
     assert "paths" not in record["config"] and record["config"]["optim"]["lr"] == 0.1
-    assert measure(cfg, train) == "measured already"
+    assert measure(cfg, train) == "already measured"
     path.write_text(json.dumps(record | {"config_sha256": "0" * 64}))
     old, seen[:] = path.read_bytes(), []
     assert not has_evidence(cfg)
@@ -103,7 +103,7 @@ def test_a_job_returns_its_first_metric_and_forgets_an_earlier_failure(config, c
         assert run_job(cfg, quick) == 0.26
         assert not failure_path(cfg).exists() and "plain seed 1: OA % 26.00" in caplog.text
         assert run_job(cfg, quick) == 0.26
-    assert "plain seed 1: measured already" in caplog.text
+    assert "plain seed 1: already measured" in caplog.text
 
 
 def test_what_the_papers_own_check_refuses_is_not_trained(config, capsys):
@@ -159,7 +159,7 @@ def test_an_application_ends_with_the_code_of_what_ended_it(error, code, words, 
         (["modle=x"], 2, "modle"),
         (["+experiment=plane"], 2, "experiment/plane"),
         (["trainer.devices=two"], 2, "two"),
-        (["optim.precision=16-mixed"], 2, "16-mixed is not known here"),
+        (["optim.precision=16-mixed"], 2, "16-mixed is not supported"),
     ],
 )
 def test_hydras_application_ends_so(start, overrides, code, words, capsys):
@@ -199,9 +199,8 @@ def test_sigterm_is_passed_on_and_waited_for(tmp_path):
         "def end(*received): time.sleep(0.5); pathlib.Path('saved').touch(); sys.exit(143)\n"
         "signal.signal(signal.SIGTERM, end); pathlib.Path('ready').touch(); time.sleep(60)"
     )
-    parent = (
-        f"import sys; from shared.commands import run_command; sys.exit(run_command([sys.executable, '-c', {child!r}]))"
-    )
+    run = f"run_command([sys.executable, '-c', {child!r}])"
+    parent = f"import sys; from shared.command_line import run_command; sys.exit({run})"
     process = subprocess.Popen(
         [sys.executable, "-c", parent], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(repository_root())}
     )

@@ -121,7 +121,7 @@ def test_devices_that_are_not_here_are_refused(trainer, words):
 
 @pytest.mark.parametrize("precision", ["16-mixed", "16-true", "fp8"])
 def test_a_precision_that_does_not_go_with_skipped_steps_is_refused(precision):
-    with pytest.raises(UserError, match=f"optim.precision={precision} is not known here: choose one of 32-true"):
+    with pytest.raises(UserError, match=f"optim.precision={precision} is not supported: choose one of 32-true"):
         check_machine(settings(precision))
 
 

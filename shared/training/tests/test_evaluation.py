@@ -30,7 +30,7 @@ def test_row_without_checkpoint_is_told_how_to_train_it(evaluate, paper, capsys)
 
 def test_a_folder_is_no_checkpoint(evaluate, tmp_path, capsys):
     assert evaluate(f"ckpt={tmp_path}") == 2
-    assert capsys.readouterr().err == f"{tmp_path} is no file: name a checkpoint in it with CKPT= (ckpt=)\n"
+    assert capsys.readouterr().err == f"{tmp_path} is not a file: name a checkpoint in it with CKPT= (ckpt=)\n"
 
 
 def test_evaluation_takes_the_last_checkpoint_and_a_new_folder_for_its_pictures(evaluate, checkpoint, capsys):
@@ -62,4 +62,4 @@ def test_pictures_never_go_into_a_folder_that_holds_something(evaluate, checkpoi
 
 def test_a_machine_that_cannot_compute_it_is_refused(evaluate, checkpoint, capsys):
     assert evaluate("optim.precision=16-mixed") == 2
-    assert "16-mixed is not known here" in capsys.readouterr().err
+    assert "16-mixed is not supported" in capsys.readouterr().err
