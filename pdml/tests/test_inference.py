@@ -119,6 +119,14 @@ def test_the_rolling_window_fuses_as_a_loop_over_every_pixel_of_every_patch_does
     np.testing.assert_allclose(torch.cat([row[1] for row in rows]), variance, rtol=0, atol=EXACT)
 
 
+@pytest.mark.parametrize("fused", [True, False])
+def test_a_network_that_diverged_decides_nothing(fused):
+    model = RandomModel(3, 5)
+    model.place[4] = float("nan")
+    with pytest.raises(UserError, match="not finite: the training diverged, lower optim.lr"):
+        predict_scene(model, _cube(6, 6), fused=fused)
+
+
 def test_wanted_pixels_are_decided_as_in_the_whole_scene_and_only_needed_patches_run():
     cube, model = _cube(14, 9), RandomModel(3, 5)
     wanted = np.zeros((14, 9), bool)
