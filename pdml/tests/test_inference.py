@@ -15,6 +15,7 @@ from pdml.normal import keyed_normal
 from pdml.patches import PatchSource
 from pdml.tools import reference
 from pdml.tools.bench import build_bench_model, random_cube
+from shared.errors import UserError
 
 EQUAL = 1e-5  # the promise; float32 sums of up to 81 terms of size 1 in another order differ by about 1e-6
 EXACT = 1e-12  # float64 sums of up to 81 terms of size 1
