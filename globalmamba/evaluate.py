@@ -5,6 +5,7 @@
 The images come from the config, as in training. The weights are read with ``weights_only=True``.
 """
 
+import math
 import time
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from shared.environment import forget_peak, resident_bytes
+from shared.errors import UserError
 from shared.metrics.scores import top_hits, top_scores
 from shared.training.application import command, run_evaluation
 from shared.training.checkpoints import load_weights, read_checkpoint
@@ -35,7 +37,10 @@ PICTURED = 64  # images that the receptive field is averaged over
 
 @torch.no_grad()
 def score(cfg: ClassificationConfig, network: nn.Module, device: torch.device) -> dict[str, float]:
-    """Return top1, top5 (fractions), the mean cross-entropy ``loss`` and ``n_test`` over all test images."""
+    """Return top1, top5 (fractions), the mean cross-entropy ``loss`` and ``n_test`` over all test images.
+
+    UserError where the outputs are not finite: such scores would be those of no network.
+    """
     network = network.to(device).eval()
     loader = DataLoader(evaluation_batches(cfg), batch_size=None, num_workers=cfg.trainer.workers)
     dtype = next(network.parameters()).dtype
@@ -47,8 +52,10 @@ def score(cfg: ClassificationConfig, network: nn.Module, device: torch.device) -
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         losses.append(F.cross_entropy(logits, labels, reduction="none"))
         hits.append(top_hits(logits, labels))
-    scores = top_scores(torch.cat(hits))
-    return scores | {"loss": float(torch.cat(losses).double().mean()), "n_test": float(sum(map(len, hits)))}
+    loss = float(torch.cat(losses).double().mean())
+    if not math.isfinite(loss):
+        raise UserError("the outputs of the network are not finite: the training diverged, lower optim.lr")
+    return top_scores(torch.cat(hits)) | {"loss": loss, "n_test": float(sum(map(len, hits)))}
 
 
 @torch.no_grad()

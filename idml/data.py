@@ -68,7 +68,7 @@ def training_data(cfg: IDMLConfig, images: ImageSet) -> TrainingData:
     else:
         sampler = ClassBalancedBatchSampler(images.labels, size, cfg.data.per_class, cfg.seed, steps)
     sampler.steps = cfg.scale.epochs * (sampler.length // size)
-    return TrainingData(batches, sampler, cfg.objective.mixup_alpha is not None, cfg.trainer.workers)
+    return TrainingData(batches, sampler, mixes=False, workers=cfg.trainer.workers)  # pairs may lie on two ranks
 
 
 class EvaluationBatches(OrderedBatches):

@@ -2,25 +2,30 @@
 
 An embedding is [semantic m | uncertainty u]. With m of length 1,
 
-    alpha^2 = ||m_1 - m_2||^2                                    in [0, 4]
-    beta^2  = what u_1 and u_2 say together, see ``combination``
-    D_IN^2  = alpha^2 exp(-(beta^2 + offset) / (tau alpha^2))    in [0, alpha^2]
-    s_IN    = 1 - D_IN^2 / 2                                     the similarity that belongs to it
+    alpha = ||m_1 - m_2||                              in [0, 2]
+    beta  = what u_1 and u_2 say together, see ``combination``
+    D_IN  = alpha exp(-(beta + offset) / (tau alpha))  in [0, alpha]
+    s_IN  = 1 - D_IN^2 / 2                             the similarity that belongs to it
 
 Two images of which the network is not sure are near to each other whatever they show, so that a loss no longer pulls
-at them; of a network that is sure (u = 0, offset 0) it is the metric of the baseline. IDML (arXiv 2205.04449) says the
-form in words and pictures; the exponential, tau = 5 and the offset 4 are those of the released code, where alpha^2 is
-measured to un-normalised proxies and beta is constant (see ``released.py``). The release does not say how u is scaled
-and how two of them combine: these are ours, as named values.
+at them; of a network that is sure (u = 0, offset 0) it is the baseline's metric. D_IN = alpha exp(-beta / alpha) is
+printed in the figure "Motivation" of the authors' release (assets/motivation.png of github.com/wzzheng/IDML) for IDML
+(arXiv 2205.04449), with alpha from 0 to 2. How u is scaled and how two of them combine is not printed anywhere: these
+are ours, as named values.
+
+The form "squared" is a reading between the printed and the released one (``released.py``, where alpha^2 is measured to
+proxies of any length and beta is constant): D_IN^2 = alpha^2 exp(-(beta^2 + offset) / (tau alpha^2)). For no tau is it
+the printed form.
 """
 
 import torch
-from pytorch_metric_learning.distances import BaseDistance, LpDistance
+from pytorch_metric_learning.distances import CosineSimilarity, LpDistance
 from torch import Tensor
 from torch.nn import functional as F
 
 from shared.errors import UserError
 
+FORMS = ("printed", "squared")
 SCALINGS = ("raw", "rms", "unit")
 COMBINATIONS = ("sum", "difference", "product")
 SMALLEST = 1e-12  # of a squared distance that is divided by, or whose root has a finite gradient
@@ -30,12 +35,18 @@ def squared_norms(rows: Tensor) -> Tensor:
     return rows.square().sum(1)  # (B,)
 
 
+def root(squares: Tensor) -> Tensor:
+    """Return the square roots, 0 with a gradient of 0 below SMALLEST, where the root's own has no bound."""
+    return torch.where(squares > SMALLEST, squares.clamp_min(SMALLEST).sqrt(), 0.0)
+
+
 class IntrospectiveMetric:
     """The formulas above for [semantic | uncertainty] rows; a mix-in of the two classes that losses take.
 
     A row of ``semantic_dim`` values has no uncertainty: a proxy, or an embedding of the baseline. In a pair with it
     the other's uncertainty counts alone, beta = ||u||, whatever the combination.
 
+    form: "printed" or "squared", as above.
     scaling: of u, "raw": as it is; "rms": by 1 / sqrt(width), so that beta^2 is a mean over coordinates and does not
     grow with the width; "unit": to length 1, as released (beta to a proxy is then 1, and no gradient comes back).
     combination: beta^2 of a pair, "sum": ||u_1 + u_2||^2 (opposite ones cancel); "difference": ||u_1 - u_2||^2;
@@ -43,16 +54,17 @@ class IntrospectiveMetric:
     Raises UserError for other names, for tau <= 0 and for a negative offset.
     """
 
-    def __init__(self, semantic_dim: int, tau: float, offset: float, scaling: str, combination: str, **kwargs):
-        if scaling not in SCALINGS or combination not in COMBINATIONS:
-            raise UserError(
-                f"metric.scaling={scaling}, metric.combination={combination}: choose the scaling from "
-                f"{', '.join(SCALINGS)}, the combination from {', '.join(COMBINATIONS)}"
-            )
+    def __init__(
+        self, semantic_dim: int, form: str, tau: float, offset: float, scaling: str, combination: str, **kwargs
+    ):
+        known = {"form": (form, FORMS), "scaling": (scaling, SCALINGS), "combination": (combination, COMBINATIONS)}
+        for key, (value, names) in known.items():
+            if value not in names:
+                raise UserError(f"metric.{key}={value}: choose the {key} from {', '.join(names)}")
         if not tau > 0 or not offset >= 0:
             raise UserError(f"metric.tau={tau}, metric.offset={offset}: set tau above 0 and offset to 0 or more")
         super().__init__(**kwargs)
-        self.semantic_dim, self.tau, self.offset = semantic_dim, tau, offset
+        self.semantic_dim, self.form, self.tau, self.offset = semantic_dim, form, tau, offset
         self.scaling, self.combination = scaling, combination
 
     def normalize(self, embeddings: Tensor, dim: int = 1, **kwargs) -> Tensor:
@@ -82,13 +94,25 @@ class IntrospectiveMetric:
 
     def squared(self, first: Tensor, second: Tensor) -> Tensor:
         """Return D_IN^2 of all pairs, (n, m), from rows that ``normalize`` gave."""
-        (m_1, u_1), (m_2, u_2) = self.split(first), self.split(second)
-        return self.introspected((2 - 2 * m_1 @ m_2.T).clamp_min(0), self.beta_squared(u_1, u_2))
-
-    def introspected(self, alpha_squared: Tensor, beta_squared: Tensor) -> Tensor:
-        """Return D_IN^2 from alpha^2 and beta^2."""
+        if self.form == "printed":
+            return self.distance(first, second).square()
+        alpha_squared, beta_squared = self.parts(first, second)
         exponent = (beta_squared + self.offset) / (self.tau * alpha_squared.clamp_min(SMALLEST))
         return alpha_squared * torch.exp(-exponent)
+
+    def distance(self, first: Tensor, second: Tensor) -> Tensor:
+        """Return D_IN of all pairs, (n, m), from rows that ``normalize`` gave."""
+        if self.form == "squared":
+            return self.squared(first, second).clamp_min(SMALLEST).sqrt()
+        alpha_squared, beta_squared = self.parts(first, second)
+        # Of two images at one place the exponent has no bound and D_IN is 0, as is its gradient.
+        alpha = alpha_squared.clamp_min(SMALLEST).sqrt()
+        return alpha * torch.exp(-(root(beta_squared) + self.offset) / (self.tau * alpha))
+
+    def parts(self, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+        """Return alpha^2 and beta^2 of all pairs."""
+        (m_1, u_1), (m_2, u_2) = self.split(first), self.split(second)
+        return (2 - 2 * m_1 @ m_2.T).clamp_min(0), self.beta_squared(u_1, u_2)
 
 
 class IntrospectiveDistance(IntrospectiveMetric, LpDistance):
@@ -98,17 +122,17 @@ class IntrospectiveDistance(IntrospectiveMetric, LpDistance):
     """
 
     def compute_mat(self, query_emb: Tensor, ref_emb: Tensor) -> Tensor:
-        return self.squared(query_emb, ref_emb).clamp_min(SMALLEST).sqrt()
+        return self.distance(query_emb, ref_emb)
 
     def pairwise_distance(self, query_emb: Tensor, ref_emb: Tensor) -> Tensor:
         return self.compute_mat(query_emb, ref_emb).diagonal()
 
 
-class IntrospectiveSimilarity(IntrospectiveMetric, BaseDistance):
-    """s_IN in [-1, 1], where a loss takes the cosine."""
+class IntrospectiveSimilarity(IntrospectiveMetric, CosineSimilarity):
+    """s_IN in [-1, 1], where a loss takes the cosine.
 
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, is_inverted=True, **kwargs)
+    It is a CosineSimilarity since ArcFace, CosFace, Circle and TupletMargin insist on one.
+    """
 
     def compute_mat(self, query_emb: Tensor, ref_emb: Tensor) -> Tensor:
         return 1 - self.squared(query_emb, ref_emb) / 2

@@ -15,7 +15,7 @@ from scipy.special import betaincinv
 from torch import Tensor, nn
 
 from shared.data.keyed import keyed_uniform, stream
-from shared.training.ranks import gather_rows, world_size
+from shared.training.ranks import gather_rows, rank, rows_of_ranks, world_size
 
 LAMBDA = stream("idml.lambda")
 
@@ -26,12 +26,15 @@ def mixup_lambda(seed: int, step: int, alpha: float) -> float:
 
 
 def mixup_pairs(rows: Tensor) -> Tensor:
-    """Return the second of every pair, (B, ...) in the order of the first.
+    """Return the second of every pair, (B, ...) in the order of the first, the same for any number of ranks.
 
-    The batch is in random order and is rolled by half, so that the two of a pair are on one rank (as in
-    ``shared.data.augment.mix``); the release permutes it.
+    The batch of all ranks is in random order and is rolled by half; the release permutes it. Where it is a multiple of
+    twice the ranks, the two of a pair are on one rank; otherwise every rank is sent the rows of all.
     """
-    return rows.roll(len(rows) // 2, 0)
+    size = sum(rows_of_ranks(len(rows), rows.device))
+    if size % (2 * world_size()) == 0:
+        return rows.roll(len(rows) // 2, 0)
+    return gather_batch(rows).roll(size // 2, 0)[rank() :: world_size()]
 
 
 def mixture(images: Tensor, lam: float) -> Tensor:
@@ -47,7 +50,7 @@ def gather_batch(rows: Tensor) -> Tensor:
     gathered, ranks = gather_rows(rows), world_size()
     if ranks == 1:
         return gathered
-    places = torch.cat([torch.arange(rank, len(gathered), ranks) for rank in range(ranks)])
+    places = torch.cat([torch.arange(first, len(gathered), ranks) for first in range(ranks)])
     return gathered[places.argsort().to(gathered.device)]
 
 

@@ -22,6 +22,7 @@ from scipy.ndimage import maximum_filter
 
 from pdml.distributions import fuse
 from pdml.patches import PatchSource
+from shared.errors import UserError
 
 # On a CPU 32 to 128 patches at a time are equally fast, and the activations of 128 exceed a Pavia-sized cube.
 BATCH_SIZE = 64
@@ -65,7 +66,8 @@ def predict_scene(
 
     Only the patches that they need are run. ``probabilities`` keeps those of every class. ``timer`` collects
     the seconds of "patches", "network" and "readout". ``progress`` wraps the list of batches, as tqdm does.
-    The model keeps its device, its modes and its weights. Raises UserError if a patch does not fit.
+    The model keeps its device, its modes and its weights. Raises UserError if a patch does not fit, and
+    where the network gives numbers that are not finite.
     """
     source = PatchSource(cube, model.patch_size)
     wanted = np.ones(source.shape, bool) if wanted is None else wanted
@@ -83,6 +85,8 @@ def predict_scene(
                 patches = source.gather(rows, columns).to(like)
             with seconds(timer, "network"):
                 mean, log_variance = model.encode(patches) if fused else model.encode_centre(patches)
+                if not (mean.isfinite().all() and log_variance.isfinite().all()):
+                    raise UserError("the outputs of the network are not finite: the training diverged, lower optim.lr")
             with seconds(timer, "readout"):
                 if fused:
                     rolling.add(rows, columns, mean, log_variance)

@@ -164,6 +164,15 @@ def test_scores_are_those_of_all_test_images_whatever_the_batches(tmp_path):
     assert scores["loss"] == pytest.approx(float(F.cross_entropy(logits, labels)))
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_network_that_diverged_has_no_score(tmp_path, value):
+    cfg = small_config(tmp_path)
+    logits = torch.zeros(evaluation_batches(cfg).samples, 10)
+    logits[3] = value
+    with pytest.raises(UserError, match="not finite: the training diverged, lower optim.lr"):
+        evaluate.score(cfg, Fixed(logits), torch.device("cpu"))
+
+
 def test_a_run_gives_its_metrics_and_the_cost_was_estimated(tmp_path):
     cfg = small_config(tmp_path, steps=2)
     assert 0 < train.seconds_of_run(cfg) < math.inf

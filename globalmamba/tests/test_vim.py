@@ -77,6 +77,34 @@ def test_only_the_bidirectional_mixer_sees_later_tokens(bidirectional):
     assert differs.tolist() == [bidirectional] * 6 + [True] * 3
 
 
+def swapped(mixer: VimMixer) -> VimMixer:
+    """Return the mixer with the weights of its two directions exchanged."""
+    state = mixer.state_dict()
+    partners = {key: key.replace("A_log", "A_b_log").replace("D", "D_b") if "." not in key else None for key in state}
+    for key in state:
+        if "." in key:
+            layer, name = key.split(".")
+            partners[key] = f"{layer}_b.{name}"
+    pairs = [(key, partner) for key, partner in partners.items() if "_b" not in key and partner in state]
+    assert len(pairs) == (len(state) - 2) // 2  # all but the projections in and out
+    other = VimMixer(16).to(next(iter(state.values())).dtype)
+    other.load_state_dict(state | {a: state[b] for a, b in pairs} | {b: state[a] for a, b in pairs})
+    return other
+
+
+def test_a_reversed_order_is_the_same_bidirectional_mixer_with_its_directions_swapped():
+    """So that no order of tokens can be better than its reverse; a causal mixer has one direction to read in."""
+    torch.manual_seed(0)
+    mixer = VimMixer(16).double()
+    for parameter in mixer.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    x = torch.randn(2, 9, 16, dtype=torch.float64)
+    assert relative_error(swapped(mixer)(x.flip(1)).flip(1), mixer(x)) < EXACT
+    assert relative_error(mixer(x.flip(1)).flip(1), mixer(x)) > 0.1
+    ahead = VimMixer(16, bidirectional=False).double()
+    assert relative_error(ahead(x.flip(1)).flip(1), ahead(x)) > 0.1
+
+
 @pytest.mark.parametrize("class_token, mixer", CHOICES)
 @pytest.mark.parametrize("mlp_ratio", [0.0, 2.0])
 def test_every_parameter_gets_gradient(class_token, mixer, mlp_ratio):

@@ -91,10 +91,14 @@ CONTRACT = Contract(
     steps=2 * DRAWN_BATCHES,
     stops=[(0, 9), (0, 19), (0, 29)],
     rank_cases={name: ["data.per_class=4", f"loss={name}"] for name in BUILDERS}
-    | {"unequal": [*PLAIN, "optim.batch_size=31"], "released": ["metric=released"]},
+    | {
+        "unequal": [*PLAIN, "optim.batch_size=31"],
+        "pairs-on-two-ranks": ["optim.batch_size=30"],
+        "unequal-pairs": ["optim.batch_size=31"],
+        "released": ["metric=released"],
+    },
     losses=losses,
     rate=1e-3,
-    mixed=["optim.batch_size=30"],
     misspelt=("cub50-idml-pb", "cub50-idml-pa"),
     unknown_keys=("optim.lrr", "data.sizes", "nothing", "objective.mixup"),
     same={"idml-pa-cub-r-4": "idml-pa-cub", "idml-pa-cars-r-4": "idml-pa-cars196"},  # another metric of the same run

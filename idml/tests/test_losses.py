@@ -22,7 +22,8 @@ CONSTANTS = {
     "proxy-anchor": {"alpha": 32.0, "margin": 0.1},
 }
 PLAIN = {"name": "plain"}
-INTROSPECTIVE = {"name": "introspective", "tau": 5.0, "offset": 0.0, "scaling": "rms", "combination": "sum"}
+INTROSPECTIVE = {"name": "introspective", "form": "printed", "tau": 1.0, "offset": 0.0}
+INTROSPECTIVE |= {"scaling": "rms", "combination": "sum"}
 LABELS = torch.arange(CLASSES).repeat_interleave(PER_CLASS)
 
 
@@ -97,7 +98,7 @@ def test_names_that_mean_nothing_and_the_released_metric_elsewhere_are_refused()
 
 
 def sampler(cutoff: float = 0.5, farthest: float = 1.4) -> DistanceWeightedSampler:
-    distance = IntrospectiveDistance(S, 5.0, 0.0, "rms", "sum")
+    distance = IntrospectiveDistance(S, "printed", 1.0, 0.0, "rms", "sum")
     return DistanceWeightedSampler(S, cutoff, farthest, distance=distance)
 
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from idml.objective import mixture, mixup_lambda, mixup_pairs, objective
+from shared.testing.gloo import on_ranks
 
 
 def network(images):
@@ -58,3 +59,16 @@ def test_the_share_is_a_function_of_the_step_and_has_the_beta_distribution(alpha
 
 def test_partners_are_those_of_the_other_half():
     assert mixup_pairs(torch.arange(6)).tolist() == [3, 4, 5, 0, 1, 2]
+
+
+def pairs_of_a_rank(number: int, ranks: int, size: int) -> torch.Tensor:
+    return mixup_pairs(torch.arange(size)[number::ranks])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks, size", [(8, 120), (3, 31)])
+def test_pairs_are_those_of_one_process_where_a_rank_has_half_of_one(ranks, size, tmp_path):
+    """The paper's batch on its 8 GPUs: 15 images each."""
+    parts = on_ranks(ranks, pairs_of_a_rank, tmp_path, ranks, size)
+    whole = mixup_pairs(torch.arange(size))
+    assert [part.tolist() for part in parts] == [whole[number::ranks].tolist() for number in range(ranks)]

@@ -15,6 +15,7 @@ from pdml.normal import keyed_normal
 from pdml.patches import PatchSource
 from pdml.tools import reference
 from pdml.tools.bench import build_bench_model, random_cube
+from shared.errors import UserError
 
 EQUAL = 1e-5  # the promise; float32 sums of up to 81 terms of size 1 in another order differ by about 1e-6
 EXACT = 1e-12  # float64 sums of up to 81 terms of size 1
@@ -117,6 +118,14 @@ def test_the_rolling_window_fuses_as_a_loop_over_every_pixel_of_every_patch_does
     rows = [pair for pair in received if len(pair[0]) == width]
     np.testing.assert_allclose(torch.cat([row[0] for row in rows]), mean, rtol=0, atol=EXACT)
     np.testing.assert_allclose(torch.cat([row[1] for row in rows]), variance, rtol=0, atol=EXACT)
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_a_network_that_diverged_decides_nothing(fused):
+    model = RandomModel(3, 5)
+    model.place[4] = float("nan")
+    with pytest.raises(UserError, match="not finite: the training diverged, lower optim.lr"):
+        predict_scene(model, _cube(6, 6), fused=fused)
 
 
 def test_wanted_pixels_are_decided_as_in_the_whole_scene_and_only_needed_patches_run():

@@ -11,7 +11,7 @@ from shared.claims.compose import row_config, row_names
 from shared.claims.ledger import Claim
 from shared.claims.protocol import Paper
 from shared.errors import UserError
-from shared.records import RunRecord, read_record, record_path
+from shared.records import RunRecord, read_record
 from shared.training.config import evidence_path, hash_of, root_of
 
 
@@ -48,9 +48,6 @@ class Evidence:
             return self.paper.folder / "results"
         cfg = row_config(self.paper, row_names(self.paper)[0], 0, moved)
         return root_of(cfg) / cfg.paths.results
-
-    def path(self, record: RunRecord) -> Path:
-        return record_path(self.results, record.scale, record.row, record.seed)
 
     def expected_hash(self, row: str, seed: int, *overrides: str) -> str:
         """Return the hash that a record of a row and seed must carry; UserError as ``row_config``."""

@@ -184,6 +184,12 @@ class Ledger(BaseModel, extra="forbid"):
     Full: OwnRows = []
 
     @property
+    def planned(self) -> int:
+        """The number of claimed scores that have a baseline's beside them: the comparisons that are planned."""
+        scores = [(model.Claim.Baseline.Metrics, key) for model in self.Models for key in model.Claim.numbers(False)]
+        return sum(isinstance(theirs.get(key), int | float) for theirs, key in scores)
+
+    @property
     def own_rows(self) -> list[OwnRow]:
         return [*self.Lite, *self.Demo, *self.Full]
 

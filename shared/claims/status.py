@@ -13,8 +13,9 @@ from shared.claims.ledger import Model, agrees
 from shared.errors import UserError
 from shared.metrics.names import load_names
 from shared.metrics.seeds import Estimate, interval, paired
+from shared.records import record_path
 
-MINIMUM_SEEDS = 3
+MINIMUM_SEEDS, LEVEL = 3, 0.05
 FROM_FULL_SCALE = ("reproduced", "below", "above", "contradicted")
 UNKNOWN = "the paper's number is not known"
 ROUNDING = 1e-9  # of a claimed number: |76.5 - 76.2| must not exceed 0.3 by an error of float64
@@ -29,7 +30,7 @@ class Derived:
     """
 
     def __init__(self, evidence: Evidence, model: Model):
-        self.model, self.claim, row = model, model.Claim, model.Claim.Row
+        self.model, self.claim, row, self.planned = model, model.Claim, model.Claim.Row, evidence.ledger.planned
         self.full, self.demo = evidence.records("full", row), evidence.records("demo", row, "scale=demo")
         self.ours = self.full.of_claim(self.claim)
         self.n, self.measured = len(self.ours.fresh), self._intervals(self.ours)
@@ -44,7 +45,8 @@ class Derived:
         defined = [self.ours.values(known.names[0]).keys() for known in self.scores.values()]
         self.undefined = sorted({seed for seeds in defined for seed in self.ours.fresh.keys() - seeds})
         self.status, self.why, rests_on = self._status()
-        paths = [evidence.path(record) for _, record in sorted(rests_on.fresh.items())]
+        rows = [(record.scale, row, seed) for seed, record in sorted(rests_on.fresh.items())]
+        paths = [record_path(evidence.results, *place) for place in rows]
         files = {str(path).removeprefix(f"{evidence.paper.root}/"): path.read_bytes() for path in paths}
         self.evidence = [{"File": file, "SHA256": sha256(text).hexdigest()} for file, text in files.items()]
         means = {name: round(values.mean, 6) for name, values in self.measured.items()}
@@ -92,13 +94,14 @@ class Derived:
     def _earned(self) -> str:
         """Return the status that three seeds and more give; parameters and FLOPs are no part of it (``reason``).
 
-        "contradicted" is the claimed order reversed by a paired 95 % interval that excludes 0, for any score.
+        "contradicted": a score's claimed order is reversed, at 95 % for all planned comparisons together (Bonferroni).
         """
         gaps = []
         for key, name in ((key, known.names[0]) for key, known in self.scores.items()):
             claimed, theirs, gain = self.claim.Metrics[key], self.claim.Baseline.Metrics.get(key), self.gains.get(name)
             if isinstance(theirs, int | float) and theirs != claimed and gain and gain.n >= MINIMUM_SEEDS:
-                if gain.high < 0 if claimed > theirs else gain.low > 0:
+                is_reversed = gain.mean < 0 if claimed > theirs else gain.mean > 0
+                if is_reversed and gain.p_value <= LEVEL / self.planned:
                     return "contradicted"
             gap = self.measured[name].mean - claimed
             gaps.append(gap if abs(gap) > self.claim.Tolerance[key] + ROUNDING * abs(claimed) else 0)

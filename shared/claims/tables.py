@@ -74,13 +74,13 @@ def own_tables(evidence: Evidence, scale: str, only_measured: bool = False) -> l
 
     A row shows mean ± standard deviation over its fresh seeds, the paired difference of every compared metric with its
     baselines, the number of seeds and the wall time. Notes that concern all groups stand in the last table.
-    ``only_measured`` leaves out rows without fresh evidence and extra columns, but corrects for all comparisons.
+    ``only_measured`` leaves out rows without fresh evidence and extra columns, but corrects for all that are planned.
     """
     rows, records, names = evidence.ledger.rows_of_scale(scale), evidence.own(scale), load_names().metrics
     pairs = [(row.Row, other, metric) for row in rows for other in row.Baseline for metric in row.compared]
     tests = {(a, b, metric): paired(records[a].values(metric), records[b].values(metric)) for a, b, metric in pairs}
     p_values = {key: test.p_value for key, test in tests.items() if test.n > 1}
-    holding, labels, tables = holm(p_values), {row.Row: row.Label for row in rows}, []
+    holding, labels, tables = holm(p_values, len(pairs)), {row.Row: row.Label for row in rows}, []
 
     def difference_cell(row: OwnRow, metric: str | None) -> str:
         """Return the differences with all baselines of a row, a line each."""
@@ -112,16 +112,13 @@ def own_tables(evidence: Evidence, scale: str, only_measured: bool = False) -> l
 
 def _notes(rows: list[Records], planned: int, tested: int, holding: int) -> list[str]:
     """Return what concerns all tables of a list: how to read them, the corrections, machines and commits."""
-    comparisons = "paired comparisons"
-    if tested != planned:
-        comparisons = f"of {planned} paired comparisons, the others are not measured yet"
     notes = [
         "Mean ± standard deviation over seeds; differences are paired by seed, in the metric's units, and "
         '"no evidence" where their 95 % interval holds 0. '
-        f"These tables hold {tested} {comparisons}; their 95 % intervals are not corrected for that number."
+        f"Planned comparisons: {planned}, open: {planned - tested}; the intervals are not corrected for their number."
     ]
     if tested:
-        correction = "stay different from 0 at 5 % when Holm's method corrects for that number"
+        correction = f"stay different from 0 at 5 % when Holm's method corrects for all {planned}"
         notes.append(f"{HOLDS.strip()} marks the comparisons that {correction}: {holding}.")
     runs = [record for row in rows for record in row.fresh.values()]
     if not runs:

@@ -55,14 +55,14 @@ def paired(a: dict[int, float], b: dict[int, float], level: float = 0.95) -> Est
     return replace(estimate, p_value=None if len(seeds) == 1 else float(estimate.mean == 0))
 
 
-def holm(p_values: dict, level: float = 0.05) -> set:
+def holm(p_values: dict, planned: int, level: float = 0.05) -> set:
     """Return the keys whose hypotheses Holm's step-down method rejects: at most ``level`` for one false one among all.
 
-    S. Holm, A simple sequentially rejective multiple test procedure, Scandinavian Journal of Statistics 6, 1979.
+    ``planned``: how many there are, those without a p value yet included. S. Holm, Scand. J. Statistics 6, 1979.
     """
     rejected = set()
     for rank, key in enumerate(sorted(p_values, key=p_values.get)):
-        if p_values[key] > level / (len(p_values) - rank):
+        if p_values[key] > level / (planned - rank):
             break
         rejected.add(key)
     return rejected

@@ -2,6 +2,7 @@
 
 import pytest
 
+from shared.claims.ledger import Ledger
 from shared.claims.protocol import Paper
 from shared.claims.status import Derived
 
@@ -31,6 +32,23 @@ def test_order_reversed_with_an_interval_that_excludes_zero_is_contradicted(repo
     assert status().status == "reproduced"
     repository.run("fake-b", [0.750, 0.752, 0.7541])  # the claimed order
     assert status().status == "reproduced"
+
+
+def test_the_interval_is_corrected_for_all_comparisons_that_are_planned(repository, status, monkeypatch):
+    repository.run("fake-a", [0.760, 0.762, 0.764])
+    repository.run("fake-b", [0.7705, 0.7719, 0.7741])  # -1.02 points: t(2) = -57.6, p = 0.000301
+    monkeypatch.setattr(Ledger, "planned", 160)
+    assert status().status == "contradicted"
+    monkeypatch.setattr(Ledger, "planned", 170)
+    assert status().status == "reproduced"
+
+
+def test_planned_comparisons_are_the_claimed_scores_with_a_number_of_the_baseline(repository, evidence):
+    assert evidence().ledger.planned == 1
+    repository.edit(
+        "Baseline: {name: null, Metrics: {}}", "Baseline: {name: null, Metrics: {top1: 70.0, parameters: 1}}"
+    )
+    assert evidence().ledger.planned == 2
 
 
 @pytest.mark.parametrize(

@@ -29,8 +29,8 @@ def test_lite_table_shows_means_paired_differences_and_their_number(repository, 
         "30",
     ]
     notes = " ".join(table.notes)
-    assert "1 paired comparisons" in notes and "not corrected" in notes
-    assert "corrects for that number: 0." in notes
+    assert "Planned comparisons: 1, open: 0" in notes and "not corrected" in notes
+    assert "corrects for all 1: 0." in notes
     assert "a processor, 2 cores (6 runs)" in notes
     assert "0123456 (3 runs); 0123456 with uncommitted changes (3 runs)" in notes
 
@@ -41,7 +41,7 @@ def test_difference_that_survives_the_correction_is_marked(repository, evidence)
     (table,) = own_tables(evidence(), "lite")
     # differences 5.0, 5.1, 5.0 points: t(2) = 151, p = 4e-5
     assert "+5.03 [4.89, 5.18] † vs plain" in table.rows[1]
-    assert "corrects for that number: 1." in " ".join(table.notes)
+    assert "corrects for all 1: 1." in " ".join(table.notes)
 
 
 def test_every_compared_metric_has_a_column_of_differences(repository, evidence):
@@ -54,7 +54,7 @@ def test_every_compared_metric_has_a_column_of_differences(repository, evidence)
     assert plain[3:5] == ["–", "–"] and all(len(row) == len(table.columns) for row in table.rows)
     # 0, -1, -2 points: t(2) = 4.303, standard error 1/sqrt(3); 11, 13, 12 points
     assert new[3:5] == ["-1.00 [-3.48, 1.48] vs plain: no evidence", "+12.00 [9.52, 14.48] † vs plain"]
-    assert "2 paired comparisons" in " ".join(table.notes)
+    assert "Planned comparisons: 2, open: 0" in " ".join(table.notes)
 
 
 def test_a_metric_that_is_not_shown_cannot_be_compared(repository, evidence):

@@ -63,11 +63,13 @@ def test_identical_differences_raise_no_warning(gap, p):
 
 def test_holm_steps_down_and_stops_at_the_first_that_fails():
     # level / 4 = 0.0125, level / 3 = 0.0167, level / 2 = 0.025: the third fails, so the fourth is not looked at
-    assert holm({"a": 0.01, "b": 0.04, "c": 0.03, "d": 0.005}) == {"a", "d"}
-    assert holm({}) == set()
+    assert holm({"a": 0.01, "b": 0.04, "c": 0.03, "d": 0.005}, 4) == {"a", "d"}
+    # of six that are planned, level / 6 = 0.0083 and level / 5 = 0.01
+    assert holm({"a": 0.011, "d": 0.005}, 6) == {"d"} and holm({"a": 0.01, "d": 0.005}, 6) == {"a", "d"}
+    assert holm({}, 3) == set()
 
 
 def test_holm_seldom_finds_anything_where_nothing_is():
     rng = np.random.default_rng(0)
-    false = sum(bool(holm(dict(enumerate(rng.uniform(size=29))))) for _ in range(2000))
+    false = sum(bool(holm(dict(enumerate(rng.uniform(size=29))), 29)) for _ in range(2000))
     assert 0.03 < false / 2000 < 0.07  # 5 % of the families, not 1 - 0.95^29 = 77 %
