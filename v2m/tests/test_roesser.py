@@ -189,7 +189,7 @@ def test_without_way_back_the_columns_take_the_row_pass_of_the_token_above(heigh
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("without", itertools.product(("p2", "q2"), ("p3", "q3")))
+@pytest.mark.parametrize("without", list(itertools.product(("p2", "q2"), ("p3", "q3"))))
 @pytest.mark.parametrize(("height", "columns"), [(1, 1), (1, 6), (6, 1), (4, 6), (9, 4)])
 def test_without_couplings_it_is_the_sum_of_a_row_pass_and_a_column_pass(height, columns, without, backend):
     arguments = make(height, columns)
