@@ -8,11 +8,11 @@ import math
 from collections.abc import Sequence
 
 import torch
+from omegaconf import DictConfig, OmegaConf
 
 from shared.claims.compose import row_config
 from shared.claims.tables import Table
-from v2m.model import build_model, count, count_network
-from v2m.model_base import CHANNELS
+from v2m.model import build_model, count
 
 # Printed by the paper: millions of parameters, billions of FLOPs (arXiv 2410.10382, ImageNet table).
 PRINTED = {
@@ -33,6 +33,10 @@ PRINTED = {
 }
 RULES = ("flops", "flops_without_scan", "flops_scan_once")
 LOCAL = "model.network.mixer._target_"
+# The framework figure: corners joined in front of the blocks, which then scan from one each (joined.py).
+JOINED = {"model.network._target_": "v2m.joined.JoinedVim", "model.network.mixer.corners": 1}
+BY_CHANNELS = JOINED | {"model.network.join": "channels"}
+FIGURE = {"model.network.mixer.norm_between": True, "model.network.mlp_ratio": 4.0}
 # By the rows that they belong to: the interpretations of each question, as changes of the rows' configurations. The
 # first one of each question is the default.
 INTERPRETATIONS: dict[tuple[str, str], dict[str, dict]] = {
@@ -40,8 +44,11 @@ INTERPRETATIONS: dict[tuple[str, str], dict[str, dict]] = {
         "no norm between, no MLP": {},
         "norm between the passes": {"model.network.mixer.norm_between": True},
         "MLP in the block, ratio 4": {"model.network.mlp_ratio": 4.0},
-        "norm and MLP": {"model.network.mixer.norm_between": True, "model.network.mlp_ratio": 4.0},
+        "norm and MLP": FIGURE,
         "rotated order": {"model.network.mixer.order": "rotated"},
+        "corners joined once, as images": JOINED | {"model.network.join": "images"},
+        "corners joined once, by channels": BY_CHANNELS,
+        "corners joined once, by channels, norm and MLP": BY_CHANNELS | FIGURE,
         "one corner": {"model.network.mixer.corners": 1},
         "two corners": {"model.network.mixer.corners": 2},
     },
@@ -60,10 +67,10 @@ INTERPRETATIONS: dict[tuple[str, str], dict[str, dict]] = {
 }
 
 
-@functools.cache
-def counted(row: str, changes: tuple[tuple[str, object], ...]) -> dict[str, int]:
-    """Return parameters and FLOPs of a row with changes to its configuration; keys as ``count_network``."""
+def configured(row: str, changes: tuple[tuple[str, object], ...]) -> DictConfig:
+    """Return a row's configuration with changes to it."""
     cfg = row_config("v2m", row, 0)
+    OmegaConf.set_struct(cfg, False)  # another network has keys of its own; it refuses what it does not know
     for key, value in changes:
         group, *middle, name = key.split(".")
         node = cfg[group]
@@ -74,9 +81,13 @@ def counted(row: str, changes: tuple[tuple[str, object], ...]) -> dict[str, int]
             windows = list(cfg.model.network.mixer.window)
             cfg.model.network.mixer.window = windows + [0] * (value - len(windows))
         node[name] = value
-    with torch.device("meta"):  # nothing is drawn, nothing takes memory
-        network = build_model(cfg)
-    return count_network(network, cfg.data.image_size, CHANNELS)
+    return cfg
+
+
+@functools.cache
+def counted(row: str, changes: tuple[tuple[str, object], ...]) -> dict[str, int]:
+    """Return parameters and FLOPs of a row with changes to its configuration; keys as ``count_network``."""
+    return count(configured(row, changes))
 
 
 def distance(counts: Sequence[dict], rows: Sequence[str], rule: str) -> float:
@@ -105,18 +116,19 @@ ONE_DIRECTION = (("_0",), ("", "_2"))
 
 
 @functools.cache
-def as_localmamba_counts(row: str, scans: int) -> float:
-    """Return the FLOPs of a plain network as the counter in LocalMamba's code has them.
+def as_localmamba_counts(row: str, scans: int, changes: tuple[tuple[str, object], ...] = ()) -> float:
+    """Return the FLOPs of a plain network, a row's with changes, as the counter in LocalMamba's code has them.
 
     A multiply-add of a linear map or a convolution is 1, but of the projections of several directions one alone counts;
     a scan is 5 L D N + 2 L D (github.com/hunto/LocalMamba).
     """
-    cfg = row_config("v2m", row, 0)
     with torch.device("meta"):
-        network = build_model(cfg)
+        network = build_model(configured(row, changes))
     patches = math.prod(network.grid_size)
     tokens = network.pos_embed.shape[1]
     total = patches * network.patch_embed.proj.weight.numel() + network.head.weight.numel()
+    if hasattr(network, "corner_proj"):
+        total += patches * network.corner_proj.weight.numel()
     for block in network.layers:
         mixer = block.mixer
         counted_once = [mixer.in_proj, mixer.out_proj]
@@ -138,6 +150,10 @@ def _printed() -> Table:
         name, _, flops = PRINTED[row]
         for scans in choices:
             rows.append([name, str(flops), str(scans), f"{as_localmamba_counts(row, scans) / 1e9:.2f}"])
+    for row in ("v2m-in1k-t", "v2m-in1k-s"):
+        name, _, flops = PRINTED[row]
+        ours = as_localmamba_counts(row, 2, tuple(BY_CHANNELS.items()))
+        rows.append([f"{name}, corners joined once, by channels", str(flops), "2", f"{ours / 1e9:.2f}"])
     return Table("", columns, rows)
 
 

@@ -1,10 +1,16 @@
 """A mixer by Roesser's model of the plane, which V2M starts from and simplifies to two passes (arXiv 2410.10382).
 
-A state along rows and one along columns, coupled at every token (kernels/roesser). It has V2M's parameters and, for
-each channel, the six vectors that the simplification drops: the two of A2, the two of A3, B2 and C1. They begin at
-A2 = B2 = C1 = 0 and A3 = delta2 1 1^T, a row pass and then a column pass, so that training decides what the general
-form is worth. That is not V2M's mixer: convolutions, skip and gate stand around the whole recurrence, not between its
-halves, and both passes choose by the same token. Nobody has published this mixer; it is ours, for comparison.
+A state along rows, which reads both states of the left neighbour, and one along columns, which reads both of the upper
+one (kernels/roesser): the recurrence that the authors' figure draws (motivation.png of github.com/wangck20/V2M). That
+the step sizes, B and C are chosen by the token and that the couplings have rank one is our reading.
+
+It has V2M's parameters and, for each channel, the six vectors that the simplification drops: the two of A2, the two of
+A3, B2 and C1. B2 and C1 begin at the constants that V2M's release has in their place, the B of its column pass and the
+C of its row pass: 1. A2 begins at 0 and A3 at delta2 1 1^T: the rows are scanned, and the columns take each row's
+result one token below it, so that every token sees its whole quadrant and no state can grow on a loop; training decides
+what the way back is worth. That is not V2M's mixer: convolutions, skip and gate stand around the whole recurrence, not
+between its halves, and both halves choose by the same token. Nobody has published this mixer; it is ours, for
+comparison.
 """
 
 import torch
@@ -17,7 +23,7 @@ from v2m.passes import ScanMixer
 
 # The axes of (B, H, W, .) to mirror so that a corner becomes the top left, by the number of corners.
 MIRRORED = {1: ((),), 2: ((), (1, 2)), 4: ((), (1,), (2,), (1, 2))}
-VECTORS = {"p2": 0.0, "q2": 1.0, "p3": 1.0, "q3": 1.0, "B2": 0.0, "C1": 0.0}
+VECTORS = {"p2": 0.0, "q2": 1.0, "p3": 1.0, "q3": 1.0, "B2": 1.0, "C1": 1.0}
 
 
 class RoesserMixer(ScanMixer):

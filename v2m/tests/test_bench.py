@@ -40,6 +40,13 @@ def test_every_timed_scan_gives_the_same(monkeypatch):
                 torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("train", [False, True])
+def test_the_timed_forms_of_the_recurrence_give_the_same(train, monkeypatch):
+    monkeypatch.setattr(bench, "WIDTH", 8)
+    results = (bench.recurrence_call(backend, 3, 5, train)() for backend in bench.RECURRENCE)
+    torch.testing.assert_close(*results, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("side", SPEED)
 def test_chunked_is_as_fast_as_the_composition(side, two_threads):
@@ -59,4 +66,5 @@ def test_the_tables_name_every_backend_and_mixer(monkeypatch):
     names = list(table.columns[1].cells)
     assert set(names) == set(bench.BACKENDS)
     assert all(list(table.columns[2].cells)[names.index(name)] for name in ("triton", "mamba_ssm"))
+    assert list(bench.recurrence_table(2, 3, 1).columns[0].cells) == list(bench.RECURRENCE)
     assert list(bench.mixer_table(2, 1, 1).columns[0].cells) == list(bench.MIXERS)

@@ -243,7 +243,7 @@ def test_the_kernels_are_given_the_whole_grid_at_once(monkeypatch):
     assert calls == [((2, 2, 2 * E, 3, 5), ("right", "left")), ((2, 4, 2 * E, 3, 5), ("down", "up", "down", "up"))]
 
 
-def test_the_general_recurrence_begins_at_a_row_pass_and_a_column_pass_without_anything_between():
+def test_the_general_recurrence_begins_at_a_row_pass_whose_results_the_columns_take_one_token_below():
     mixer, tokens = build(RoesserMixer), grid(3, 4)
     x = mixer.project_in(tokens)[0][:, 0]
     u = mixer._convolved(x[:, None], [mixer.conv1d], ("right",))
@@ -266,7 +266,8 @@ def test_the_general_recurrence_begins_at_a_row_pass_and_a_column_pass_without_a
         return y.permute(0, 1, 3, 4, 2)
 
     rows = scanned(u, first, "", "right", "B")
-    expected = scanned(rows, second, "_2", "down", "C") + mixer.D * u
+    above = torch.cat([torch.zeros_like(rows[:, :, :1]), rows[:, :, :-1]], 2)
+    expected = rows + scanned(u + above, second, "_2", "down", "C") + mixer.D * u
     same(mixer.recurrence(x), expected[:, 0])
 
 

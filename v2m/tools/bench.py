@@ -1,4 +1,4 @@
-"""What this paper promises about speed: the scan of a grid on every backend, and the whole mixer beside the release's.
+"""What this paper promises about speed: the scans of a grid on every backend, the whole mixer beside the release's.
 
     python -m v2m.tools.bench [--threads 2] [--repeat 5] [--sides 14 28 56]
 
@@ -6,7 +6,8 @@ Times are medians of interleaved repeats on this machine's CPU, float32; the bac
 ``make gpu-evidence``. Extra memory is the rise of the peak of resident memory in a process of its own, in tensors of
 the size of u. The scan is 2 images, 4 directions, width 384, N = 16: the rows with B chosen and C = 1, then the columns
 with B = 1 and C chosen, as one mixer calls them. "composition" is what ordinary operators make of that, each direction
-flipped and transposed by copies (kernels/scan2d/composition.py).
+flipped and transposed by copies (kernels/scan2d/composition.py). Roesser's recurrence is timed by diagonals beside its
+definition, token by token, with as many images as the mixer has corners for 2 images, B1 and C2 chosen by the token.
 """
 
 import argparse
@@ -18,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from shared.bench.measure import interleaved, medians, peak_bytes
+from v2m.kernels.roesser import roesser_scan
 from v2m.kernels.scan2d import composition, op, scan2d
 from v2m.mixer import ReleasedMixer, V2MMixer
 from v2m.tools.released_composition import released_composition
@@ -25,6 +27,7 @@ from v2m.tools.released_composition import released_composition
 BATCH, GROUPS, WIDTH, STATE = 2, 4, 384, 16
 BACKENDS = ("composition", "reference", "chunked", "cpu", "triton", "mamba_ssm")
 ROWS, COLUMNS = ("right", "left") * 2, ("down", "up") * 2
+RECURRENCE = ("reference", "wavefront")  # backends of Roesser's recurrence
 FASTEST = "V2M, four true corners"
 # What computes: the release's composition, the same sums in place, V2M's mixer; and on which scan.
 MIXERS = {
@@ -136,6 +139,45 @@ def scan_table(sizes: list[tuple[int, int]], repeats: int) -> Table:
     return table
 
 
+def recurrence_call(backend: str, height: int, width: int, train: bool):
+    """Return a call that runs Roesser's recurrence as its mixer does, forward or forward and backward."""
+    draw = torch.Generator().manual_seed(0)
+
+    def grid(channels: int) -> torch.Tensor:
+        return torch.randn(BATCH * GROUPS, height, width, channels, generator=draw).permute(0, 3, 1, 2)
+
+    arguments = {"x": grid(WIDTH), "delta1": 0.1 * grid(WIDTH).abs(), "delta2": 0.1 * grid(WIDTH).abs()}
+    arguments |= {name: -torch.rand(WIDTH, STATE, generator=draw) for name in ("A1", "A4")}
+    # Small couplings, as nothing else bounds the states.
+    arguments |= {n: 0.1 * torch.randn(WIDTH, STATE, generator=draw) for n in ("p2", "q2", "p3", "q3", "B2", "C1")}
+    arguments |= {"B1": grid(STATE), "C2": grid(STATE)}
+    arguments = {name: tensor.requires_grad_(train) for name, tensor in arguments.items()}
+    dy = torch.ones_like(arguments["x"])
+
+    def call():
+        y = roesser_scan(**arguments, backend=backend)
+        return torch.autograd.grad(y, list(arguments.values()), dy) if train else y
+
+    return call
+
+
+def recurrence_table(height: int, width: int, repeats: int) -> Table:
+    """Return the table of Roesser's recurrence, its definition first."""
+    title = f"Roesser's recurrence, {BATCH * GROUPS} images, {height} x {width}, width {WIDTH}, N {STATE}, float32"
+    table = Table("backend", title=title)
+    cells = {name: [name] for name in RECURRENCE}
+    for what, train in zip(CALLS, (False, True), strict=True):
+        table.add_column(f"{what}, ms", justify="right")
+        table.add_column("x reference", justify="right")
+        calls = {name: recurrence_call(name, height, width, train) for name in RECURRENCE}
+        times = medians(interleaved(calls, repeats))
+        for name in RECURRENCE:
+            cells[name] += [f"{times[name] * 1e3:.1f}", f"{times['reference'] / times[name]:.1f}"]
+    for line in cells.values():
+        table.add_row(*line)
+    return table
+
+
 def mixer_call(name: str, side: int, batch: int, train: bool):
     """Return a call that runs a mixer of ``MIXERS`` on a square grid, forward or forward and backward."""
     kind, compute, backend = MIXERS[name]
@@ -203,6 +245,7 @@ def main() -> None:
         if not runs_here(name):
             why = op._unavailable(name) or "takes no tensors on a CPU"
             console.print(f"{name}: {why.rstrip('.')}; make gpu-evidence measures it.", markup=False)
+    console.print(recurrence_table(args.sides[0], args.sides[0], args.repeat))
     console.print(mixer_table(args.sides[0], 8, args.repeat))
 
 

@@ -1,10 +1,13 @@
-"""Official checkpoints of Vim, LocalVim and VMamba as release weights of this package.
+"""Official checkpoints of V2M, Vim, LocalVim and VMamba as release weights of this package.
+
+    python -m v2m.tools.convert v2m SOURCE.pth OUT.safetensors [--image-size 224]
 
     python -m v2m.tools.convert vim SOURCE.pth OUT.safetensors [--image-size 224]
     python -m v2m.tools.convert local_vim SOURCE.ckpt OUT.safetensors [--image-size 224]
     python -m v2m.tools.convert vmamba SOURCE.pth OUT.safetensors
 
-Sources: https://github.com/hustvl/Vim (vim_tiny and vim_small, patch 16, image 224, bimambav2, middle class
+Sources: https://github.com/wangck20/V2M (what its scripts save, as it links no trained weights: bimamba2d, mean over
+the tokens, div2), https://github.com/hustvl/Vim (vim_tiny and vim_small, patch 16, image 224, bimambav2, middle class
 token, div2), https://github.com/hunto/LocalMamba (LocalVim, mean token) and https://github.com/MzeroMiko/VMamba. Every
 tensor is taken or the file is refused. A checkpoint is read without running any code of it. Nothing that exists is
 overwritten.
@@ -23,6 +26,7 @@ from torch import Tensor
 
 from shared.errors import UserError
 from v2m.local_vim import LocalVim, LocalVimMixer, rotation
+from v2m.mixer import SECOND, ReleasedMixer
 from v2m.release_weights import read_checkpoint, state_dict_mismatch, write_weights
 from v2m.vim import Vim, VimMixer
 from v2m.vmamba import from_official as vmamba_from_official
@@ -80,6 +84,23 @@ def mixer_sizes(state: dict[str, Tensor], name: str, suffix: str, remedy: str) -
     return {"state_dim": state_dim, "expand": inner // width, "conv_kernel": conv_kernel}
 
 
+def v2m_from_official(state: dict[str, Tensor], image_size: int = IMAGE_SIZE) -> dict[str, Tensor]:
+    """Return the state dict of V2M's network as released from the release's own, every tensor taken.
+
+    That is ``Vim(class_token="mean")`` with ``ReleasedMixer``. The names are the release's (v2m/models_mamba.py and
+    mamba_simple.py at 3d30905, ``bimamba_type="2d"``): those of Vim, without a class token although the model's name
+    has one, and the second pass under ``_2``; its constant B and C are no parameters. Arguments and errors as
+    ``vim_from_official``.
+    """
+    words = {
+        "name": "V2M as released",
+        "remedy": "give one of wangck20/V2M's bimamba2d models, which have no class token",
+    }
+    # Sized by the second pass, which Vim's mixers do not have: theirs are refused by name.
+    mixer = functools.partial(ReleasedMixer, **mixer_sizes(state, suffix=SECOND, **words))
+    return plain_from_official(state, Vim, mixer, image_size, class_token="mean", **words)
+
+
 def vim_from_official(state: dict[str, Tensor], image_size: int = IMAGE_SIZE) -> dict[str, Tensor]:
     """Return the state dict of ``Vim(class_token="middle")`` from an official one, every tensor taken.
 
@@ -120,6 +141,7 @@ def local_vim_from_official(state: dict[str, Tensor], image_size: int = IMAGE_SI
 
 
 CONVERTERS: dict[str, Callable[..., dict[str, Tensor]]] = {
+    "v2m": v2m_from_official,
     "vim": vim_from_official,
     "local_vim": local_vim_from_official,
     "vmamba": vmamba_from_official,

@@ -2,7 +2,7 @@
 
 Each is the model of an ImageNet-1K experiment: the YAML is the whole truth. ``num_classes``, ``img_size``, ``in_chans``
 and ``drop_path_rate`` change it as in timm, ``features_only=True`` gives the stage outputs of a pyramid. There are
-no pretrained weights; ``v2m.tools.convert`` reads the official ones of the bases.
+no pretrained weights; ``v2m.tools.convert`` reads official ones.
 """
 
 from timm.models import generate_default_cfgs

@@ -2,8 +2,9 @@
 
 ``v2m::roesser`` is what torch.compile and FlopCounterMode see; the backend ``reference`` stays plain PyTorch, so it
 can be traced and differentiated twice. V2M (arXiv 2410.10382) starts from this model and simplifies it to a row pass
-and a column pass (``v2m.kernels.scan2d``). The paper's own equations are not at hand: that the step sizes, B, C and
-the couplings are the token's choice, as in Mamba, and that the couplings have rank one, is this code's reading.
+and a column pass (``v2m.kernels.scan2d``). Which neighbour feeds which state is what the authors' figure draws
+(motivation.png of github.com/wangck20/V2M); that the step sizes, B, C and the couplings are the token's choice, as in
+Mamba, and that the couplings have rank one, is this code's reading.
 """
 
 import functools
@@ -37,18 +38,20 @@ def roesser_scan(
 ) -> Tensor:
     """Scan a grid from its top left corner by Roesser's model, a state along rows coupled to one along columns.
 
-        h1[i,j] = exp(delta1 A1) h1[i,j-1] + delta1 (p2 <q2, h2[i-1,j]> + B1 x[i,j])
-        h2[i,j] = exp(delta2 A4) h2[i-1,j] + delta2 (p3 <q3, h1[i,j]> + B2 x[i,j])
+        h1[i,j] = exp(delta1 A1) h1[i,j-1] + delta1 (p2 <q2, h2[i,j-1]> + B1 x[i,j])
+        h2[i,j] = exp(delta2 A4) h2[i-1,j] + delta2 (p3 <q3, h1[i-1,j]> + B2 x[i,j])
         y[i,j]  = <C1, h1[i,j]> + <C2, h2[i,j]>
 
-    Everything on the right that has no index is that of token (i, j); h1 and h2, of N numbers for every channel, are
-    zero outside the grid. x, delta1, delta2: (batch, D, H, W), the step sizes positive already. A1, A4: (D, N),
-    negative for a stable scan. Each of the other eight: None for the constant 1, fixed (D, N), or variable
-    (batch, N, H, W); zeros take a term out. For another corner the caller flips inputs and result. Types: float16,
-    bfloat16, float32 or float64; all is computed in the widest of the inputs' types, float32 at least.
+    h1 reads both states of the left neighbour, h2 both of the upper one. Everything on the right that has no index is
+    that of token (i, j); h1 and h2, of N numbers for every channel, are zero outside the grid.
 
-    Returns y (batch, D, H, W) in x's dtype. ``backend``: "reference", token by token,
-    differentiable any number of times; "wavefront", by anti-diagonals, differentiable once; "auto" is the latter.
+    x, delta1, delta2: (batch, D, H, W), the step sizes positive already. A1, A4: (D, N), negative for a stable scan.
+    Each of the other eight: None for the constant 1, fixed (D, N), or variable (batch, N, H, W); zeros take a term
+    out. For another corner the caller flips inputs and result. Types: float16, bfloat16, float32 or float64; all is
+    computed in the widest of the inputs' types, float32 at least.
+
+    Returns y (batch, D, H, W) in x's dtype. ``backend``: "reference", token by token, differentiable any number of
+    times; "wavefront", by anti-diagonals, differentiable once; "auto" is the latter.
     Raises ValueError for shapes, types and names that do not fit.
     """
     arguments = (x, delta1, delta2, A1, A4, p2, q2, p3, q3, B1, B2, C1, C2)
