@@ -47,7 +47,6 @@ class ObjectiveConfig:
 
 @dataclass
 class OptimConfig:
-    optimizer: str = MISSING  # adamw | adam, of retrieval; sgd, of classification
     lr: float = MISSING
     proxy_lr_factor: float = MISSING
     momentum: float = MISSING

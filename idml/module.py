@@ -16,7 +16,6 @@ from shared.data.keyed import keyed_bits, stream
 from shared.training.guard import GuardedModule
 
 MINING = stream("idml.mining")
-OPTIMIZERS = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}
 
 
 def decay(epoch: float, optim: OptimConfig) -> float:
@@ -69,7 +68,7 @@ class RetrievalModule(GuardedModule):
         ]
         if self.metric_loss.proxies():
             groups.append({"params": self.metric_loss.proxies(), "lr": optim.lr * optim.proxy_lr_factor})
-        optimizer = OPTIMIZERS[optim.optimizer](groups, weight_decay=optim.weight_decay)
+        optimizer = torch.optim.AdamW(groups, weight_decay=optim.weight_decay)
 
         def factor(step: int) -> float:
             return decay(step / self.steps_per_epoch, optim)

@@ -19,13 +19,12 @@ from idml.data import evaluation_batches, training_data, training_images
 from idml.figures import draw_uncertainty
 from idml.losses import build_loss
 from idml.model import build_embedding_network
-from idml.module import OPTIMIZERS, RetrievalModule, parameters_of
+from idml.module import RetrievalModule, parameters_of
 from idml.scoring import chance_level, embed, recall_at_1, scores
 from idml.selection import CHOICES, EpochSelection, require_selection
 from idml.sets import load_retrieval_set
 from idml.uncertainty import ambiguous_uncertainties, uncertainty_scores
 from shared.data.images import ImageSet
-from shared.errors import UserError
 from shared.training.application import command, run_job
 from shared.training.checkpoints import load_weights, read_checkpoint
 from shared.training.checks import device_of, synchronise
@@ -34,12 +33,11 @@ from shared.training.fit import fit as train
 
 
 def check(cfg: IDMLConfig) -> None:
-    """Raise UserError for an optimiser or a way to choose an epoch that this task does not have."""
-    is_classification = cfg.data.task == "classification"
-    (classification.require_selection if is_classification else require_selection)(cfg)
-    known = ("sgd",) if is_classification else tuple(OPTIMIZERS)
-    if cfg.optim.optimizer not in known:
-        raise UserError(f"optim.optimizer={cfg.optim.optimizer} in {cfg.data.task}: choose one of {', '.join(known)}")
+    """Raise UserError for a way to choose an epoch that this task does not have."""
+    if cfg.data.task == "classification":
+        classification.require_selection(cfg)
+    else:
+        require_selection(cfg)
 
 
 def prepare(cfg: IDMLConfig) -> tuple[RetrievalModule, TrainingData, dict[str, ImageSet]]:

@@ -71,8 +71,8 @@ def test_the_distance_is_its_formula(scaling, combination, offset, width, form):
 
 
 @pytest.mark.parametrize("alpha, beta, printed", [(1.0, 1.0, 0.3679), (0.5, 1.0, 0.0677), (2.0, 0.0, 2.0)])
-def test_the_default_is_the_metric_that_the_figure_of_the_authors_prints(alpha, beta, printed):
-    cfg = row_config("idml", "idml-pa-cub", 0).metric
+def test_the_printed_form_is_that_of_the_figure_of_the_authors(alpha, beta, printed):
+    cfg = row_config("idml", "choice-printed-sum", 0).metric
     angle = 2 * math.asin(alpha / 2)  # of two unit vectors at that distance
     first, second = [torch.zeros(1, S + U, dtype=torch.float64) for _ in range(2)]
     first[0, 0], second[0, :2] = 1, torch.tensor([math.cos(angle), math.sin(angle)], dtype=torch.float64)
