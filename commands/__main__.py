@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table as RichTable
 
-from commands.data_check import check_all, print_rows
+from commands.data_check import check_all, summary_of, table_of
 from commands.reproduce import cost, failures, launch, plan
 from shared.claims.compose import compose, quoted, row_config, row_overrides
 from shared.claims.evidence import Evidence
@@ -193,9 +193,15 @@ def show(options: Namespace) -> int:
 
 
 def data_check(options: Namespace) -> int:
-    """Print which data are there and which of them are wrong."""
+    """Print which data are there and which of them are wrong; returns the exit code."""
     papers = [load_paper(options.root, name) for name in paper_names(options.root)]
-    return print_rows(check_all(options.data_root, papers))
+    rows = check_all(options.data_root, papers)
+    wrong = [row.detail for row in rows if row.status == "wrong"]
+    Console().print(table_of(rows))
+    print(summary_of(rows))
+    for detail in wrong:
+        print_error(detail)
+    return 2 if wrong else 0
 
 
 COMMANDS = {"tables": tables, "reproduce": reproduce, "evaluate": evaluate, "show": show, "data-check": data_check}

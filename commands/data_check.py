@@ -5,13 +5,11 @@ when nothing that is there is wrong (missing is only said), 2 for a wrong file o
 """
 
 import hashlib
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -73,18 +71,18 @@ def check_all(data_root: str | Path | None, papers: Sequence[Paper] = ()) -> lis
     return rows
 
 
-def print_rows(rows: list[Row]) -> int:
-    """Print the table of ``check_all`` and return the exit code."""
+def table_of(rows: list[Row]) -> Table:
+    """Return the table of ``check_all`` for the terminal."""
     table = Table("data set", "file", "status", "detail")
     for name, file, status, detail in rows:
         colour = {"wrong": "red", "missing": "yellow"}.get(status, "green")
         table.add_row(name, Text(file, overflow="fold"), Text(status, colour), Text(detail, overflow="fold"))
-    Console().print(table)
+    return table
+
+
+def summary_of(rows: list[Row]) -> str:
+    """Return how many files and folders are there, wrong and missing, in a line."""
     numbers = Counter(row.status for row in rows)
-    files = len(rows) - numbers["embedded"]
     wrong, missing = numbers["wrong"], numbers["missing"]
-    print(f"{files} files and folders: {wrong} wrong, {missing} missing (fine until a run needs them)")
-    for row in rows:
-        if row.status == "wrong":
-            print(row.detail, file=sys.stderr)
-    return 2 if wrong else 0
+    files = len(rows) - numbers["embedded"]
+    return f"{files} files and folders: {wrong} wrong, {missing} missing (fine until a run needs them)"
