@@ -1,1 +1,1 @@
-"""Timing calls on this machine, figures of a GPU, and the peers that kernels are timed beside."""
+"""Timing calls on this machine, and what a GPU is measured with."""
