@@ -47,12 +47,15 @@ class ObjectiveConfig:
 
 @dataclass
 class OptimConfig:
+    optimizer: str = MISSING
     lr: float = MISSING
     proxy_lr_factor: float = MISSING
+    proxy_weight_decay: float | None = MISSING
     momentum: float = MISSING
     weight_decay: float = MISSING
     batch_size: int = MISSING
     clip_value: float | None = MISSING
+    clip_norm: float | None = MISSING
     warmup_epochs: int = MISSING
     milestones: list[int] = MISSING
     gamma: float = MISSING
@@ -73,6 +76,7 @@ class WeightsPathsConfig(PathsConfig):
 @dataclass
 class EvaluationConfig:
     recall_at: list[int] = MISSING
+    kmeans: str = MISSING
     kmeans_seeds: int = MISSING
 
 

@@ -1,8 +1,9 @@
 """The training step of retrieval, and the schedule that the paper trains by.
 
-Recipe (README and train.py of the release, ``configs/optim``): AdamW, the proxies with a rate of their own, gradients
-clipped by value, the first epochs for the heads and proxies alone, the rate falling by steps of epochs. Every random
-choice is keyed by (seed, step), so that neither ranks nor an interruption change it.
+Recipe of Proxy-Anchor (README and train.py of the release, ``configs/optim``): AdamW, the proxies with a rate of their
+own, gradients clipped by value, the first epochs for the heads and proxies alone, the rate falling by steps of epochs.
+The other losses follow the repositories that the authors name (``optim/confusezius.yaml``, ``optim/gedml.yaml``). Every
+random choice is keyed by (seed, step), so that neither ranks nor an interruption change it.
 """
 
 import torch
@@ -16,6 +17,7 @@ from shared.data.keyed import keyed_bits, stream
 from shared.training.guard import GuardedModule
 
 MINING = stream("idml.mining")
+OPTIMIZERS = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}  # of classification it is SGD
 
 
 def decay(epoch: float, optim: OptimConfig) -> float:
@@ -67,8 +69,11 @@ class RetrievalModule(GuardedModule):
             {"params": list(self.model.backbone_parameters()), "lr": optim.lr},
         ]
         if self.metric_loss.proxies():
-            groups.append({"params": self.metric_loss.proxies(), "lr": optim.lr * optim.proxy_lr_factor})
-        optimizer = torch.optim.AdamW(groups, weight_decay=optim.weight_decay)
+            group = {"params": self.metric_loss.proxies(), "lr": optim.lr * optim.proxy_lr_factor}
+            if optim.proxy_weight_decay is not None:
+                group["weight_decay"] = optim.proxy_weight_decay
+            groups.append(group)
+        optimizer = OPTIMIZERS[optim.optimizer](groups, weight_decay=optim.weight_decay)
 
         def factor(step: int) -> float:
             return decay(step / self.steps_per_epoch, optim)

@@ -67,12 +67,13 @@ def chance_level(labels: Tensor) -> float:
 def scores(embedded: Embedded, evaluation: EvaluationConfig) -> dict[str, float]:
     """Return the paper's metrics as fractions, by our names: recall_at_k, r_precision, map_at_r, nmi, f1.
 
-    NMI and F1 are means over ``kmeans_seeds`` starts of k-means, their standard deviations beside them.
+    NMI and F1 are means over ``kmeans_seeds`` seeds of k-means, their standard deviations beside them.
     """
     ks = list(evaluation.recall_at)
     neighbours = nearest_neighbours(embedded.semantic, neighbours_needed(embedded.labels, ks))
     retrieval = retrieval_metrics(neighbours, embedded.labels, ks)
-    clusters = clustering_metrics(embedded.semantic, embedded.labels, range(evaluation.kmeans_seeds))
+    seeds = range(evaluation.kmeans_seeds)
+    clusters = clustering_metrics(embedded.semantic, embedded.labels, seeds, evaluation.kmeans)
     return {
         **{f"recall_at_{k}": retrieval[f"recall@{k}"] for k in ks},
         "r_precision": retrieval["rp"],

@@ -19,12 +19,13 @@ from idml.data import evaluation_batches, training_data, training_images
 from idml.figures import draw_uncertainty
 from idml.losses import build_loss
 from idml.model import build_embedding_network
-from idml.module import RetrievalModule, parameters_of
+from idml.module import OPTIMIZERS, RetrievalModule, parameters_of
 from idml.scoring import chance_level, embed, recall_at_1, scores
 from idml.selection import CHOICES, EpochSelection, require_selection
 from idml.sets import load_retrieval_set
 from idml.uncertainty import ambiguous_uncertainties, uncertainty_scores
 from shared.data.images import ImageSet
+from shared.errors import UserError
 from shared.training.application import command, run_job
 from shared.training.checkpoints import load_weights, read_checkpoint
 from shared.training.checks import device_of, synchronise
@@ -33,7 +34,12 @@ from shared.training.fit import fit as train
 
 
 def check(cfg: IDMLConfig) -> None:
-    """Raise UserError for a way to choose an epoch that this task does not have."""
+    """Raise UserError for an optimiser, and for a way to choose an epoch, that this task does not have."""
+    known = ["sgd"] if cfg.data.task == "classification" else list(OPTIMIZERS)
+    if cfg.optim.optimizer not in known:
+        raise UserError(f"optim.optimizer={cfg.optim.optimizer}: for {cfg.data.task} choose {' or '.join(known)}")
+    if cfg.optim.clip_value is not None and cfg.optim.clip_norm is not None:
+        raise UserError("optim.clip_value and optim.clip_norm are both set: set one of them to null")
     if cfg.data.task == "classification":
         classification.require_selection(cfg)
     else:
@@ -63,6 +69,8 @@ def prepare(cfg: IDMLConfig) -> tuple[RetrievalModule, TrainingData, dict[str, I
 def fit(cfg: IDMLConfig, module: pl.LightningModule, data: TrainingData, folder: Path, callbacks=()) -> pl.Trainer:
     """Train for the steps of the config, continuing from ``folder/last.ckpt`` where there is one."""
     clipping = {"gradient_clip_val": cfg.optim.clip_value, "gradient_clip_algorithm": "value"}
+    if cfg.optim.clip_norm is not None:
+        clipping = {"gradient_clip_val": cfg.optim.clip_norm, "gradient_clip_algorithm": "norm"}
     return train(cfg, module, data, folder, callbacks, **clipping)
 
 

@@ -9,9 +9,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
+from sklearn.cluster import KMeans
 
 from idml import clustering
 from idml.clustering import clustering_metrics, clustering_scores, kmeans
+from idml.neighbours import unit_rows
 from idml.tools import reference
 from shared.errors import UserError
 
@@ -75,13 +77,53 @@ def grouped(n: int, groups: int) -> tuple[torch.Tensor, torch.Tensor]:
     return rows * 10 ** (4 * torch.rand(n, 1, generator=draw)), labels
 
 
-@pytest.fixture(params=["faiss", "scikit-learn"])
+@pytest.fixture(params=["few clusters", "many clusters", "many clusters without faiss"])
 def either(request, monkeypatch):
-    """Cluster by faiss, and as if it were not installed."""
-    if request.param == "scikit-learn":
+    """Cluster as released, as where there are many clusters, and so as if faiss were not installed."""
+    if request.param != "few clusters":
+        monkeypatch.setattr(clustering, "MANY_CLUSTERS", 0)
+    if request.param == "many clusters without faiss":
         monkeypatch.setattr(clustering, "faiss", None)
-    else:
+    elif request.param == "many clusters":
         pytest.importorskip("faiss")
+
+
+def noisy(n: int, groups: int, noise: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return rows of 64 values around random directions, and the direction of each."""
+    draw, labels = torch.Generator().manual_seed(0), torch.arange(n) % groups
+    directions = torch.nn.functional.normalize(torch.randn(groups, 64, generator=draw), dim=1)
+    return directions[labels] + noise * torch.randn(n, 64, generator=draw) / 8, labels
+
+
+def mean_nmi(rows, labels, cluster) -> float:
+    """Return the mean NMI, in points, of three seeds of a function (seed) -> clusters."""
+    return 100 * statistics.fmean(clustering_scores(labels, cluster(seed))["nmi"] for seed in range(3))
+
+
+def test_few_clusters_are_those_of_the_release_and_a_random_start_is_points_lower():
+    rows, labels = noisy(1200, 40, 1.4)
+    unit = torch.nn.functional.normalize(rows.double()).float().numpy()
+    # As utils.py of the release calls it, with the defaults of its scikit-learn written out.
+    expected = KMeans(40, init="k-means++", n_init=10, max_iter=300, random_state=0).fit_predict(unit)
+    assert (kmeans(rows, 40, 0) == expected).all()
+    nmi = mean_nmi(rows, labels, lambda seed: kmeans(rows, 40, seed))
+    assert nmi - mean_nmi(rows, labels, lambda seed: kmeans(rows, 40, seed, "random")) > 1
+
+
+def test_many_clusters_score_within_three_tenths_of_a_point_of_scikit_learn(monkeypatch):
+    pytest.importorskip("faiss")
+    monkeypatch.setattr(clustering, "MANY_CLUSTERS", 599)  # the real bound takes this test a minute
+    rows, labels = noisy(3000, 600, 1.0)
+    expected = mean_nmi(
+        rows, labels, lambda seed: KMeans(600, n_init=10, random_state=seed).fit_predict(unit_rows(rows).numpy())
+    )
+    assert abs(mean_nmi(rows, labels, lambda seed: kmeans(rows, 600, seed)) - expected) < 0.3
+    assert expected - mean_nmi(rows, labels, lambda seed: kmeans(rows, 600, seed, "random")) > 1
+
+
+def test_an_unknown_start_is_one_sentence():
+    with pytest.raises(UserError, match=r"evaluation.kmeans=best: choose the start from k-means\+\+, random"):
+        kmeans(torch.eye(3), 2, 0, "best")
 
 
 def test_kmeans_finds_directions_whatever_the_lengths(either):
@@ -102,9 +144,9 @@ def test_every_row_takes_part_in_every_iteration():
     # faiss by itself takes 256 rows a cluster: 20 of these 1,000 rows would hardly move a centre drawn elsewhere.
     faiss = pytest.importorskip("faiss")
     rows = torch.randn(1000, 4, generator=torch.Generator().manual_seed(3))
-    actual = kmeans(rows, 2, 0)
+    actual = kmeans(rows, 2, 0, "random")
     unit = torch.nn.functional.normalize(rows.double()).float().numpy()
-    by_itself = faiss.Kmeans(4, 2, niter=clustering.ITERATIONS, seed=0)
+    by_itself = faiss.Kmeans(4, 2, niter=clustering.ITERATIONS["random"], seed=0)
     by_itself.train(unit)
     assert (actual != by_itself.assign(unit)[1]).any()
     for cluster in range(2):  # a fixed point of all rows: each row is nearest to the mean of its own cluster

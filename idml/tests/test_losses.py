@@ -9,6 +9,7 @@ import torch
 from idml.distance_weighted import DistanceWeightedSampler
 from idml.introspective import IntrospectiveDistance
 from idml.losses import BUILDERS, build_loss
+from idml.tools.first_gradients import ABBREVIATIONS, NETWORKS, first_gradients
 from shared.errors import UserError
 
 CLASSES, S, U, PER_CLASS = 4, 6, 3, 4
@@ -134,3 +135,16 @@ def test_the_sampler_draws_a_negative_for_every_pair_of_a_class_as_a_function_of
     assert pairs == {(a, b) for a, b in itertools.permutations(range(16), 2) if LABELS[a] == LABELS[b]}
     assert (LABELS[anchors] != LABELS[negatives]).all()
     assert draw(1).equal(draw(1)) and not draw(1).equal(draw(2))
+
+
+@pytest.mark.parametrize("name", BUILDERS)
+def test_the_first_step_of_a_fresh_network_gives_its_backbone_and_its_uncertainty_a_gradient(name):
+    row = f"cub50-idml-{ABBREVIATIONS[name]}"
+    backbone, head = first_gradients(row, 0, NETWORKS["convnet-tiny"])
+    assert backbone > 1e-4 and math.isfinite(backbone)
+    assert head > 1e-6 and math.isfinite(head)
+
+
+def test_unscaled_uncertainties_would_leave_a_fresh_network_without_any():
+    overrides = [*NETWORKS["convnet-tiny"], "metric.scaling=raw", "metric.tau=0.01"]
+    assert max(first_gradients("cub50-idml-con", 0, overrides)) < 1e-6
