@@ -9,7 +9,7 @@ import torch
 from idml.distance_weighted import DistanceWeightedSampler
 from idml.introspective import IntrospectiveDistance
 from idml.losses import BUILDERS, build_loss
-from idml.tools.first_gradients import ABBREVIATIONS, NETWORKS, first_gradients
+from idml.tools.first_gradients import ABBREVIATIONS, NETWORKS, first_step
 from shared.errors import UserError
 
 CLASSES, S, U, PER_CLASS = 4, 6, 3, 4
@@ -139,12 +139,18 @@ def test_the_sampler_draws_a_negative_for_every_pair_of_a_class_as_a_function_of
 
 @pytest.mark.parametrize("name", BUILDERS)
 def test_the_first_step_of_a_fresh_network_gives_its_backbone_and_its_uncertainty_a_gradient(name):
-    row = f"cub50-idml-{ABBREVIATIONS[name]}"
-    backbone, head = first_gradients(row, 0, NETWORKS["convnet-tiny"])
-    assert backbone > 1e-4 and math.isfinite(backbone)
-    assert head > 1e-6 and math.isfinite(head)
+    step = first_step(f"cub50-idml-{ABBREVIATIONS[name]}", 0, NETWORKS["convnet-tiny"])
+    assert step.backbone > 1e-4 and math.isfinite(step.backbone)
+    assert step.head > 1e-6 and math.isfinite(step.head)
 
 
 def test_unscaled_uncertainties_would_leave_a_fresh_network_without_any():
     overrides = [*NETWORKS["convnet-tiny"], "metric.scaling=raw", "metric.tau=0.01"]
-    assert max(first_gradients("cub50-idml-con", 0, overrides)) < 1e-6
+    step = first_step("cub50-idml-con", 0, overrides)
+    assert max(step.backbone, step.head) < 1e-6
+
+
+def test_under_proxy_anchor_the_first_step_makes_clean_and_mixed_images_surer_alike():
+    step = first_step("cub50-idml-pa", 0, NETWORKS["convnet-tiny"])
+    clean, mixed = step.lengthened
+    assert clean < 0.05 and mixed < 0.05

@@ -4,15 +4,19 @@
     python -m idml.tools.first_gradients --network convnet-tiny
 
 Prints a table in Markdown: L2 norms of the gradient of a row's first step to the backbone and to the head of the
-uncertainty, images and their mixtures as the rows train; on the birds (CUB, first 50 classes), or on the digits for
+uncertainty, and for how many images the step makes the uncertainty longer; images and their mixtures as the rows train,
+on the birds (CUB, first 50 classes), or on the digits for
 convnet-tiny. A metric whose exponential is 0 for every pair of a fresh network gives neither: nothing would train.
 """
 
 import argparse
 import logging
+from collections.abc import Iterable
+from dataclasses import dataclass
 
 import torch
 from rich.console import Console
+from torch import Tensor, nn
 
 from idml.losses import BUILDERS
 from idml.train import prepare
@@ -29,25 +33,49 @@ NETWORKS = {
     "resnet50": ["model=resnet50", "model.pretrained=false", "model.weights_sha256=null", "optim.batch_size=24",
                  "model.freeze_batchnorm=false", "augment.image_size=224", "data.image_size=224"],
 }  # fmt: skip
-COLUMNS = ("loss", "plain: backbone", "introspective: backbone", "introspective: uncertainty head")
+COLUMNS = (
+    "loss", "plain: backbone", "introspective: backbone", "its uncertainty head", "clean images made less sure",
+    "mixed ones",
+)  # fmt: skip
 
 
-def norm(parameters) -> float:
+@dataclass
+class FirstStep:
+    """L2 norms of a first gradient to the backbone and to the head of the uncertainty, 0 where none comes.
+
+    ``lengthened``: the part of the images whose uncertainty a step against the gradient would make longer, of the
+    clean ones and, where the row mixes, of the mixed ones; empty without an uncertainty.
+    """
+
+    backbone: float
+    head: float
+    lengthened: list[float]
+
+
+def norm(parameters: Iterable[nn.Parameter]) -> float:
     """Return the L2 norm of the gradients of some parameters, 0 where none has one."""
     gradients = [parameter.grad.double().norm() for parameter in parameters if parameter.grad is not None]
     return float(torch.stack(gradients).norm()) if gradients else 0.0
 
 
-def first_gradients(row: str, seed: int, overrides: list[str]) -> tuple[float, float]:
-    """Return the norms of the first step's gradient to the backbone and to the head of the uncertainty."""
+def first_step(row: str, seed: int, overrides: list[str]) -> FirstStep:
+    """Return what the first batch of a row gives a fresh network."""
     module, data, _ = prepare(row_config("idml", row, seed, overrides))
+    network, outputs = module.model, []
+
+    def keep(_network, _images, rows: Tensor) -> None:
+        rows.retain_grad()
+        outputs.append(rows)
+
+    network.register_forward_hook(keep)
     module.train()
-    torch.manual_seed(seed)
     module.on_train_batch_start(None, 0)
     module.loss(next(iter(data.train_dataloader())), 0).backward()
-    network = module.model
-    head = network.uncertainty.parameters() if network.uncertainty is not None else ()
-    return norm(network.backbone_parameters()), norm(head)
+    if network.uncertainty is None:
+        return FirstStep(norm(network.backbone_parameters()), 0.0, [])
+    along = [(rows.grad * rows)[:, network.semantic_dim :].sum(1) for rows in outputs]
+    lengthened = [float((slope < 0).double().mean()) for slope in along]
+    return FirstStep(norm(network.backbone_parameters()), norm(network.uncertainty.parameters()), lengthened)
 
 
 def gradient_table(data_root: str | None, network: str, seed: int) -> list[str]:
@@ -55,10 +83,10 @@ def gradient_table(data_root: str | None, network: str, seed: int) -> list[str]:
     overrides = [*NETWORKS[network], *([f"paths.data_root={quoted(data_root)}"] if data_root else [])]
     lines = ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
     for loss in BUILDERS:
-        short = ABBREVIATIONS[loss]
-        plain, _ = first_gradients(f"cub50-{short}-mixup", seed, overrides)
-        ours, head = first_gradients(f"cub50-idml-{short}", seed, overrides)
-        lines.append(f"| {loss} | {plain:.2g} | {ours:.2g} | {head:.2g} |")
+        plain = first_step(f"cub50-{ABBREVIATIONS[loss]}-mixup", seed, overrides)
+        ours = first_step(f"cub50-idml-{ABBREVIATIONS[loss]}", seed, overrides)
+        longer = " | ".join(f"{100 * part:.0f} %" for part in ours.lengthened)
+        lines.append(f"| {loss} | {plain.backbone:.2g} | {ours.backbone:.2g} | {ours.head:.2g} | {longer} |")
     return lines
 
 
