@@ -19,7 +19,7 @@ from .schema import ClassificationConfig
 PAPER = __name__.partition(".")[0]
 VARIANT = "as_released"
 # Two networks that differ in one of these are different networks, not one that is set otherwise.
-SIZES = ("model.network._target_", "model.network.embed_dim", "model.network.depth")
+KIND = ("_target_", "mixer._target_", "embed_dim", "depth")
 SHOWN = 3  # contradictions in the sentence
 
 
@@ -52,7 +52,7 @@ def require_release(cfg: ClassificationConfig) -> None:
     differing = {}
     for row in rows:
         theirs = values(row_config(PAPER, row, cfg.seed))
-        if all(own.get(key) == theirs.get(key) for key in SIZES):
+        if all(own.get(f"model.network.{key}") == theirs.get(f"model.network.{key}") for key in KIND):
             keys = sorted(key for key in own.keys() | theirs.keys() if own.get(key) != theirs.get(key))
             differing[row] = [f"{key} {theirs.get(key, 'not set')} instead of {own.get(key, 'not set')}" for key in keys]
     if not differing:

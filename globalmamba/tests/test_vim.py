@@ -257,3 +257,15 @@ def test_network_compiles_and_exports_without_a_break_in_its_graph(mixer):
     expected = net(images())
     assert relative_error(torch.compile(net, backend="aot_eager", fullgraph=True)(images()), expected) < SAME
     assert relative_error(torch.export.export(net, (images(),)).module()(images()), expected) < SAME
+
+
+def test_vims_own_start_sets_the_step_bias_of_the_way_back_to_zero_and_nothing_else():
+    drawn, official = build(), build(initialisation="vim")
+    states = drawn.state_dict(), official.state_dict()
+    differing = {name for name in states[0] if not torch.equal(states[0][name], states[1][name])}
+    assert differing == {f"layers.{i}.mixer.dt_proj_b.bias" for i in range(2)}
+    assert not any(states[1][name].any() for name in differing)
+    causal = build(mixer="causal").state_dict(), build(mixer="causal", initialisation="vim").state_dict()
+    assert all(torch.equal(causal[0][name], causal[1][name]) for name in causal[0])
+    with pytest.raises(UserError, match="initialisation 'zero' is unknown: choose one of mamba, vim"):
+        build(initialisation="zero")
