@@ -24,8 +24,8 @@ NAMES = {"model": "the weights as trained", "ema": "the moving average of the we
 def read_checkpoint(path: str | Path, weights: str = "model") -> dict[str, Tensor]:
     """Return the tensors of a checkpoint: those under "model" or "state_dict" where it has such a key, or all of it.
 
-    ``weights`` "ema": those of the moving average, under "model_ema" or "state_dict_ema". Raises UserError for a missing
-    or unreadable file, for one that holds more than data, and for one without the average that was asked for.
+    ``weights`` "ema": those of the moving average, under "model_ema" or "state_dict_ema". Raises UserError for a
+    missing or unreadable file, for one that holds more than data, and for one without the average that was asked for.
     """
     # Vim's files hold their training arguments, VMamba's their settings (a yacs node): both are only data, read
     # as such without yacs and dropped.
@@ -48,12 +48,13 @@ def read_checkpoint(path: str | Path, weights: str = "model") -> dict[str, Tenso
         state = next((content[key] for key in WRAPPERS[weights] if content.get(key) is not None), default)
     if state is None:
         raise UserError(
-            f"{path} holds no moving average ({' or '.join(WRAPPERS['ema'])}): take its weights as trained, --weights model"
+            f"{path} holds no moving average ({' or '.join(WRAPPERS['ema'])}): take its weights as trained, "
+            "--weights model"
         )
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise UserError(
-            f"{path} holds no state dict, alone or under {' or '.join(map(repr, WRAPPERS[weights]))}: give a checkpoint "
-            "of the model"
+            f"{path} holds no state dict, alone or under {' or '.join(map(repr, WRAPPERS[weights]))}: give a "
+            "checkpoint of the model"
         )
     return dict(state)
 

@@ -1,8 +1,8 @@
 """What ``variant=as_released`` may stand for: a network and a script that were released, whole, and nothing else.
 
 The rows of the ledger that say ``variant: as_released`` are the releases: the paper's own and those of its baselines.
-``configs/variant/as_released.yaml`` sets one of them in one switch; a run of that variant has the values of ``model`` and
-``optim`` of one of these rows, or is refused. Data, augmentation, length and seed are the user's.
+``configs/variant/as_released.yaml`` sets one of them in one switch; a run of that variant has the values of ``model``
+and ``optim`` of one of these rows, or is refused. Data, augmentation, length and seed are the user's.
 """
 
 from typing import Any
@@ -54,7 +54,9 @@ def require_release(cfg: ClassificationConfig) -> None:
         theirs = values(row_config(PAPER, row, cfg.seed))
         if all(own.get(f"model.network.{key}") == theirs.get(f"model.network.{key}") for key in KIND):
             keys = sorted(key for key in own.keys() | theirs.keys() if own.get(key) != theirs.get(key))
-            differing[row] = [f"{key} {theirs.get(key, 'not set')} instead of {own.get(key, 'not set')}" for key in keys]
+            differing[row] = [
+                f"{key} {theirs.get(key, 'not set')} instead of {own.get(key, 'not set')}" for key in keys
+            ]
     if not differing:
         raise UserError(
             f"variant={VARIANT}, but no release has a network like {cfg.model.name}: choose one of the rows "

@@ -23,7 +23,7 @@ def require_backend(cfg: ClassificationConfig) -> None:
 
 
 def check(cfg: ClassificationConfig) -> None:
-    """Raise UserError for a task that is not implemented, a release that does not exist, a scan that cannot run here."""
+    """Raise UserError for a task that is not implemented, a release that is none, a scan that cannot run here."""
     require_task(cfg)
     require_release(cfg)
     require_backend(cfg)

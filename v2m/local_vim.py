@@ -192,18 +192,16 @@ def rotate(grid: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
 class LocalVim(Vim):
     """Images (B, C, height, width) -> logits (B, num_classes): ``Vim`` without a class token, its stream rotated.
 
-    Arguments, shapes and errors are ``Vim``'s; ``mixer`` may also be V2M's. initialisation: "mamba", or "local_vim", as
-    the official network starts: in_proj and, of every direction, x_proj and the weights of the step sizes are drawn anew
-    with a standard deviation of 0.020, the biases of the step sizes are 0 (its scans forget at once), and the patch
-    convolution is left as PyTorch draws it (0.021 for patches of 16). Raises UserError besides for a class token and for
-    an embed_dim that 4 does not divide.
+    Arguments, shapes and errors are ``Vim``'s; ``mixer`` may also be V2M's. initialisation: "mamba", or "local_vim",
+    as the official network starts: in_proj and, of every direction, x_proj and the weights of the step sizes are drawn
+    anew with a standard deviation of 0.020, the biases of the step sizes are 0 (its scans forget at once), and the
+    patch convolution is left as PyTorch draws it (0.021 for patches of 16). Raises UserError besides for a class token
+    and for an embed_dim that 4 does not divide.
     """
 
     INITIALISATIONS = ("mamba", "local_vim")
 
-    def __init__(
-        self, *, embed_dim: int, class_token: str = "mean", initialisation: str = INITIALISATION, **arguments
-    ):
+    def __init__(self, *, embed_dim: int, class_token: str = "mean", initialisation: str = INITIALISATION, **arguments):
         if class_token != "mean" or embed_dim % 4:
             raise UserError(
                 f"LocalVim has no class token and turns channels in fours, got {class_token!r} and {embed_dim}: "

@@ -132,8 +132,8 @@ class ReleasedMixer(ScanMixer):
     rows are scanned and then columns. The results are left transposed against the tokens that they are added to, and
     the reversed ones are reversed along both axes afterwards although they were along one; so the corners are the
     top left twice, the top right and the bottom left (https://github.com/wangck20/V2M, ``bimamba_type="2d"``). The
-    scan, the convolution and the parameters are those of ``V2MMixer``; that the release starts the second pass otherwise
-    is the network's ``initialisation``. Raises UserError where the grid is not square.
+    scan, the convolution and the parameters are those of ``V2MMixer``; that the release starts the second pass
+    otherwise is the network's ``initialisation``. Raises UserError where the grid is not square.
     """
 
     plane = True

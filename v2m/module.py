@@ -53,8 +53,8 @@ def learning_rate(step: int, steps: int, warmup: int, lr: float, warmup_lr: floa
 def lagged_rate(epoch: int, epochs: float, warmup: float, lr: float, warmup_lr: float, min_lr: float) -> float:
     """Return the rate of an epoch as the scripts of Vim and of both releases set it: behind each epoch, for that epoch.
 
-    So epochs 0 and 1 both run at ``warmup_lr``, and the largest rate comes one epoch after the warm-up; the cosine counts
-    the epochs of the warm-up (timm's CosineLRScheduler, ``warmup_prefix`` off). ``warmup`` in epochs.
+    So epochs 0 and 1 both run at ``warmup_lr``, and the largest rate comes one epoch after the warm-up; the cosine
+    counts the epochs of the warm-up (timm's CosineLRScheduler, ``warmup_prefix`` off). ``warmup`` in epochs.
     """
     over = max(epoch - 1, 0)
     if over < warmup:

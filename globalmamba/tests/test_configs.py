@@ -61,12 +61,16 @@ def test_pyramids_and_small_networks_were_never_released(row):
         require_release(row_config("globalmamba", row, 0, ("variant=as_released",)))
 
 
-CAUSAL = [row for row in row_names(load_paper(repository_root(), "globalmamba")) if "causal-" in row or "-causal" in row]
+CAUSAL = [
+    row for row in row_names(load_paper(repository_root(), "globalmamba")) if "causal-" in row or "-causal" in row
+]
 
 
 def test_the_class_token_is_last_in_every_causal_row_of_vim_but_the_releases_own():
     rows = [row for row in CAUSAL if "transformer" not in row]
-    assert {"cifar10-vim-causal", "cifar10-gm-causal", "cifar10-causal-random", "gm-in1k-m-causal-high-low"} <= set(rows)
+    assert {"cifar10-vim-causal", "cifar10-gm-causal", "cifar10-causal-random", "gm-in1k-m-causal-high-low"} <= set(
+        rows
+    )
     networks = {row: composed(row).model.network for row in rows}
     assert {(network.mixer, network.class_token) for network in networks.values()} == {("causal", "last")}
 

@@ -21,7 +21,7 @@ def released(*overrides: str):
 
 
 def test_the_lagged_schedule_is_that_of_the_scripts():
-    """timm's scheduler with the scripts' arguments, stepped behind every epoch for that epoch, as their main.py does."""
+    """timm's scheduler with the scripts' arguments, stepped behind every epoch for it, as their main.py does."""
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1e-3)
     scheduler = CosineLRScheduler(optimizer, t_initial=300, lr_min=1e-5, warmup_lr_init=1e-6, warmup_t=5)
     expected = []

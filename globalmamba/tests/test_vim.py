@@ -281,7 +281,8 @@ def test_with_both_directions_a_reversed_sequence_is_the_same_to_the_network_wit
             return name
         part, dot, leaf = rest.partition(".")
         pairs = {"A_log": "A_b_log", "A_b_log": "A_log"}
-        return f"{mixer}mixer.{pairs.get(part, part.removesuffix('_b') if part.endswith('_b') else part + '_b')}{dot}{leaf}"
+        partner = part.removesuffix("_b") if part.endswith("_b") else f"{part}_b"
+        return f"{mixer}mixer.{pairs.get(part, partner)}{dot}{leaf}"
 
     network = build().double().eval()
     other = build().double().eval()

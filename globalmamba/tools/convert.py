@@ -1,7 +1,7 @@
 """Official checkpoints of Vim, VMamba and GlobalMamba's release as release weights of this package.
 
     python -m globalmamba.tools.convert vim SOURCE.pth OUT.safetensors [--tokens 196] [--causal]
-    python -m globalmamba.tools.convert vim SOURCE.pth OUT.safetensors --tokens 255 --causal       (wangck20/GlobalMamba)
+    python -m globalmamba.tools.convert vim SOURCE.pth OUT.safetensors --tokens 255 --causal      (wangck20/GlobalMamba)
     python -m globalmamba.tools.convert vmamba SOURCE.pth OUT.safetensors
 
 Sources: https://github.com/hustvl/Vim (vim_tiny and vim_small, patch 16, image 224, bimambav2, middle class
@@ -86,9 +86,9 @@ def vim_from_official(state: dict[str, Tensor], tokens: int = SMALL_TOKENS, caus
     difference = state_dict_mismatch(network.state_dict(), ours)
     if difference:
         raise UserError(
-            f"the checkpoint is no Vim with the {'causal' if forward_only else 'bidirectional'} mixer v2: {difference}; "
-            f"give one of {'wangck20/GlobalMamba' if forward_only else 'hustvl/Vim'}'s bimambav2 models with a middle "
-            "class token"
+            f"the checkpoint is no Vim with the {'causal' if forward_only else 'bidirectional'} mixer v2: "
+            f"{difference}; give one of {'wangck20/GlobalMamba' if forward_only else 'hustvl/Vim'}'s bimambav2 models "
+            "with a middle class token"
         )
     if causal and not forward_only:
         log.info("the backward direction is left out: %d tensors", sum(is_backward.values()))
@@ -103,7 +103,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         model = models.add_parser(name)
         model.add_argument("source", help="the official checkpoint")
         model.add_argument("out", help="the .safetensors file to write")
-        model.add_argument("--weights", choices=tuple(NAMES), default="model", help="as trained, or their moving average")
+        model.add_argument(
+            "--weights", choices=tuple(NAMES), default="model", help="as trained, or their moving average"
+        )
         if name == "vim":
             model.add_argument("--tokens", type=int, default=SMALL_TOKENS, help="patch tokens of the network")
             model.add_argument("--causal", action="store_true", help="leave out the backward direction")

@@ -86,16 +86,21 @@ def test_pyramids_local_windows_and_small_networks_were_never_released(row):
 
 
 def test_v2ms_mixer_as_written_is_refused_as_released_with_the_row_that_is():
-    with pytest.raises(UserError, match="no release has a network like V2M-T: choose one of the rows v2m-in1k-t-released"):
+    with pytest.raises(
+        UserError, match="no release has a network like V2M-T: choose one of the rows v2m-in1k-t-released"
+    ):
         require_release(row_config("v2m", "v2m-in1k-t", 0, ("variant=as_released",)))
 
 
-@pytest.mark.parametrize("row, key, value", [
-    ("v2m-in1k-t-rotated", "mixer.order", "rotated"),
-    ("cifar10-v2m-rotated", "mixer.order", "rotated"),
-    ("v2m-in1k-t-joined", "_target_", "v2m.joined.JoinedVim"),
-    ("cifar10-v2m-joined", "_target_", "v2m.joined.JoinedVim"),
-])
+@pytest.mark.parametrize(
+    "row, key, value",
+    [
+        ("v2m-in1k-t-rotated", "mixer.order", "rotated"),
+        ("cifar10-v2m-rotated", "mixer.order", "rotated"),
+        ("v2m-in1k-t-joined", "_target_", "v2m.joined.JoinedVim"),
+        ("cifar10-v2m-joined", "_target_", "v2m.joined.JoinedVim"),
+    ],
+)
 def test_the_readings_of_the_rotations_and_of_the_figure_are_rows(row, key, value):
     network = composed(row).model.network
     assert OmegaConf.select(network, key) == value

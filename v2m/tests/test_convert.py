@@ -362,7 +362,8 @@ def averaged(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize(
-    "options, key, words", [([], 0, "the weights as trained"), (["--weights", "ema"], 1, "the moving average of the weights")]
+    "options, key, words",
+    [([], 0, "the weights as trained"), (["--weights", "ema"], 1, "the moving average of the weights")],
 )
 def test_the_weights_as_trained_or_their_average_are_taken_and_named(tmp_path, caplog, options, key, words):
     state = official_state()

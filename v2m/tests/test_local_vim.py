@@ -266,7 +266,10 @@ def test_the_official_start_draws_the_projections_anew_and_forgets_at_once():
         return LocalVim(**sizes, mixer=mixer, initialisation=initialisation).state_dict()
 
     plain, official = start("mamba"), start("local_vim")
-    drawn = [f"layers.0.mixer.{name}" for name in ("in_proj", *(f"{part}_{i}" for part in ("x_proj", "dt_proj") for i in range(4)))]
+    drawn = [
+        f"layers.0.mixer.{name}"
+        for name in ("in_proj", *(f"{part}_{i}" for part in ("x_proj", "dt_proj") for i in range(4)))
+    ]
     for name in drawn:
         assert official[f"{name}.weight"].std() == pytest.approx(0.020, rel=0.03)
         assert plain[f"{name}.weight"].std() > 0.025

@@ -21,7 +21,7 @@ def released(*overrides: str):
 
 
 def test_the_lagged_schedule_is_that_of_the_scripts():
-    """timm's scheduler with the scripts' arguments, stepped behind every epoch for that epoch, as their main.py does."""
+    """timm's scheduler with the scripts' arguments, stepped behind every epoch for it, as their main.py does."""
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1e-3)
     scheduler = CosineLRScheduler(optimizer, t_initial=300, lr_min=1e-5, warmup_lr_init=1e-6, warmup_t=5)
     expected = []
@@ -35,8 +35,7 @@ def test_the_lagged_schedule_is_that_of_the_scripts():
 
 def test_a_lagged_run_keeps_one_rate_through_every_epoch(tmp_path):
     overrides = ["optim.schedule=epoch-lagged", "optim.warmup_epochs=1"]
-    cfg = small_config(tmp_path, steps=4 * BATCHES_AN_EPOCH, *overrides)
-    cfg.optim.warmup_epochs = 1
+    cfg = small_config(tmp_path, *overrides, steps=4 * BATCHES_AN_EPOCH)
     module, _ = train.prepare(cfg)
     optimizer = module.configure_optimizers()["optimizer"]
     assert {group["lr"] for group in optimizer.param_groups} == {cfg.optim.warmup_lr}
@@ -85,7 +84,7 @@ def test_released_rows_are_run_with_any_seed(row):
     "override, wrong",
     [
         ("optim.lr=1", "optim.lr"),
-        ("optim.batch_size=64", "optim.batch_size 64|batch_size .* instead of 64"),
+        ("optim.batch_size=64", "optim.batch_size .* instead of 64"),
         ("optim.schedule=step", "optim.schedule epoch-lagged instead of step"),
         ("optim.decay_a_log=false", "optim.decay_a_log True instead of False"),
         ("model.network.initialisation=mamba", "model.network.initialisation vim instead of mamba"),

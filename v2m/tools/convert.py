@@ -155,7 +155,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         model = models.add_parser(name)
         model.add_argument("source", help="the official checkpoint")
         model.add_argument("out", help="the .safetensors file to write")
-        model.add_argument("--weights", choices=tuple(NAMES), default="model", help="as trained, or their moving average")
+        model.add_argument(
+            "--weights", choices=tuple(NAMES), default="model", help="as trained, or their moving average"
+        )
         if name != "vmamba":
             model.add_argument("--image-size", type=int, default=IMAGE_SIZE, help="side of its images")
     return parser.parse_args(arguments)

@@ -126,8 +126,8 @@ def _wave(
 ) -> Wave:
     """Compute a diagonal from the states of its neighbours, into ``own`` or new memory.
 
-    ``own`` may be what ``before`` holds of h1 of the left and of h2 of the upper neighbours: both numbers that couple are
-    taken before anything is written.
+    ``own`` may be what ``before`` holds of h1 of the left and of h2 of the upper neighbours: both numbers that couple
+    are taken before anything is written.
     """
     on_wave = {k: t if t is None or t.dim() == 2 else diagonal(t, d) for k, t in inputs.items()}
     x, delta1, delta2 = (on_wave[name] for name in ("x", "delta1", "delta2"))
