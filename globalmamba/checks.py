@@ -1,10 +1,11 @@
-"""What a run is refused for, beside its device and precision (``shared.training.checks``): its task, its scan."""
+"""What a run is refused for, beside its device and precision (``shared.training.checks``): task, variant, scan."""
 
 import torch
 
 from globalmamba.config import GlobalMambaConfig
 from globalmamba.kernels.selective_scan.op import BACKENDS, selective_scan
 from globalmamba.model_base import require_task
+from globalmamba.released import require_release
 from shared.errors import UserError
 from shared.training.checks import device_of
 
@@ -21,6 +22,7 @@ def require_backend(cfg: GlobalMambaConfig) -> None:
 
 
 def check(cfg: GlobalMambaConfig) -> None:
-    """Raise UserError for a row of a task that is not implemented, and for a scan that cannot run here."""
+    """Raise UserError for a task that is not implemented, a release that is none, a scan that cannot run here."""
     require_task(cfg)
+    require_release(cfg)
     require_backend(cfg)

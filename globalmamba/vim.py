@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from globalmamba.kernels.selective_scan import selective_scan
 from globalmamba.kernels.short_conv import short_conv
-from globalmamba.vim_base import VimBase, add_pass
+from globalmamba.vim_base import INITIALISATION, VimBase, add_pass
 from shared.errors import UserError
 
 CLASS_TOKENS = ("last", "middle", "mean")
@@ -134,7 +134,8 @@ class Vim(VimBase):
     ("last"), inserted at T // 2 ("middle"), or none and the mean over the tokens instead ("mean"). A causal
     mixer with a middle class token (the release of GlobalMamba) never shows the second half to the head; with
     the last one read alone, the way back of the last block is one step long, so its A_b_log has gradient zero.
-    ``drop_path`` grows linearly from 0 at the first block. Raises UserError for an unknown choice.
+    ``drop_path`` grows linearly from 0 at the first block; ``initialisation`` is ``VimBase``'s. Raises UserError for an
+    unknown choice.
     """
 
     TOKENS = "tokens"
@@ -155,6 +156,7 @@ class Vim(VimBase):
         drop_rate: float = 0.0,
         norm_eps: float = 1e-5,
         mlp_ratio: float = 0.0,
+        initialisation: str = INITIALISATION,
         backend: str = "auto",
     ):
         for key, value, choices in (("class_token", class_token, CLASS_TOKENS), ("mixer", mixer, MIXERS)):
@@ -179,6 +181,7 @@ class Vim(VimBase):
             drop_rate=drop_rate,
             norm_eps=norm_eps,
             mlp_ratio=mlp_ratio,
+            initialisation=initialisation,
         )
         self.class_token, self.position = class_token, position
 

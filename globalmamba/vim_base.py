@@ -13,8 +13,11 @@ from timm.layers import DropPath, Mlp, lecun_normal_, trunc_normal_
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from shared.errors import UserError
+
 DELTA_RANGE = (1e-3, 0.1)  # the time steps that a fresh network starts with, log-uniform
 EMBEDDING_STD = 0.02
+INITIALISATION = "mamba"  # of a network that was asked for none
 
 
 def add_pass(
@@ -39,14 +42,20 @@ def add_pass(
 def _reset_delta(layer: nn.Linear) -> None:
     """Draw the bias so that softplus of it is log-uniform in DELTA_RANGE (Mamba, arXiv 2312.00752, 3.6).
 
-    The official Vim does so forward; backward its general initialisation sets this bias to 0 again, which
-    looks like an oversight: there the steps start at softplus(0) = 0.69 and forget within a token or two.
+    Every pass starts so; what the releases make of it afterwards is an ``initialisation`` of ``VimBase``.
     """
     bound = layer.in_features**-0.5
     nn.init.uniform_(layer.weight, -bound, bound)
     low, high = (math.log(value) for value in DELTA_RANGE)
     delta = torch.empty_like(layer.bias).uniform_(low, high).exp()
     layer.bias.copy_(delta + torch.log(-torch.expm1(-delta)))
+
+
+def forget_deltas(mixer: nn.Module, kept: str = "") -> None:
+    """Set the bias of the step sizes of every pass to 0, but of the one named ``kept``."""
+    for name, layer in mixer.named_children():
+        if name.startswith("dt_proj") and name != kept:
+            nn.init.zeros_(layer.bias)
 
 
 class RMSNorm(nn.RMSNorm):
@@ -82,9 +91,14 @@ class VimBase(nn.Module):
     ``tokens`` turns images into tokens; the class attribute ``TOKENS`` names it among the parameters. ``length`` tokens
     have a position each, ``class_tokens`` of them are parameters. ``mixer(i)`` makes the mixer of block i, which has a
     last map ``out_proj``. ``drop_path`` grows linearly from 0 at the first block.
+
+    initialisation: "mamba", or "vim", as the official Vim and V2M's release start: their general initialisation sets
+    the bias of every step size but the first pass's to 0 again, so that the way back and the column passes begin at
+    softplus(0) = 0.69 and forget within a token or two. Raises UserError for one that is not in ``INITIALISATIONS``.
     """
 
     TOKENS = "patch_embed"
+    INITIALISATIONS = ("mamba", "vim")
     FREE_OF_DECAY = ("A_log", "A_b_log", "D", "D_b", "bias", "pos_embed", "cls_token")
 
     def __init__(
@@ -101,8 +115,13 @@ class VimBase(nn.Module):
         drop_rate: float,
         norm_eps: float,
         mlp_ratio: float,
+        initialisation: str,
     ):
         super().__init__()
+        if initialisation not in self.INITIALISATIONS:
+            raise UserError(
+                f"initialisation {initialisation!r} is unknown: choose one of {', '.join(self.INITIALISATIONS)}"
+            )
         self.num_features, self.num_classes = embed_dim, num_classes
         self.add_module(self.TOKENS, tokens)
         self.cls_token = None
@@ -117,6 +136,9 @@ class VimBase(nn.Module):
         self.norm_f = RMSNorm(embed_dim, norm_eps)
         self.head = nn.Linear(embed_dim, num_classes) if num_classes else nn.Identity()
         self._reset_parameters(tokens)
+        if initialisation == "vim":
+            for layer in self.layers:
+                forget_deltas(layer.mixer, kept="dt_proj")
 
     @torch.no_grad()
     def _reset_parameters(self, tokens: nn.Module) -> None:

@@ -1,4 +1,4 @@
-"""What a run is refused for, beside its device and precision (``shared.training.checks``): its task, its scan."""
+"""What a run is refused for, beside its device and precision (``shared.training.checks``): task, variant, scan."""
 
 import torch
 
@@ -7,6 +7,7 @@ from shared.training.checks import device_of
 from v2m.kernels.scan2d import scan2d
 from v2m.kernels.scan2d.op import BACKENDS
 from v2m.model_base import require_task
+from v2m.released import require_release
 from v2m.schema import ClassificationConfig
 
 
@@ -22,6 +23,7 @@ def require_backend(cfg: ClassificationConfig) -> None:
 
 
 def check(cfg: ClassificationConfig) -> None:
-    """Raise UserError for a row of a task that is not implemented, and for a scan that cannot run here."""
+    """Raise UserError for a task that is not implemented, a release that is none, a scan that cannot run here."""
     require_task(cfg)
+    require_release(cfg)
     require_backend(cfg)

@@ -18,6 +18,8 @@ from v2m.model import build_model, count
 PRINTED = {
     "v2m-in1k-vim-t": ("Vim-T", 7, 1.5),
     "v2m-in1k-t": ("V2M-T", 7, 1.9),
+    "v2m-in1k-t-rotated": ("V2M-T, the input rotated", 7, 1.9),
+    "v2m-in1k-t-joined": ("V2M-T, corners joined once", 7, 1.9),
     "v2m-in1k-t-released": ("V2M-T, as released", 7, 1.9),
     "v2m-in1k-localvim-t": ("LocalVim-T", 8, 1.5),
     "v2m-in1k-t-lw": ("V2M-T + local window", 8, 1.8),

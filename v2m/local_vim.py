@@ -7,14 +7,14 @@ gives is weighted channel by channel by an attention over its mean token, then t
 learned and also rotary: the whole stream is rotated in front of every layer, the residual path included. The head reads
 the mean token.
 
-Parameters have the official names, except A_0_log (theirs: A_log_0); the tables of the rotation are computed. A fresh
-network starts as Vim's does; the official one also zeroes the bias of every step size, so its scans forget at once.
+Parameters have the official names, except A_0_log (theirs: A_log_0); the tables of the rotation are computed.
 """
 
 import re
 from collections.abc import Sequence
 
 import torch
+from timm.layers import trunc_normal_
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -22,6 +22,7 @@ from shared.errors import UserError
 from v2m.mixer import COLUMNS, FIRST, ROWS, SECOND, V2MMixer
 from v2m.passes import ScanMixer
 from v2m.vim import Vim
+from v2m.vim_base import EMBEDDING_STD, INITIALISATION, forget_deltas
 from v2m.windows import from_windows, to_windows
 
 DIRECTION = re.compile(r"(h|v|w([1-9]\d*))(_flip)?")
@@ -191,17 +192,32 @@ def rotate(grid: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
 class LocalVim(Vim):
     """Images (B, C, height, width) -> logits (B, num_classes): ``Vim`` without a class token, its stream rotated.
 
-    Arguments, shapes and errors are ``Vim``'s; ``mixer`` may also be V2M's. Raises UserError besides for a class token
+    Arguments, shapes and errors are ``Vim``'s; ``mixer`` may also be V2M's. initialisation: "mamba", or "local_vim",
+    as the official network starts: in_proj and, of every direction, x_proj and the weights of the step sizes are drawn
+    anew with a standard deviation of 0.020, the biases of the step sizes are 0 (its scans forget at once), and the
+    patch convolution is left as PyTorch draws it (0.021 for patches of 16). Raises UserError besides for a class token
     and for an embed_dim that 4 does not divide.
     """
 
-    def __init__(self, *, embed_dim: int, class_token: str = "mean", **arguments):
+    INITIALISATIONS = ("mamba", "local_vim")
+
+    def __init__(self, *, embed_dim: int, class_token: str = "mean", initialisation: str = INITIALISATION, **arguments):
         if class_token != "mean" or embed_dim % 4:
             raise UserError(
                 f"LocalVim has no class token and turns channels in fours, got {class_token!r} and {embed_dim}: "
                 "choose class_token mean and a multiple of 4"
             )
-        super().__init__(embed_dim=embed_dim, class_token=class_token, **arguments)
+        super().__init__(embed_dim=embed_dim, class_token=class_token, initialisation=initialisation, **arguments)
+        if initialisation == "local_vim":
+            self._reset_as_released()
+
+    def _reset_as_released(self) -> None:
+        for layer in self.layers:
+            for name, part in layer.mixer.named_children():
+                if name.startswith(("in_proj", "x_proj", "dt_proj")):
+                    trunc_normal_(part.weight, std=EMBEDDING_STD)
+            forget_deltas(layer.mixer)
+        self.patch_embed.proj.reset_parameters()
 
     def no_weight_decay(self) -> set[str]:
         """Return ``Vim``'s names and A and D of every direction."""

@@ -132,9 +132,8 @@ class ReleasedMixer(ScanMixer):
     rows are scanned and then columns. The results are left transposed against the tokens that they are added to, and
     the reversed ones are reversed along both axes afterwards although they were along one; so the corners are the
     top left twice, the top right and the bottom left (https://github.com/wangck20/V2M, ``bimamba_type="2d"``). The
-    scan, the convolution and the parameters are those of ``V2MMixer``, but for their start: the bias of the second
-    pass's step sizes is zeroed, so every column begins with softplus(0) = 0.69. Raises UserError where the grid is not
-    square.
+    scan, the convolution and the parameters are those of ``V2MMixer``; that the release starts the second pass
+    otherwise is the network's ``initialisation``. Raises UserError where the grid is not square.
     """
 
     plane = True
@@ -152,13 +151,12 @@ class ReleasedMixer(ScanMixer):
         super().__init__(embed_dim, state_dim, expand, conv_kernel, backend)
         self.add_pass(FIRST, "B")
         self.add_pass(SECOND, "C")
-        nn.init.zeros_(self.dt_proj_2.bias)
 
     def forward(self, grid: Tensor) -> Tensor:
         if grid.shape[1] != grid.shape[2]:
             raise UserError(
                 f"the mixer as released takes square grids only, got {grid.shape[1]} x {grid.shape[2]}: choose "
-                "variant as_written, or square images"
+                "model=v2m-t, or square images"
             )
         turned = grid.transpose(1, 2)
         x, gate = self.project_in(torch.cat([grid, turned, grid.flip(2), turned.flip(2)]))

@@ -7,6 +7,7 @@ ranks nor an interruption change it.
 
 import copy
 import math
+import re
 
 import torch
 from timm.optim import param_groups_weight_decay
@@ -15,6 +16,7 @@ from torch.nn import functional as F
 
 from shared.data.augment import mix
 from shared.data.keyed import keyed_bits, stream
+from shared.errors import UserError
 from shared.training.guard import GuardedModule
 from shared.training.ranks import world_size
 
@@ -22,12 +24,22 @@ from .schema import ClassificationConfig
 
 MIXING = stream("classification.mixing")
 DROPPING = stream("classification.dropping")
+SCHEDULES = ("step", "epoch-lagged")
+A_LOG = re.compile(r"A(_\w+)?_logs?(_\w+)?")
+ROUNDING = 1e-6  # of an epoch: the first step of one counts as its own
 
 
-def parameter_groups(network: nn.Module, weight_decay: float) -> list[dict]:
-    """Return the optimiser's groups: no decay on vectors (biases, norms) and on what the network excepts."""
+def parameter_groups(network: nn.Module, weight_decay: float, decay_a_log: bool = False) -> list[dict]:
+    """Return the optimiser's groups: no decay on vectors (biases, norms) and on what the network excepts.
+
+    ``decay_a_log``: the logarithms of A, which every network here excepts, are decayed, as the scripts of Vim, of both
+    releases and of LocalVim do: they go by the number of axes, and A has two.
+    """
+    excepted = network.no_weight_decay()
+    if decay_a_log:
+        excepted = {name for name in excepted if not A_LOG.fullmatch(name.rpartition(".")[2])}
     # timm's, the decayed one first as in the optimiser states of earlier checkpoints.
-    return param_groups_weight_decay(network, weight_decay, no_weight_decay_list=network.no_weight_decay())[::-1]
+    return param_groups_weight_decay(network, weight_decay, no_weight_decay_list=excepted)[::-1]
 
 
 def learning_rate(step: int, steps: int, warmup: int, lr: float, warmup_lr: float, min_lr: float) -> float:
@@ -38,6 +50,18 @@ def learning_rate(step: int, steps: int, warmup: int, lr: float, warmup_lr: floa
     return min_lr + (lr - min_lr) * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
 
 
+def lagged_rate(epoch: int, epochs: float, warmup: float, lr: float, warmup_lr: float, min_lr: float) -> float:
+    """Return the rate of an epoch as the scripts of Vim and of both releases set it: behind each epoch, for that epoch.
+
+    So epochs 0 and 1 both run at ``warmup_lr``, and the largest rate comes one epoch after the warm-up; the cosine
+    counts the epochs of the warm-up (timm's CosineLRScheduler, ``warmup_prefix`` off). ``warmup`` in epochs.
+    """
+    over = max(epoch - 1, 0)
+    if over < warmup:
+        return warmup_lr + (lr - warmup_lr) * over / warmup
+    return min_lr + (lr - min_lr) * 0.5 * (1 + math.cos(math.pi * min(over / epochs, 1.0)))
+
+
 class ClassificationModule(GuardedModule):
     """Trains a network on soft targets; keeps a moving average of its weights where ``ema_decay`` says so."""
 
@@ -45,7 +69,9 @@ class ClassificationModule(GuardedModule):
         super().__init__()
         self.model = network
         self.optim, self.augment, self.classes, self.seed = cfg.optim, cfg.augment, cfg.data.classes, cfg.seed
-        self.steps = steps
+        self.steps, self.epochs = steps, cfg.scale.epochs
+        if cfg.optim.schedule not in SCHEDULES:
+            raise UserError(f"optim.schedule {cfg.optim.schedule!r} is unknown: choose one of {', '.join(SCHEDULES)}")
         self.warmup = round(steps * cfg.optim.warmup_epochs / cfg.scale.epochs)
         # Among the module's tensors, so every checkpoint holds it.
         self.average = None
@@ -95,13 +121,18 @@ class ClassificationModule(GuardedModule):
         for kept, buffer in zip(self.average.buffers(), self.model.buffers(), strict=True):
             kept.copy_(buffer)
 
+    def rate(self, step: int) -> float:
+        """Return the learning rate of a step by ``optim.schedule``."""
+        optim = self.optim
+        rates = optim.lr, optim.warmup_lr, optim.min_lr
+        if optim.schedule == "step":
+            return learning_rate(step, self.steps, self.warmup, *rates)
+        epoch = int(step * self.epochs / self.steps + ROUNDING)
+        return lagged_rate(epoch, self.epochs, optim.warmup_epochs, *rates)
+
     def configure_optimizers(self):
         optim = self.optim
-        optimizer = torch.optim.AdamW(parameter_groups(self.model, optim.weight_decay), lr=optim.lr, foreach=True)
-
-        def factor(step: int) -> float:
-            rate = learning_rate(step, self.steps, self.warmup, optim.lr, optim.warmup_lr, optim.min_lr)
-            return rate / optim.lr
-
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        groups = parameter_groups(self.model, optim.weight_decay, optim.decay_a_log)
+        optimizer = torch.optim.AdamW(groups, lr=optim.lr, foreach=True)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.rate(step) / optim.lr)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

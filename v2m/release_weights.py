@@ -15,13 +15,17 @@ from torch import Tensor, nn
 from shared.errors import UserError
 
 CONVERTER = f"{__package__}.convert"
-WRAPPERS = ("model", "state_dict")  # keys under which official files keep their tensors
+# Keys under which official files keep their tensors, and beside them the moving average of these (DeiT's and Vim's
+# main.py, VMamba's utils; timm's own saver).
+WRAPPERS = {"model": ("model", "state_dict"), "ema": ("model_ema", "state_dict_ema")}
+NAMES = {"model": "the weights as trained", "ema": "the moving average of the weights"}
 
 
-def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
-    """Return the tensors of a checkpoint, those under "model" or "state_dict" where it has such a key.
+def read_checkpoint(path: str | Path, weights: str = "model") -> dict[str, Tensor]:
+    """Return the tensors of a checkpoint: those under "model" or "state_dict" where it has such a key, or all of it.
 
-    Raises UserError for a missing or unreadable file, and for one that holds more than data.
+    ``weights`` "ema": those of the moving average, under "model_ema" or "state_dict_ema". Raises UserError for a
+    missing or unreadable file, for one that holds more than data, and for one without the average that was asked for.
     """
     # Vim's files hold their training arguments, VMamba's their settings (a yacs node): both are only data, read
     # as such without yacs and dropped.
@@ -40,10 +44,17 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
         raise UserError(f"{path} is no PyTorch checkpoint or is cut short: fetch it again") from None
     state = content
     if isinstance(content, dict):
-        state = next((content[key] for key in WRAPPERS if key in content), content)
+        default = None if weights == "ema" else content
+        state = next((content[key] for key in WRAPPERS[weights] if content.get(key) is not None), default)
+    if state is None:
+        raise UserError(
+            f"{path} holds no moving average ({' or '.join(WRAPPERS['ema'])}): take its weights as trained, "
+            "--weights model"
+        )
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise UserError(
-            f"{path} holds no state dict, alone or under 'model' or 'state_dict': give a checkpoint of the model"
+            f"{path} holds no state dict, alone or under {' or '.join(map(repr, WRAPPERS[weights]))}: give a "
+            "checkpoint of the model"
         )
     return dict(state)
 

@@ -44,6 +44,8 @@ class OptimConfig:
     batch_size: int = MISSING
     clip_norm: float | None = MISSING
     ema_decay: float | None = MISSING
+    decay_a_log: bool = MISSING
+    schedule: str = MISSING
     precision: str = MISSING
 
 

@@ -18,7 +18,7 @@ from shared.errors import UserError
 from v2m.class_tokens import insert_cross, resize_cross, resize_grid, split_cross
 from v2m.mixer import require_choice
 from v2m.passes import ScanMixer
-from v2m.vim_base import VimBase
+from v2m.vim_base import INITIALISATION, VimBase
 
 # A row and a column of tokens in the grid; besides, none and the mean over the tokens, or one token in their sequence.
 CROSSES = ("middle_cross", "edge_cross")
@@ -89,8 +89,9 @@ class Vim(VimBase):
     class_token: "mean" (none, the head reads the mean over the tokens), "middle" and "edge" (one token, in the middle
     or at the end of the raster sequence, which then is a grid of one row: not for mixers of the plane), "middle_cross"
     and "edge_cross" (V2M's, class_tokens.py: a row and a column of tokens, the head reads the one where they cross).
-    ``drop_path`` grows linearly from 0 at the first block. Raises UserError for an unknown choice, for numbers that
-    cannot be used, for a mixer of the plane on a sequence and for patches that do not tile.
+    ``drop_path`` grows linearly from 0 at the first block; ``initialisation`` is ``VimBase``'s. Raises UserError for an
+    unknown choice, for numbers that cannot be used, for a mixer of the plane on a sequence and for patches that do not
+    tile.
     """
 
     FREE_OF_DECAY = (
@@ -114,6 +115,7 @@ class Vim(VimBase):
         drop_rate: float = 0.0,
         norm_eps: float = 1e-5,
         mlp_ratio: float = 0.0,
+        initialisation: str = INITIALISATION,
         backend: str = "auto",
     ):
         require_choice("class_token", class_token, CLASS_TOKENS)
@@ -138,6 +140,7 @@ class Vim(VimBase):
             drop_rate=drop_rate,
             norm_eps=norm_eps,
             mlp_ratio=mlp_ratio,
+            initialisation=initialisation,
         )
         self.class_token, self.grid_size = class_token, grid_size
         if class_token in ("middle", "edge") and getattr(self.layers[0].mixer, "plane", False):

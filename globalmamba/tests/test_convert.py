@@ -174,6 +174,33 @@ def test_causal_conversion_leaves_the_backward_direction_out_and_says_so(caplog)
     small_vim(mixer="causal").load_state_dict(converted, strict=True)
 
 
+def released_state(**sizes) -> dict[str, torch.Tensor]:
+    """The release of GlobalMamba never makes a backward direction (wangck20/GlobalMamba, mamba_simple.py)."""
+    state = official_state(**sizes)
+    return {name: t for name, t in state.items() if not any(part in convert.BACKWARD for part in name.split("."))}
+
+
+def test_the_releases_own_state_dict_has_no_backward_direction_and_converts_whole(tmp_path, caplog):
+    state, out = released_state(slots=6), tmp_path / "out.safetensors"
+    assert len(state) == len(official_state()) - 14
+    source = saved(tmp_path / "released.pth", state)
+    assert convert.main(["vim", source, str(out), "--tokens", "5", "--causal"]) == 0
+    assert "left out" not in caplog.text
+    tokens = convert.Slots(5, (32, 3, 16, 16))
+    network = Vim(tokens=tokens, embed_dim=32, depth=2, num_classes=5, state_dim=4, mixer="causal")
+    release_weights.load_weights(network, out)
+    assert torch.equal(network.layers[1].mixer.A_log, state["layers.1.mixer.A_log"])
+
+
+def test_the_releases_state_dict_without_causal_is_refused_with_the_remedy():
+    with pytest.raises(UserError, match="forward direction alone.*convert it with --causal"):
+        convert.vim_from_official(released_state(), tokens=4)
+    broken = released_state()
+    del broken["layers.1.mixer.D"]
+    with pytest.raises(UserError, match="causal mixer.*layers.1.mixer.D is missing.*wangck20/GlobalMamba"):
+        convert.vim_from_official(broken, tokens=4, causal=True)
+
+
 def test_position_embedding_is_never_resized_in_silence():
     with pytest.raises(UserError, match=r"position embedding is \(1, 5, 32\).*--tokens"):
         convert.vim_from_official(official_state(), tokens=9)
@@ -259,3 +286,41 @@ def test_vmamba_is_converted_by_the_same_command(tmp_path):
     network = VMamba(**sizes)
     release_weights.load_weights(network, out)
     assert all(torch.equal(tensor, state[name]) for name, tensor in network.state_dict().items())
+
+
+def averaged(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: tensor + 1 for name, tensor in state.items()}
+
+
+@pytest.mark.parametrize(
+    "options, key, words",
+    [([], 0, "the weights as trained"), (["--weights", "ema"], 1, "the moving average of the weights")],
+)
+def test_the_weights_as_trained_or_their_average_are_taken_and_named(tmp_path, caplog, options, key, words):
+    state = official_state()
+    source = saved(tmp_path / "vim.pth", state, model_ema=averaged(state), epoch=299)
+    out = tmp_path / "out.safetensors"
+    with caplog.at_level("INFO", logger=convert.__name__):
+        assert convert.main(["vim", source, str(out), "--tokens", "4", *options]) == 0
+    assert f"{out}: {words}, " in caplog.text and caplog.text.count("\n") == 1
+    network = small_vim()
+    release_weights.load_weights(network, out)
+    assert torch.equal(network.head.bias, (state, averaged(state))[key]["head.bias"])
+
+
+@pytest.mark.parametrize("average", [{}, {"model_ema": None}])
+def test_an_average_that_a_checkpoint_does_not_hold_is_refused_in_one_sentence(tmp_path, caplog, average):
+    source, out = saved(tmp_path / "vim.pth", official_state(), **average), tmp_path / "out.safetensors"
+    assert convert.main(["vim", source, str(out), "--weights", "ema"]) == 2
+    assert "holds no moving average (model_ema or state_dict_ema)" in caplog.text and caplog.text.count("\n") == 1
+    assert "--weights model" in caplog.text and not out.exists()
+
+
+def test_the_average_of_vmamba_is_taken_too(tmp_path):
+    sizes = {"num_classes": 5, "depths": (1, 1), "dims": 8, "ssm_ratio": 1.0}
+    state, out = VMamba(**sizes).state_dict(), tmp_path / "out.safetensors"
+    source = saved(tmp_path / "vmamba.pth", state, model_ema=averaged(state))
+    assert convert.main(["vmamba", source, str(out), "--weights", "ema"]) == 0
+    network = VMamba(**sizes)
+    release_weights.load_weights(network, out)
+    assert torch.equal(network.classifier["head"].bias, state["classifier.head.bias"] + 1)

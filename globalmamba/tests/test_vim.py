@@ -257,3 +257,40 @@ def test_network_compiles_and_exports_without_a_break_in_its_graph(mixer):
     expected = net(images())
     assert relative_error(torch.compile(net, backend="aot_eager", fullgraph=True)(images()), expected) < SAME
     assert relative_error(torch.export.export(net, (images(),)).module()(images()), expected) < SAME
+
+
+def test_vims_own_start_sets_the_step_bias_of_the_way_back_to_zero_and_nothing_else():
+    drawn, official = build(), build(initialisation="vim")
+    states = drawn.state_dict(), official.state_dict()
+    differing = {name for name in states[0] if not torch.equal(states[0][name], states[1][name])}
+    assert differing == {f"layers.{i}.mixer.dt_proj_b.bias" for i in range(2)}
+    assert not any(states[1][name].any() for name in differing)
+    causal = build(mixer="causal").state_dict(), build(mixer="causal", initialisation="vim").state_dict()
+    assert all(torch.equal(causal[0][name], causal[1][name]) for name in causal[0])
+    with pytest.raises(UserError, match="initialisation 'zero' is unknown: choose one of mamba, vim"):
+        build(initialisation="zero")
+
+
+def test_with_both_directions_a_reversed_sequence_is_the_same_to_the_network_with_its_directions_swapped():
+    """So no row with both directions can tell an order from its reverse; a causal one can."""
+    tokens = torch.randn(2, 11, 16, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+    def swapped(name: str) -> str:
+        mixer, _, rest = name.rpartition("mixer.")
+        if not mixer or rest.startswith(("in_proj", "out_proj")):
+            return name
+        part, dot, leaf = rest.partition(".")
+        pairs = {"A_log": "A_b_log", "A_b_log": "A_log"}
+        partner = part.removesuffix("_b") if part.endswith("_b") else f"{part}_b"
+        return f"{mixer}mixer.{pairs.get(part, partner)}{dot}{leaf}"
+
+    network = build().double().eval()
+    other = build().double().eval()
+    state = network.state_dict()
+    other.load_state_dict({name: state[swapped(name)] for name in state})
+    with torch.no_grad():
+        expected, got = network.encode(tokens), other.encode(tokens.flip(1)).flip(1)
+        assert relative_error(got, expected) < EXACT
+        assert relative_error(network.encode(tokens.flip(1)).flip(1), expected) > 1e-3
+        causal = build(mixer="causal").double().eval()
+        assert relative_error(causal.encode(tokens.flip(1)).flip(1), causal.encode(tokens)) > 1e-3

@@ -1,11 +1,13 @@
-"""Official checkpoints of Vim and VMamba as release weights of this package.
+"""Official checkpoints of Vim, VMamba and GlobalMamba's release as release weights of this package.
 
     python -m globalmamba.tools.convert vim SOURCE.pth OUT.safetensors [--tokens 196] [--causal]
+    python -m globalmamba.tools.convert vim SOURCE.pth OUT.safetensors --tokens 255 --causal      (wangck20/GlobalMamba)
     python -m globalmamba.tools.convert vmamba SOURCE.pth OUT.safetensors
 
 Sources: https://github.com/hustvl/Vim (vim_tiny and vim_small, patch 16, image 224, bimambav2, middle class
 token, div2) and https://github.com/MzeroMiko/VMamba. Every tensor is taken or the file is refused. A checkpoint
-is read without running any code of it. Nothing that exists is overwritten.
+is read without running any code of it. Nothing that exists is overwritten. ``--weights ema`` takes the moving average
+that Vim's, both releases' and VMamba's files hold beside the weights as trained, which are the default.
 """
 
 import argparse
@@ -16,7 +18,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from globalmamba.release_weights import read_checkpoint, state_dict_mismatch, write_weights
+from globalmamba.release_weights import NAMES, read_checkpoint, state_dict_mismatch, write_weights
 from globalmamba.vim import Vim
 from globalmamba.vmamba import from_official as vmamba_from_official
 from shared.errors import UserError
@@ -39,10 +41,18 @@ class Slots(nn.Module):
 def vim_from_official(state: dict[str, Tensor], tokens: int = SMALL_TOKENS, causal: bool = False) -> dict[str, Tensor]:
     """Return the state dict of ``Vim(class_token="middle")`` from an official one, every tensor taken.
 
-    ``tokens`` is the number of patch tokens that the position embedding has to fit: it is never resized.
-    ``causal`` leaves out the backward direction, which GlobalMamba's release holds but does not use. Width,
-    depth, patch size and classes are those of the checkpoint. Raises UserError for another model's.
+    ``tokens`` is the number of patch tokens that the position embedding has to fit: it is never resized. ``causal``
+    gives the state dict of the forward direction alone: GlobalMamba's release has no other, of Vim's checkpoints the
+    backward one is left out. Width, depth, patch size and classes are those of the checkpoint. Raises UserError for
+    another model's.
     """
+    is_backward = {name: any(part in BACKWARD for part in name.split(".")) for name in state}
+    forward_only = bool(state) and not any(is_backward.values())
+    if forward_only and not causal and "layers.0.mixer.A_log" in state:
+        raise UserError(
+            "the checkpoint holds the forward direction alone, as GlobalMamba's release makes it: convert it with "
+            "--causal, for a row whose mixer is causal"
+        )
     # The network itself, built from the sizes that the file shows, says which names and shapes there must be.
     try:
         width = len(state["norm_f.weight"])
@@ -56,6 +66,7 @@ def vim_from_official(state: dict[str, Tensor], tokens: int = SMALL_TOKENS, caus
                 state_dim=state_dim,
                 expand=inner // width,
                 conv_kernel=state["layers.0.mixer.conv1d.weight"].shape[-1],
+                mixer="causal" if forward_only else "bidirectional",
             )
     except (KeyError, IndexError, TypeError, ValueError) as error:
         raise UserError(
@@ -75,13 +86,13 @@ def vim_from_official(state: dict[str, Tensor], tokens: int = SMALL_TOKENS, caus
     difference = state_dict_mismatch(network.state_dict(), ours)
     if difference:
         raise UserError(
-            f"the checkpoint is no Vim with the bidirectional mixer v2: {difference}; give one of hustvl/Vim's "
-            "bimambav2 models with a middle class token"
+            f"the checkpoint is no Vim with the {'causal' if forward_only else 'bidirectional'} mixer v2: "
+            f"{difference}; give one of {'wangck20/GlobalMamba' if forward_only else 'hustvl/Vim'}'s bimambav2 models "
+            "with a middle class token"
         )
-    if causal:
-        left_out = {name for name in ours if any(part in BACKWARD for part in name.split("."))}
-        log.info("the backward direction is left out: %d tensors", len(left_out))
-        ours = {name: tensor for name, tensor in ours.items() if name not in left_out}
+    if causal and not forward_only:
+        log.info("the backward direction is left out: %d tensors", sum(is_backward.values()))
+        ours = {name: tensor for name, tensor in ours.items() if not is_backward.get(name, False)}
     return ours
 
 
@@ -92,6 +103,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         model = models.add_parser(name)
         model.add_argument("source", help="the official checkpoint")
         model.add_argument("out", help="the .safetensors file to write")
+        model.add_argument(
+            "--weights", choices=tuple(NAMES), default="model", help="as trained, or their moving average"
+        )
         if name == "vim":
             model.add_argument("--tokens", type=int, default=SMALL_TOKENS, help="patch tokens of the network")
             model.add_argument("--causal", action="store_true", help="leave out the backward direction")
@@ -105,13 +119,13 @@ def main(arguments: list[str] | None = None) -> int:
     convert: Callable = vim_from_official if options.model == "vim" else vmamba_from_official
     extra = {"tokens": options.tokens, "causal": options.causal} if options.model == "vim" else {}
     try:
-        state = convert(read_checkpoint(options.source), **extra)
+        state = convert(read_checkpoint(options.source, options.weights), **extra)
         write_weights(state, options.out)
     except UserError as error:
         log.error("%s", error)
         return 2
     numbers = sum(tensor.numel() for tensor in state.values())
-    log.info("%s: %d tensors, %d numbers", options.out, len(state), numbers)
+    log.info("%s: %s, %d tensors, %d numbers", options.out, NAMES[options.weights], len(state), numbers)
     return 0
 
 

@@ -355,3 +355,41 @@ def test_the_checkpoint_of_another_local_vim_is_refused(change, words):
     change(state)
     with pytest.raises(UserError, match=words):
         convert.local_vim_from_official(state, 32)
+
+
+def averaged(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: tensor + 1 for name, tensor in state.items()}
+
+
+@pytest.mark.parametrize(
+    "options, key, words",
+    [([], 0, "the weights as trained"), (["--weights", "ema"], 1, "the moving average of the weights")],
+)
+def test_the_weights_as_trained_or_their_average_are_taken_and_named(tmp_path, caplog, options, key, words):
+    state = official_state()
+    source = saved(tmp_path / "vim.pth", state, model_ema=averaged(state), epoch=299)
+    out = tmp_path / "out.safetensors"
+    with caplog.at_level("INFO", logger=convert.__name__):
+        assert convert.main(["vim", source, str(out), "--image-size", "32", *options]) == 0
+    assert f"{out}: {words}, " in caplog.text and caplog.text.count("\n") == 1
+    network = small_vim()
+    release_weights.load_weights(network, out)
+    assert torch.equal(network.head.bias, (state, averaged(state))[key]["head.bias"])
+
+
+@pytest.mark.parametrize("average", [{}, {"model_ema": None}])
+def test_an_average_that_a_checkpoint_does_not_hold_is_refused_in_one_sentence(tmp_path, caplog, average):
+    source, out = saved(tmp_path / "vim.pth", official_state(), **average), tmp_path / "out.safetensors"
+    assert convert.main(["vim", source, str(out), "--weights", "ema"]) == 2
+    assert "holds no moving average (model_ema or state_dict_ema)" in caplog.text and caplog.text.count("\n") == 1
+    assert "--weights model" in caplog.text and not out.exists()
+
+
+def test_the_average_of_vmamba_is_taken_too(tmp_path):
+    sizes = {"num_classes": 5, "depths": (1, 1), "dims": 8, "ssm_ratio": 1.0}
+    state, out = VMamba(**sizes).state_dict(), tmp_path / "out.safetensors"
+    source = saved(tmp_path / "vmamba.pth", state, model_ema=averaged(state))
+    assert convert.main(["vmamba", source, str(out), "--weights", "ema"]) == 0
+    network = VMamba(**sizes)
+    release_weights.load_weights(network, out)
+    assert torch.equal(network.classifier["head"].bias, state["classifier.head.bias"] + 1)

@@ -1,5 +1,7 @@
 """LocalVim: its layer by its definition, orders and windows, the rotated stream; V2M's mixer in its place."""
 
+import functools
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -252,3 +254,30 @@ def test_windows_of_the_local_mixer_touch_each_other_through_the_attention_alone
 def test_what_cannot_be_built_or_read_is_refused_with_the_remedy(make, words):
     with pytest.raises(UserError, match=words):
         make()
+
+
+def test_the_official_start_draws_the_projections_anew_and_forgets_at_once():
+    """Standard deviations of github.com/hunto/LocalMamba's network: 0.020, and 0.021 of the patch convolution."""
+
+    def start(initialisation):
+        torch.manual_seed(0)
+        mixer = functools.partial(LocalVimMixer, directions=FOUR)
+        sizes = {"image_size": 224, "patch_size": 16, "embed_dim": 192, "depth": 1, "num_classes": 10}
+        return LocalVim(**sizes, mixer=mixer, initialisation=initialisation).state_dict()
+
+    plain, official = start("mamba"), start("local_vim")
+    drawn = [
+        f"layers.0.mixer.{name}"
+        for name in ("in_proj", *(f"{part}_{i}" for part in ("x_proj", "dt_proj") for i in range(4)))
+    ]
+    for name in drawn:
+        assert official[f"{name}.weight"].std() == pytest.approx(0.020, rel=0.03)
+        assert plain[f"{name}.weight"].std() > 0.025
+    assert official["patch_embed.proj.weight"].std() == pytest.approx(0.021, rel=0.03)
+    assert official["patch_embed.proj.bias"].any() and not plain["patch_embed.proj.bias"].any()
+    biases = [f"layers.0.mixer.dt_proj_{i}.bias" for i in range(4)]
+    assert not any(official[name].any() for name in biases) and all(plain[name].all() for name in biases)
+    changed = {f"{name}.weight" for name in drawn} | {*biases, "patch_embed.proj.weight", "patch_embed.proj.bias"}
+    assert {name for name in plain if not torch.equal(plain[name], official[name])} == changed
+    with pytest.raises(UserError, match="initialisation 'vim' is unknown: choose one of mamba, local_vim"):
+        small(initialisation="vim")

@@ -118,9 +118,23 @@ def test_turning_the_input_turns_the_output_of_the_rotated_order_alone():
     same(turned[:, 2], own[:, 3])  # bottom right
 
 
-def test_the_released_mixer_starts_its_columns_with_a_step_of_softplus_of_zero():
-    mixer = ReleasedMixer(8)
-    assert not mixer.dt_proj_2.bias.any() and mixer.dt_proj.bias.all() and V2MMixer(8).dt_proj_2.bias.all()
+def test_the_rotated_order_is_the_sum_over_inputs_rotated_scanned_and_rotated_back():
+    """Eqs 13-15 as they read: rot, the 2-D model from the top left alone, rot back, sum, one linear map."""
+    mixer, tokens = build(order="rotated"), grid(4, 6).requires_grad_()
+
+    def from_the_top_left(turned):
+        x, gate = mixer.project_in(turned)
+        rows = mixer.run_pass(x, ("right",), ("",), "B") * gate
+        return (mixer.run_pass(rows, ("down",), ("_2",), "C") * gate)[:, 0]
+
+    total = sum(from_the_top_left(tokens.rot90(k, (1, 2))).rot90(-k, (1, 2)) for k in range(4))
+    expected = F.linear(total, mixer.out_proj.weight) / 2
+    results, weights = [mixer(tokens), expected], torch.randn(tokens.shape, dtype=torch.float64)
+    same(*results)
+    inputs = [tokens, *mixer.parameters()]
+    for got, wanted in zip(*(torch.autograd.grad((y * weights).sum(), inputs) for y in results), strict=True):
+        same(got, wanted)
+    assert not torch.allclose(build()(tokens), expected), "rows first from every corner is another model"
 
 
 def test_mirroring_the_input_exchanges_the_corners():

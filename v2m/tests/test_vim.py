@@ -218,3 +218,14 @@ def test_wrong_choices_are_refused_in_one_sentence(choices, words):
 def test_images_that_do_not_fit_are_refused_in_one_sentence(shape, words):
     with pytest.raises(UserError, match=words):
         build()(torch.zeros(shape))
+
+
+@pytest.mark.parametrize(("mixer", "suffix"), [("vim", "_b"), (ReleasedMixer, "_2")])
+def test_the_releases_start_sets_the_step_bias_of_the_second_pass_to_zero_and_nothing_else(mixer, suffix):
+    choices = {"mixer": mixer, "image_size": 8}
+    states = build(**choices).state_dict(), build(**choices, initialisation="vim").state_dict()
+    differing = {name for name in states[0] if not torch.equal(states[0][name], states[1][name])}
+    assert differing == {f"layers.{i}.mixer.dt_proj{suffix}.bias" for i in range(2)}
+    assert not any(states[1][name].any() for name in differing)
+    with pytest.raises(UserError, match="initialisation 'zero' is unknown: choose one of mamba, vim"):
+        build(**choices, initialisation="zero")

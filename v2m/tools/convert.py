@@ -1,7 +1,6 @@
 """Official checkpoints of V2M, Vim, LocalVim and VMamba as release weights of this package.
 
     python -m v2m.tools.convert v2m SOURCE.pth OUT.safetensors [--image-size 224]
-
     python -m v2m.tools.convert vim SOURCE.pth OUT.safetensors [--image-size 224]
     python -m v2m.tools.convert local_vim SOURCE.ckpt OUT.safetensors [--image-size 224]
     python -m v2m.tools.convert vmamba SOURCE.pth OUT.safetensors
@@ -10,7 +9,8 @@ Sources: https://github.com/wangck20/V2M (what its scripts save, as it links no 
 the tokens, div2), https://github.com/hustvl/Vim (vim_tiny and vim_small, patch 16, image 224, bimambav2, middle class
 token, div2), https://github.com/hunto/LocalMamba (LocalVim, mean token) and https://github.com/MzeroMiko/VMamba. Every
 tensor is taken or the file is refused. A checkpoint is read without running any code of it. Nothing that exists is
-overwritten.
+overwritten. ``--weights ema`` takes the moving average that Vim's, V2M's and VMamba's files hold beside the weights as
+trained, which are the default.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from torch import Tensor
 from shared.errors import UserError
 from v2m.local_vim import LocalVim, LocalVimMixer, rotation
 from v2m.mixer import SECOND, ReleasedMixer
-from v2m.release_weights import read_checkpoint, state_dict_mismatch, write_weights
+from v2m.release_weights import NAMES, read_checkpoint, state_dict_mismatch, write_weights
 from v2m.vim import Vim, VimMixer
 from v2m.vmamba import from_official as vmamba_from_official
 
@@ -155,6 +155,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         model = models.add_parser(name)
         model.add_argument("source", help="the official checkpoint")
         model.add_argument("out", help="the .safetensors file to write")
+        model.add_argument(
+            "--weights", choices=tuple(NAMES), default="model", help="as trained, or their moving average"
+        )
         if name != "vmamba":
             model.add_argument("--image-size", type=int, default=IMAGE_SIZE, help="side of its images")
     return parser.parse_args(arguments)
@@ -166,13 +169,13 @@ def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
     extra = {} if options.model == "vmamba" else {"image_size": options.image_size}
     try:
-        state = CONVERTERS[options.model](read_checkpoint(options.source), **extra)
+        state = CONVERTERS[options.model](read_checkpoint(options.source, options.weights), **extra)
         write_weights(state, options.out)
     except UserError as error:
         log.error("%s", error)
         return 2
     numbers = sum(tensor.numel() for tensor in state.values())
-    log.info("%s: %d tensors, %d numbers", options.out, len(state), numbers)
+    log.info("%s: %s, %d tensors, %d numbers", options.out, NAMES[options.weights], len(state), numbers)
     return 0
 
 

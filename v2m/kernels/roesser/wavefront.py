@@ -69,15 +69,15 @@ def _channels_last(tensor: Tensor | None) -> Tensor | None:
     return tensor.permute(0, 2, 3, 1).contiguous()
 
 
-def _outer(x: Tensor, matrix: Tensor | None) -> Tensor:
-    """(token, batch, D) times None, (D, N) or (token, batch, N) -> broadcastable to (token, batch, D, N)."""
+def _add_outer(states: Tensor, x: Tensor, matrix: Tensor | None) -> Tensor:
+    """Add (token, batch, D) times None, (D, N) or (token, batch, N) to states (token, batch, D, N), in their place."""
     if matrix is None:
-        return x[..., None]
-    return x[..., None] * (matrix if matrix.dim() == 2 else matrix[:, :, None])
+        return states.add_(x[..., None])
+    return states.addcmul_(x[..., None], matrix if matrix.dim() == 2 else matrix[:, :, None])
 
 
 def _contract(states: Tensor, matrix: Tensor | None) -> Tensor:
-    """(token, batch, D, N) times a matrix as in ``_outer``, summed over the states -> (token, batch, D)."""
+    """(token, batch, D, N) times a matrix as in ``_add_outer``, summed over the states -> (token, batch, D)."""
     if matrix is None:
         return states.sum(-1)
     if matrix.dim() == 2:
@@ -106,7 +106,10 @@ class Neighbours:
 
 @dataclass(frozen=True)
 class Wave:
-    """One diagonal: its inputs by name, its neighbours' states, and what the recurrence makes of them."""
+    """One diagonal: its inputs by name, its neighbours' states, and what the recurrence makes of them.
+
+    Where ``h1`` and ``h2`` were computed in the place of what was read, ``before`` no longer holds that.
+    """
 
     inputs: dict[str, Tensor | None]
     before: Neighbours
@@ -118,20 +121,24 @@ class Wave:
     h2: Tensor
 
 
-def _wave(inputs: dict[str, Tensor | None], d: int, before: Neighbours) -> Wave:
-    """Compute a diagonal from the states of its neighbours."""
+def _wave(
+    inputs: dict[str, Tensor | None], d: int, before: Neighbours, own: tuple[Tensor | None, Tensor | None]
+) -> Wave:
+    """Compute a diagonal from the states of its neighbours, into ``own`` or new memory.
+
+    ``own`` may be what ``before`` holds of h1 of the left and of h2 of the upper neighbours: both numbers that couple
+    are taken before anything is written.
+    """
     on_wave = {k: t if t is None or t.dim() == 2 else diagonal(t, d) for k, t in inputs.items()}
     x, delta1, delta2 = (on_wave[name] for name in ("x", "delta1", "delta2"))
     decay1 = (delta1[..., None] * on_wave["A1"]).exp_()
     decay4 = (delta2[..., None] * on_wave["A4"]).exp_()
     s2 = _contract(before.left2, on_wave["q2"])
     s3 = _contract(before.above1, on_wave["q3"])
-    h1 = decay1 * before.left1
-    h1 += _outer(delta1 * s2, on_wave["p2"])
-    h1 += _outer(delta1 * x, on_wave["B1"])
-    h2 = decay4 * before.above2
-    h2 += _outer(delta2 * s3, on_wave["p3"])
-    h2 += _outer(delta2 * x, on_wave["B2"])
+    h1 = torch.mul(decay1, before.left1, out=own[0])
+    _add_outer(_add_outer(h1, delta1 * s2, on_wave["p2"]), delta1 * x, on_wave["B1"])
+    h2 = torch.mul(decay4, before.above2, out=own[1])
+    _add_outer(_add_outer(h2, delta2 * s3, on_wave["p3"]), delta2 * x, on_wave["B2"])
     return Wave(on_wave, before, decay1, decay4, s2, s3, h1, h2)
 
 
@@ -158,14 +165,20 @@ def _outside(inputs: dict[str, Tensor | None]) -> Tensor:
 
 
 def _advance(inputs, d: int, states: Tensor, at: Places, clone: bool = False) -> Wave:
-    """Compute a diagonal from the states and leave its own there; ``clone`` keeps what it read from being lost."""
+    """Compute a diagonal from the states and leave its own there; ``clone`` keeps what it read from being lost.
+
+    Without ``clone`` the diagonal's states are computed where they stay, and what was read is gone.
+    """
     # The two slices of a kind overlap in all but one place: one copy serves both.
     rows = states[at.above1.start : at.left1.stop]
     columns = states[at.above2.start : at.left2.stop]
+    own = (states[at.left1], states[at.above2])
     if clone:
-        rows, columns = rows.clone(), columns.clone()
-    wave = _wave(inputs, d, Neighbours(left1=rows[1:], left2=columns[1:], above1=rows[:-1], above2=columns[:-1]))
-    states[at.left1], states[at.above2] = wave.h1, wave.h2
+        rows, columns, own = rows.clone(), columns.clone(), (None, None)
+    before = Neighbours(left1=rows[1:], left2=columns[1:], above1=rows[:-1], above2=columns[:-1])
+    wave = _wave(inputs, d, before, own)
+    if clone:
+        states[at.left1], states[at.above2] = wave.h1, wave.h2
     return wave
 
 
@@ -199,16 +212,16 @@ def _gradients(wave: Wave, dy: Tensor, carry: Tensor, at: Places) -> dict[str, T
     """Return a diagonal's gradients by name, and put into the carry what it hands to the diagonal before."""
     on_wave, before = wave.inputs, wave.before
     x, delta1, delta2 = (on_wave[name] for name in ("x", "delta1", "delta2"))
-    g1 = carry[at.left1] + _outer(dy, on_wave["C1"])
-    g2 = carry[at.above2] + _outer(dy, on_wave["C2"])
+    g1 = _add_outer(carry[at.left1].clone(), dy, on_wave["C1"])
+    g2 = _add_outer(carry[at.above2].clone(), dy, on_wave["C2"])
     along2, along3 = _contract(g1, on_wave["p2"]), _contract(g2, on_wave["p3"])
     t2, t3 = delta1 * along2, delta2 * along3  # the gradients to s2 and s3
-    hand1, hand2 = wave.decay1 * g1, wave.decay4 * g2
-    e1, e4 = hand1 * before.left1, hand2 * before.above2  # the gradients to the exponents
     # First both that replace, then both that add: a state goes on along its own line and into the other's.
-    carry[at.left1], carry[at.above2] = hand1, hand2
-    carry[at.left2] += _outer(t2, on_wave["q2"])
-    carry[at.above1] += _outer(t3, on_wave["q3"])
+    hand1 = torch.mul(wave.decay1, g1, out=carry[at.left1])
+    hand2 = torch.mul(wave.decay4, g2, out=carry[at.above2])
+    e1, e4 = hand1 * before.left1, hand2 * before.above2  # the gradients to the exponents
+    _add_outer(carry[at.left2], t2, on_wave["q2"])
+    _add_outer(carry[at.above1], t3, on_wave["q3"])
     driven1, driven2 = _contract(g1, on_wave["B1"]), _contract(g2, on_wave["B2"])
     return {
         "x": delta1 * driven1 + delta2 * driven2,
