@@ -19,6 +19,14 @@ from shared.files import write_text
 EXCLUDED = ("paths", "logger", "launcher", "trainer", "output", "paper", "row", "ckpt", "out")
 
 
+MOST_SKIPPED = 0.05  # of a training's steps: where one works, a loss or gradient that is not finite is far rarer
+
+
+def is_diverged(skipped: float, steps: float) -> bool:
+    """Say whether a training that skipped so many of its steps is no result; one may be skipped in any."""
+    return skipped > max(1, MOST_SKIPPED * steps)
+
+
 def _without_nan(value):
     if isinstance(value, list):
         return [_without_nan(item) for item in value]
@@ -54,6 +62,11 @@ class RunRecord(BaseModel, extra="forbid"):
     @classmethod
     def _nan_is_null(cls, metrics: dict) -> dict:
         return {name: _without_nan(value) for name, value in metrics.items()}
+
+    @property
+    def is_diverged(self) -> bool:
+        """Whether the run skipped too many steps to be a result (``is_diverged``)."""
+        return is_diverged(self.metrics.get("skipped_steps") or 0, self.metrics.get("steps_trained") or 0)
 
 
 def record_path(results, scale: str, row: str, seed: int) -> Path:

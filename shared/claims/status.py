@@ -115,6 +115,9 @@ class Derived:
         for what, wanted in (("selection", self.claim.Selection), ("variant", self.claim.Variant)):
             others = {getattr(record, what) for record in self.full.fresh.values()} - {wanted}
             reasons += [f"evidence with {what} {other} does not count" for other in sorted(others)]
+        reasons += [self.full.skipped] if self.full.skipped else []
+        if self.full.diverged:
+            reasons.append(f"the training of seed {', '.join(map(str, sorted(self.full.diverged)))} diverged")
         if 0 < self.n < MINIMUM_SEEDS:
             reasons.append(f"{self.n} of at least {MINIMUM_SEEDS} seeds")
         if self.undefined:

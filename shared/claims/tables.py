@@ -61,7 +61,7 @@ def _row_cells(row: OwnRow, metrics: list[str], records: Records, differences: l
     fresh, stale = list(records.fresh.values()), _stale_text(records)
     if not fresh:
         empty = [NOTHING] * (len(metrics) - 1 + len(differences))
-        return [row.Label, stale or "not run", *empty, "0", NOTHING]
+        return [row.Label, stale or ("diverged" if records.diverged else "not run"), *empty, "0", NOTHING]
     # The clock of a run that was resumed has seen its last part only.
     whole = [record.wall_seconds for record in fresh if not record.metrics.get("resumed")]
     seconds = f"{interval(whole).mean:.0f}" if whole else NOTHING
@@ -107,6 +107,10 @@ def own_tables(evidence: Evidence, scale: str, only_measured: bool = False) -> l
         tables.append(Table(group, ["", *heads, "seeds", "seconds"], cells))
     if tables:
         tables[-1].notes.extend(_notes(list(records.values()), len(tests), len(p_values), len(holding)))
+        skipped = [f"{labels[row]}, {of_row.skipped}" for row, of_row in records.items() if of_row.skipped]
+        tables[-1].notes.extend([f"Steps that were not finite: {'; '.join(skipped)}."] if skipped else [])
+        diverged = [f"{labels[row]}, seed {seed}" for row, of_row in records.items() for seed in of_row.diverged]
+        tables[-1].notes.extend([f"Diverged, and in no mean: {'; '.join(diverged)}."] if diverged else [])
     return tables
 
 

@@ -120,3 +120,17 @@ def test_records_outside_the_repository_count_for_what_is_printed_and_are_named_
     derived = Derived(now, now.ledger.Models[0])
     assert derived.n == 3 and derived.status == "reproduced"
     assert derived.evidence[0]["File"] == str(elsewhere / "full/fake-a/seed0.json")
+
+
+def test_a_training_that_diverged_never_counts_and_skipped_steps_are_said(repository, status):
+    scores = {"top1": 0.762, "steps_trained": 100.0}
+    repository.run("fake-a", [scores | {"skipped_steps": skipped} for skipped in (0.0, 3.0, 6.0)])
+    assert (status().status, status().n) == ("not-run", 2)
+    assert "2 of 3 runs skipped steps (seed 1: 3, seed 2: 6); the training of seed 2 diverged" in status().reason
+    repository.run("fake-a", [scores | {"skipped_steps": 5.0}], first=2)
+    assert status().status == "reproduced" and "diverged" not in status().reason
+
+
+def test_two_skipped_steps_of_an_unknown_number_are_too_many(repository, status):
+    repository.run("fake-a", [{"top1": 0.762, "skipped_steps": skipped} for skipped in (0.0, 1.0, 2.0)])
+    assert status().n == 2

@@ -67,3 +67,22 @@ def test_rows_without_evidence_say_not_run(repository, evidence):
     (table,) = own_tables(evidence(), "lite")
     assert [row[1] for row in table.rows] == ["not run", "not run"]
     assert all(len(row) == len(table.columns) for row in table.rows)
+
+
+def test_skipped_steps_stand_in_the_notes_and_a_training_that_diverged_in_no_mean(repository, evidence):
+    counts = [(0.90, 0.0), (0.91, 2.0), (0.10, 39.0)]
+    runs = [{"oa": v, "aa": 0.5, "skipped_steps": skipped, "steps_trained": 44.0} for v, skipped in counts]
+    repository.run("lite-plain", runs, scale="lite")
+    repository.run("lite-new", [{"oa": 0.1, "rho": 0.5, "skipped_steps": 9.0, "steps_trained": 44.0}], scale="lite")
+    (table,) = own_tables(evidence(), "lite")
+    plain, new = table.rows
+    assert plain[1] == "90.50 ± 0.71" and plain[-2] == "2" and new[1] == "diverged"
+    notes = " ".join(table.notes)
+    assert "plain, 2 of 3 runs skipped steps (seed 1: 2, seed 2: 39); new, 1 of 1 runs skipped steps" in notes
+    assert "Diverged, and in no mean: plain, seed 2; new, seed 0." in notes
+
+
+def test_nothing_is_said_of_skipped_steps_where_there_are_none(repository, evidence):
+    repository.run("lite-plain", [{"oa": 0.9, "aa": 0.5, "skipped_steps": 0.0}], scale="lite")
+    (table,) = own_tables(evidence(), "lite")
+    assert not any("skipped" in note or "Diverged" in note for note in table.notes)

@@ -52,7 +52,7 @@ def prepare(cfg):
 def run(cfg, folder):
     module, data = prepare(cfg)
     trainer = fit(cfg, module, data, folder)
-    metrics = count(cfg) | {"skipped_steps": float(module.skipped_steps)}
+    metrics = count(cfg) | module.step_counts()
     return score(cfg, module.model) | metrics if trainer.is_global_zero else None
 
 
