@@ -81,6 +81,13 @@ class Derived:
         gains = {name: paired(self.ours.values(name, unit), theirs.values(name, unit)) for name, unit in units.items()}
         return {name: gain for name, gain in gains.items() if gain.n}
 
+    @property
+    def compared(self) -> int:
+        """How many of the planned comparisons of this row have the seeds that they need."""
+        theirs = self.claim.Baseline.Metrics
+        planned = [known.names[0] for key, known in self.scores.items() if isinstance(theirs.get(key), int | float)]
+        return sum(name in self.gains and self.gains[name].n >= MINIMUM_SEEDS for name in planned)
+
     def _status(self) -> tuple[str, str | None, Records]:
         """Return the status, its reason, and the records that it rests on."""
         if not self.scores and self.n:

@@ -40,10 +40,9 @@ def _interval_text(values: Estimate, unit: MetricName = PAPERS_UNIT, bounds: boo
 
 
 def _difference_text(test: Estimate, unit: MetricName = PAPERS_UNIT) -> str:
-    """Return a paired difference with its sign, and with its interval where there is one."""
+    """Return a paired difference, of two seeds or more, with its sign and its interval."""
     mean = unit.text(test.mean)
-    ends = f" [{unit.text(test.low)}, {unit.text(test.high)}]" if test.n > 1 else ""
-    return f"{'' if mean.startswith('-') else '+'}{mean}{ends}"
+    return f"{'' if mean.startswith('-') else '+'}{mean} [{unit.text(test.low)}, {unit.text(test.high)}]"
 
 
 def _metric_cell(row: OwnRow, records: Records, metric: str) -> str:
@@ -85,10 +84,10 @@ def own_tables(evidence: Evidence, scale: str, only_measured: bool = False) -> l
     def difference_cell(row: OwnRow, metric: str | None) -> str:
         """Return the differences with all baselines of a row, a line each."""
         lines = []
-        for key in [(row.Row, other, metric) for other in row.Baseline if metric and tests[row.Row, other, metric].n]:
+        for key in [(row.Row, other, metric) for other in row.Baseline if (row.Row, other, metric) in p_values]:
             low, high = tests[key].low, tests[key].high
             text = f"{_difference_text(tests[key], names[metric])}{HOLDS if key in holding else ''} vs {labels[key[1]]}"
-            lines.append(f"{text}: no evidence" if key in p_values and low <= 0 <= high else text)
+            lines.append(f"{text}: no evidence" if low <= 0 <= high else text)
         return LINE.join(lines) or NOTHING
 
     shown = [row for row in rows if records[row.Row].fresh or not only_measured]
@@ -114,13 +113,18 @@ def own_tables(evidence: Evidence, scale: str, only_measured: bool = False) -> l
     return tables
 
 
+def _plan(planned: int, tested: int) -> str:
+    return f"planned comparisons: {planned}, still open: {planned - tested}"
+
+
 def _notes(rows: list[Records], planned: int, tested: int, holding: int) -> list[str]:
     """Return what concerns all tables of a list: how to read them, the corrections, machines and commits."""
-    notes = [
-        "Mean ± standard deviation over seeds; differences are paired by seed, in the metric's units, and "
-        '"no evidence" where their 95 % interval holds 0. '
-        f"Planned comparisons: {planned}, open: {planned - tested}; the intervals are not corrected for their number."
-    ]
+    notes = ["Mean ± standard deviation over seeds."]
+    if planned:
+        notes[0] += (
+            " Differences are paired by seed, in the metric's units, and \"no evidence\" where their 95 % interval holds 0; "
+            f"{_plan(planned, tested)}; the intervals are not corrected for their number."
+        )
     if tested:
         correction = f"stay different from 0 at 5 % when Holm's method corrects for all {planned}"
         notes.append(f"{HOLDS.strip()} marks the comparisons that {correction}: {holding}.")
@@ -150,6 +154,8 @@ def _measured_cell(derived: Derived) -> str:
         measured = [(name, derived.measured[name]) for name in names.claims[key].names if name in derived.measured]
         lines += [f"{names.metrics[name].label}: {_interval_text(value, bounds=True)}" for name, value in measured]
     for name, gain in derived.gains.items():
+        if gain.n < 2:  # no interval
+            continue
         baseline = derived.claim.Baseline.Row or "the baseline"
         lines.append(f"{names.metrics[name].label} less {baseline}: {_difference_text(gain)}")
     for row, measured in derived.settings.items():
@@ -169,7 +175,9 @@ def claims_table(derived: list[Derived], title: str = "") -> Table:
             baseline = f"{claim.Baseline.name}{LINE}{baseline}"
         cells = [claim.Row, _claimed_cell(claim.Metrics), baseline, _measured_cell(row)]
         rows.append([*cells, str(row.n), row.status, row.reason])
-    return Table(title, columns, rows)
+    planned = derived[0].planned if derived else 0
+    plan = f"With the baselines of these claims, {_plan(planned, sum(row.compared for row in derived))}."
+    return Table(title, columns, rows, [plan] if planned else [])
 
 
 def measured_tables(evidence: Evidence) -> list[Table]:
