@@ -27,7 +27,7 @@ from opera.masked import MASKED_ARRANGEMENTS, MaskedHierarchy
 from opera.moco_checkpoints import load_moco_v3
 from opera.module import PretrainingModule
 from opera.sets import load_classification_set
-from opera.tuning import KINDS, TuningModule, logit_scores, outputs, tuning_data
+from opera.tuning import KINDS, TuningModule, logit_scores, outputs, scored_batches, tuning_data
 from opera.views import Views
 from shared.errors import UserError
 from shared.files import folder_lock
@@ -37,6 +37,7 @@ from shared.training.checks import autocast_context, device_of, process_rank
 from shared.training.config import root_of
 from shared.training.fit import TrainingData, fit, seconds_of_training
 from shared.training.ranks import rank, with_global_batchnorm, world_size
+from shared.training.validation import Validation
 
 CONFLICT_BATCHES, CONFLICT_IMAGES = 8, 256  # over which the conflict is averaged; at most, of a batch
 UNTRAINED = "untrained"  # task.weights of a network as it is initialised
@@ -197,9 +198,11 @@ def evaluate_on(cfg: OPERAConfig, backbone: nn.Module, name: str, folder: Path) 
     torch.manual_seed(cfg.seed)
     tuned = with_drop_path(cfg, backbone)
     module = TuningModule(tuned, len(test.classes), cfg, data.sampler.steps)
-    fit(cfg, module, data, folder)
-    logits, labels = outputs(cfg, module.model, test)
-    return scores | logit_scores(logits, labels) | {"n_test": float(len(test))} | module.step_counts()
+    validation = Validation(cfg, scored_batches(cfg, test), data.sampler)
+    fit(cfg, module, data, folder, [validation])
+    scores |= logit_scores(*outputs(cfg, module.model, test))
+    scores |= validation.with_best({"top1": scores["top1"]})
+    return scores | {"n_test": float(len(test))} | module.step_counts()
 
 
 def neighbour_scores(cfg: OPERAConfig, backbone: nn.Module, name: str) -> float:

@@ -23,9 +23,9 @@ from pdml.maps import draw_maps
 from pdml.model import PatchModel, build_model
 from pdml.module import PatchBatches, PDMLModule
 from pdml.scenes import Scene, Split, load_scene
+from pdml.scores import classification_scores
 from pdml.svm import predict_svm
 from shared.data.sampler import KeyedBatchSampler
-from shared.metrics.scores import classification_scores
 from shared.training.application import command, run_job
 from shared.training.fit import TrainingData, fit, seconds_of_training
 

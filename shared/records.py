@@ -19,6 +19,8 @@ from shared.files import write_text
 EXCLUDED = ("paths", "logger", "launcher", "trainer", "output", "paper", "row", "ckpt", "out")
 
 
+# By selection, what stands between a score's name and ``_best``; ``_average`` is of the moving average of the weights.
+BEST = {"best-test-epoch": "", "best-ema-epoch": "_average"}
 MOST_SKIPPED = 0.05  # of a training's steps: where one works, a loss or gradient that is not finite is far rarer
 
 
@@ -62,6 +64,21 @@ class RunRecord(BaseModel, extra="forbid"):
     @classmethod
     def _nan_is_null(cls, metrics: dict) -> dict:
         return {name: _without_nan(value) for name, value in metrics.items()}
+
+    def under(self, selection: str) -> "RunRecord | None":
+        """Return the record as if its epoch had been chosen so, with the last one's scores as ``<score>_last``.
+
+        None where it was not, and no score is the best of every epoch, by test images, beside the last one's.
+        """
+        if self.selection == selection:
+            return self
+        of, every = BEST.get(selection), self.config.get("output", {}).get("validate_every")
+        if of is None or (self.selection, every) != ("last-epoch", 1):
+            return None
+        bests = {name: self.metrics[f"{name}{of}_best"] for name in self.metrics if f"{name}{of}_best" in self.metrics}
+        lasts = {f"{name}_last": self.metrics[f"{name}{of}"] for name in bests}
+        metrics = self.metrics | bests | lasts
+        return self.model_copy(update={"selection": selection, "metrics": metrics}) if bests else None
 
     @property
     def is_diverged(self) -> bool:

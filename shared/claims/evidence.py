@@ -5,22 +5,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from omegaconf import DictConfig
-
 from shared.claims.compose import row_config, row_names
 from shared.claims.ledger import Claim
 from shared.claims.protocol import Paper
 from shared.errors import UserError
 from shared.records import RunRecord, read_record
-from shared.training.config import evidence_path, hash_of, root_of
+from shared.training.config import hash_of, root_of
 
 
 @dataclass(frozen=True)
 class Records:
-    """The run records of a row at one scale, by seed.
-
-    Stale ones, of another configuration, and those of trainings that diverged never count.
-    """
+    """Run records of a row at one scale, by seed; of another configuration (stale) or diverged they never count."""
 
     fresh: dict[int, RunRecord]
     stale: dict[int, RunRecord]
@@ -39,11 +34,15 @@ class Records:
         values = {seed: record.metrics.get(metric) for seed, record in self.fresh.items()}
         return {seed: value / unit for seed, value in values.items() if isinstance(value, int | float)}
 
-    def of_claim(self, claim: Claim) -> "Records":
-        """Keep the fresh records that are of the claim's selection, variant and seeds."""
-        wanted = claim.Selection, claim.Variant
-        kept = {s: r for s, r in self.fresh.items() if s in claim.Seeds and (r.selection, r.variant) == wanted}
-        return replace(self, fresh=kept)
+    def under(self, selection: str) -> "Records":
+        """Keep the fresh records whose epoch is chosen so, or can be (``RunRecord.under``)."""
+        views = {seed: record.under(selection) for seed, record in self.fresh.items()}
+        return replace(self, fresh={seed: record for seed, record in views.items() if record is not None})
+
+    def of_claim(self, claim: Claim, selection: str | None = None) -> "Records":
+        """Keep the fresh records of the claim's variant and seeds, under ``selection`` (None: the claim's)."""
+        fresh = self.under(selection or claim.Selection).fresh
+        return replace(self, fresh={s: r for s, r in fresh.items() if s in claim.Seeds and r.variant == claim.Variant})
 
 
 class Evidence:
@@ -92,10 +91,3 @@ class Evidence:
     def own(self, scale: str) -> dict[str, Records]:
         """Return the records of a scale's rows of our own, by row."""
         return {row.Row: self.records(scale, row.Row) for row in self.ledger.rows_of_scale(scale)}
-
-    def state(self, cfg: DictConfig) -> tuple[Path, str]:
-        """Return a run's record and what it is: measured, stale (of another configuration), diverged or not run."""
-        records = self.records(cfg.scale.name, cfg.row)
-        states = {"measured": records.fresh, "stale": records.stale, "diverged": records.diverged}
-        state = next((name for name, seeds in states.items() if cfg.seed in seeds), "not run")
-        return evidence_path(cfg), state

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from itertools import zip_longest
 
 from shared.claims.evidence import Evidence, Records
-from shared.claims.ledger import OwnRow
+from shared.claims.ledger import Claim, OwnRow
 from shared.claims.status import Derived, derive
 from shared.metrics.names import MetricName, load_names
 from shared.metrics.seeds import Estimate, holm, interval, paired
@@ -53,6 +53,8 @@ def _metric_cell(row: OwnRow, records: Records, metric: str) -> str:
     if texts or not values:
         return "; ".join(sorted(texts)) or "undefined"
     text = _interval_text(interval(values), load_names().metrics[metric])
+    if best := records.values(f"{metric}_best"):
+        text += f"{LINE}best epoch: {_interval_text(interval([*best.values()]), load_names().metrics[metric])}"
     return text if len(values) == len(fresh) else f"{text} (undefined for {len(fresh) - len(values)} seeds)"
 
 
@@ -107,24 +109,19 @@ def own_tables(evidence: Evidence, scale: str, only_measured: bool = False) -> l
     if tables:
         tables[-1].notes.extend(_notes(list(records.values()), len(tests), len(p_values), len(holding)))
         skipped = [f"{labels[row]}, {of_row.skipped}" for row, of_row in records.items() if of_row.skipped]
-        tables[-1].notes.extend([f"Steps that were not finite: {'; '.join(skipped)}."] if skipped else [])
         diverged = [f"{labels[row]}, seed {seed}" for row, of_row in records.items() for seed in of_row.diverged]
-        tables[-1].notes.extend([f"Diverged, and in no mean: {'; '.join(diverged)}."] if diverged else [])
+        for what, of in (("Steps that were not finite", skipped), ("Diverged, and in no mean", diverged)):
+            tables[-1].notes.extend([f"{what}: {'; '.join(of)}."] if of else [])
     return tables
-
-
-def _plan(planned: int, tested: int) -> str:
-    return f"planned comparisons: {planned}, still open: {planned - tested}"
 
 
 def _notes(rows: list[Records], planned: int, tested: int, holding: int) -> list[str]:
     """Return what concerns all tables of a list: how to read them, the corrections, machines and commits."""
     notes = ["Mean ± standard deviation over seeds."]
     if planned:
-        notes[0] += (
-            " Differences are paired by seed, in the metric's units, and \"no evidence\" where their 95 % interval holds 0; "
-            f"{_plan(planned, tested)}; the intervals are not corrected for their number."
-        )
+        how = 'Differences are paired by seed, in the metric\'s units; "no evidence" where their 95 % interval holds 0'
+        plan = f"planned comparisons: {planned}, still open: {planned - tested}"
+        notes = [f"{notes[0]} {how}; {plan}; the intervals are not corrected for their number."]
     if tested:
         correction = f"stay different from 0 at 5 % when Holm's method corrects for all {planned}"
         notes.append(f"{HOLDS.strip()} marks the comparisons that {correction}: {holding}.")
@@ -145,21 +142,30 @@ def _claimed_cell(metrics: dict) -> str:
     return LINE.join(f"{key}: {'not known' if value is None else value}" for key, value in metrics.items())
 
 
+def _score_lines(claim: Claim, names: list[str], measured: dict[str, Estimate]) -> list[str]:
+    """Return a line a score; one of a chosen epoch says so, and the last epoch's stands below it."""
+    lines, chosen = [], claim.Selection != "last-epoch"
+    for name in (name for name in names if name in measured):
+        label, last = load_names().metrics[name].label, measured.get(f"{name}_last")
+        lines.append(f"{label}{f', {claim.Selection}' * chosen}: {_interval_text(measured[name], bounds=True)}")
+        if chosen:
+            lines.append(f"{label}, last epoch: {_interval_text(last, bounds=True) if last else 'not recorded'}")
+    return lines
+
+
 def _measured_cell(derived: Derived) -> str:
     names, lines = load_names(), []
     for key in derived.claim.Metrics:
         if key in derived.counts:
             count, agreed = derived.counts[key]
             lines.append(f"{key}: {count / names.claims[key].unit:.4g} ({'agrees' if agreed else 'differs'})")
-        measured = [(name, derived.measured[name]) for name in names.claims[key].names if name in derived.measured]
-        lines += [f"{names.metrics[name].label}: {_interval_text(value, bounds=True)}" for name, value in measured]
-    for name, gain in derived.gains.items():
-        if gain.n < 2:  # no interval
-            continue
+        lines += _score_lines(derived.claim, names.claims[key].names, derived.measured)
+    for name, gain in ((name, gain) for name, gain in derived.gains.items() if gain.n > 1):
         baseline = derived.claim.Baseline.Row or "the baseline"
         lines.append(f"{names.metrics[name].label} less {baseline}: {_difference_text(gain)}")
     for row, measured in derived.settings.items():
-        lines += [f"{row}: {names.metrics[n].label} {_interval_text(v, bounds=True)}" for n, v in measured.items()]
+        claimed = [name for key in derived.claim.Metrics for name in names.claims[key].names]
+        lines += [f"{row}: {line}" for line in _score_lines(derived.claim, claimed, measured)]
     if derived.full.stale:
         lines.append(_stale_text(derived.full))
     return LINE.join(lines) or "not run"
@@ -176,8 +182,8 @@ def claims_table(derived: list[Derived], title: str = "") -> Table:
         cells = [claim.Row, _claimed_cell(claim.Metrics), baseline, _measured_cell(row)]
         rows.append([*cells, str(row.n), row.status, row.reason])
     planned = derived[0].planned if derived else 0
-    plan = f"With the baselines of these claims, {_plan(planned, sum(row.compared for row in derived))}."
-    return Table(title, columns, rows, [plan] if planned else [])
+    plan = f"planned comparisons: {planned}, still open: {planned - sum(row.compared for row in derived)}"
+    return Table(title, columns, rows, [f"With the baselines of these claims, {plan}."] if planned else [])
 
 
 def measured_tables(evidence: Evidence) -> list[Table]:

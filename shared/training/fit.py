@@ -99,10 +99,8 @@ def seconds_of_training(cfg, module: pl.LightningModule, data) -> float:
     number of the step.
     """
     data.sampler.world_size = max(ranks_of(cfg.trainer), 1)
-    workers, data.workers = data.workers, 0
     # Anew every time, for a short training has fewer batches than are timed.
-    batches = chain.from_iterable(repeat(data.train_dataloader()))
-    data.workers = workers
+    batches = chain.from_iterable(repeat(DataLoader(data.batches, sampler=data.sampler, batch_size=None)))
     optimizer, device = module.configure_optimizers()["optimizer"], device_of(cfg)
     module.to(device)
     times = []
@@ -116,5 +114,5 @@ def seconds_of_training(cfg, module: pl.LightningModule, data) -> float:
         optimizer.step()
         synchronise(device)
         loading, computing = loaded - begin, time.perf_counter() - loaded
-        times.append(max(loading / workers, computing) if workers else loading + computing)
+        times.append(max(loading / data.workers, computing) if data.workers else loading + computing)
     return data.sampler.steps * median(times[1:])

@@ -1,7 +1,4 @@
-"""The LightningModule from which every paper's module derives: a step that is not finite changes nothing.
-
-A training with too many of them has diverged: it stops, and leaves no record.
-"""
+"""The LightningModule of every paper: a step that is not finite changes nothing, too many of them end the training."""
 
 import logging
 from pathlib import Path
@@ -71,10 +68,10 @@ class GuardedModule(pl.LightningModule):
             return
         is_kept = self.checkpoint is not None and self.checkpoint.exists()
         kept = f"the last good checkpoint is {self.checkpoint}" if is_kept else "there is no good checkpoint"
+        rate = optimizer.param_groups[0]["lr"]
         raise UserError(
             f"the training diverged: {skipped} of {steps} steps had a loss or gradient that is not finite, the last "
-            f"{in_a_row} in a row, at step {steps} and learning rate {optimizer.param_groups[0]['lr']:g}; {kept}: lower "
-            "optim.lr"
+            f"{in_a_row} in a row, at step {steps} and learning rate {rate:g}; {kept}: lower optim.lr"
         )
 
     def step_counts(self) -> dict[str, float]:

@@ -119,3 +119,16 @@ def test_no_difference_stands_without_its_interval(repository, evidence):
     for row in ("fake-a", "fake-b"):
         repository.run(row, [0.760, 0.762])
     assert "less the baseline: +0.00 [0.00, 0.00]" in claims_table(derive(evidence())).rows[0][3]
+
+
+def test_the_best_epoch_never_stands_alone(repository, evidence):
+    repository.edit("Selection: last-epoch", "Selection: best-test-epoch")
+    repository.run("fake-a", [{"top1": 0.75, "top1_best": 0.76}], config={"output": {"validate_every": 1}})
+    lines = claims_table(derive(evidence())).rows[0][3].split("<br>")
+    assert lines == ["top-1 %, best-test-epoch: 76.00", "top-1 %, last epoch: 75.00"]
+    repository.run("fake-a", [{"top1": 0.75, "top1_last": 0.74}], selection="best-test-epoch")  # chose its weights so
+    lines = claims_table(derive(evidence())).rows[0][3].split("<br>")
+    assert lines == ["top-1 %, best-test-epoch: 75.00", "top-1 %, last epoch: 74.00"]
+    repository.run("lite-plain", [{"oa": v, "oa_best": v + 0.01, "aa": 0.5} for v in (0.90, 0.92)], scale="lite")
+    (table,) = own_tables(evidence(), "lite")
+    assert table.rows[0][1] == "91.00 ± 1.41<br>best epoch: 92.00 ± 1.41"
