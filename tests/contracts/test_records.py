@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+import re
 import subprocess
 from pathlib import Path
 
@@ -88,5 +89,5 @@ def test_a_training_that_diverged_leaves_one_sentence_and_no_record(contract, tm
     monkeypatch.setattr("shared.training.guard.any_rank", lambda flag: True)  # no step is finite
     ended = train(contract, tmp_path)
     assert ended.code == 2 and "Traceback" not in ended.err, ended.err
-    assert "the training diverged: 3 of 3 steps" in ended.err and "there is no good checkpoint" in ended.err
+    assert re.search(r"the training diverged: (\d+) of \1 steps.*; there is no good checkpoint", ended.err), ended.err
     assert not evidence_path(contract.config(tmp_path)).exists() and not list(tmp_path.rglob("last.ckpt"))
