@@ -32,7 +32,7 @@ from shared.command_line import Parser, format_duration, print_error, report, ru
 from shared.environment import repository_root
 from shared.errors import RunInterrupted, UserError
 from shared.metrics.names import load_names
-from shared.training.config import hash_of
+from shared.training.config import evidence_path, hash_of
 
 LARGEST_SEED = 2**32 - 1
 
@@ -173,13 +173,20 @@ def claim_lines(ledger: Ledger, row: str) -> list[str]:
     return [f"own row: {own.Label} ({own.Group})", f"measures: {labels}; compared with {compared}"]
 
 
+def state_of(evidence: Evidence, cfg: DictConfig) -> str:
+    """Return what a run's record is: measured, stale (of another configuration), diverged or not run."""
+    records = evidence.records(cfg.scale.name, cfg.row)
+    states = {"measured": records.fresh, "stale": records.stale, "diverged": records.diverged}
+    return next((name for name, seeds in states.items() if cfg.seed in seeds), "not run")
+
+
 def show(options: Namespace) -> int:
     """Print what a row is: claim, baseline, hash, evidence, command, the composed configuration, and what it costs."""
     silence_library_logs()
     paper, row, seed = load_paper(options.root, options.paper), options.row, options.seed
     overrides = overrides_of(options, paper.name)
     cfg, evidence = row_config(paper, row, seed, overrides), Evidence(paper, overrides)
-    path, state = evidence.state(cfg)
+    path, state = evidence_path(cfg), state_of(evidence, cfg)
     print(f"{paper.name} row {row}, seed {seed}, scale {cfg.scale.name}, variant {cfg.variant}")
     print(*claim_lines(evidence.ledger, row), f"hash: {hash_of(cfg)[0]}", f"evidence: {state} ({path})", sep="\n")
     print(f"devices: {cfg.trainer.devices * cfg.trainer.num_nodes}")

@@ -65,6 +65,7 @@ class OutputConfig:
     pictures: bool = MISSING
     batch_size: int = MISSING
     checkpoint_every: int = MISSING
+    validate_every: int | None = MISSING
 
 
 @dataclass

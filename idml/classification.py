@@ -27,6 +27,7 @@ from shared.training.checks import autocast_context
 from shared.training.fit import TrainingData, seconds_of_training
 from shared.training.guard import GuardedModule
 from shared.training.ranks import world_size
+from shared.training.validation import Validation
 
 MIXED = stream("idml.mixed")
 MIXING = stream("idml.mixing")
@@ -107,12 +108,17 @@ def prepare(cfg: IDMLConfig) -> tuple[ClassificationModule, TrainingData, ImageS
 
 @torch.no_grad()
 def score(cfg: IDMLConfig, network: nn.Module, test: ImageSet, device: torch.device) -> dict[str, float]:
-    """Return top1, top5 (fractions) and ``n_test`` over all test images, by the logits without the metric."""
+    """Return top1, top5 (fractions) and ``n_test`` over all test images, by the logits without the metric.
+
+    UserError where the logits are not finite: such scores would be those of no network.
+    """
     network = network.to(device).eval()
     hits = []
     for batch in DataLoader(evaluation_batches(cfg, test), batch_size=None, num_workers=cfg.trainer.workers):
         with autocast_context(cfg, device):
             logits = network(batch["images"].to(device, next(network.parameters()).dtype))
+        if not logits.isfinite().all():
+            raise UserError("the outputs of the network are not finite: the training diverged, lower optim.lr")
         hits.append(top_hits(logits.cpu(), batch["labels"]))
     return top_scores(torch.cat(hits)) | {"n_test": float(sum(map(len, hits)))}
 
@@ -121,15 +127,17 @@ def run(cfg: IDMLConfig, folder: Path, fit: Callable) -> dict | None:
     """Train (by ``fit`` of train.py) and score one row and seed; returns the metrics (None on ranks other than 0)."""
     module, data, test = prepare(cfg)
     begin = time.perf_counter()
-    trainer = fit(cfg, module, data, folder)
+    validation = Validation(cfg, evaluation_batches(cfg, test), data.sampler)
+    trainer = fit(cfg, module, data, folder, [validation])
     seconds = time.perf_counter() - begin
     if not trainer.is_global_zero:
         return None
     metrics = score(cfg, module.model, test, trainer.strategy.root_device)
+    metrics |= validation.with_best({"top1": metrics["top1"]})
     metrics["train_images"] = float(len(data.batches))
     metrics["train_seconds"] = seconds
     metrics["parameters"] = float(parameters_of(module.model))
-    metrics["skipped_steps"] = float(module.skipped_steps)
+    metrics |= module.step_counts()
     return metrics
 
 

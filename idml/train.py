@@ -95,7 +95,7 @@ def run(cfg: IDMLConfig, folder: Path) -> dict | None:
     metrics["train_images"] = float(len(data.batches))
     metrics["train_seconds"] = seconds
     metrics["parameters"] = float(parameters_of(module.model))
-    metrics["skipped_steps"] = float(module.skipped_steps)
+    metrics |= module.step_counts()
     return metrics
 
 

@@ -100,6 +100,7 @@ class ScaleConfig:
 class OutputConfig:
     batch_size: int = MISSING
     checkpoint_every: int = MISSING
+    validate_every: int | None = MISSING
     compile: bool = MISSING
 
 

@@ -30,11 +30,12 @@ from typing import NamedTuple
 import torch
 from pytorch_metric_learning.losses import SupConLoss
 from torch import Tensor, nn
+from torch.distributed.nn.functional import all_reduce
 from torch.nn import functional as F
 
 from opera.heads import mlp
 from shared.errors import UserError
-from shared.training.ranks import gather_rows, mean_over_ranks, rank, rows_of_ranks, sum_over_ranks
+from shared.training.ranks import gather_rows, rank, rows_of_ranks, sum_over_ranks, world_size
 
 ARRANGEMENTS = ("one-space", "backbone", "parallel", "hierarchy", "instance", "supervised", "supcon")
 LOSS_WEIGHTS = ("released", "printed")
@@ -48,6 +49,19 @@ class Terms(NamedTuple):
     total: Tensor
     instance: Tensor  # L_self
     classes: Tensor  # L_full
+
+
+def mean_over_ranks(values: Tensor, chosen: Tensor | None = None) -> Tensor:
+    """Return the mean, 0-d, of the values (n_r,) of all ranks, differentiably; of those alone that are ``chosen``.
+
+    0, with gradients of 0, where there is none. The backward sums over ranks, which DistributedDataParallel's average
+    undoes.
+    """
+    chosen = torch.ones_like(values, dtype=torch.bool) if chosen is None else chosen
+    sums = torch.stack([values.where(chosen, 0.0).sum(), chosen.sum().to(values.dtype)])
+    if world_size() > 1:
+        sums = all_reduce(sums)
+    return sums[0] / sums[1].detach().clamp_min(1)
 
 
 class Encoder(nn.Module):

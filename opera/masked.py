@@ -30,11 +30,10 @@ from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
 from opera.backbones import BUILDERS, sine_cosine_positions
-from opera.hierarchy import Hierarchy
+from opera.hierarchy import Hierarchy, mean_over_ranks
 from opera.views import Key
 from shared.data.keyed import keyed_bits, stream
 from shared.errors import UserError
-from shared.training.ranks import mean_over_ranks
 
 MASKED_ARRANGEMENTS = ("masked", "masked-hierarchy")
 HIDING = stream("opera.hiding")

@@ -9,6 +9,7 @@ has a folder of its own, named by what it depends on, so that rows which differ 
 import copy
 import hashlib
 import time
+from collections import Counter
 from pathlib import Path
 
 import hydra
@@ -26,7 +27,7 @@ from opera.masked import MASKED_ARRANGEMENTS, MaskedHierarchy
 from opera.moco_checkpoints import load_moco_v3
 from opera.module import PretrainingModule
 from opera.sets import load_classification_set
-from opera.tuning import KINDS, TuningModule, logit_scores, outputs, tuning_data
+from opera.tuning import KINDS, TuningModule, logit_scores, outputs, scored_batches, tuning_data
 from opera.views import Views
 from shared.errors import UserError
 from shared.files import folder_lock
@@ -36,6 +37,7 @@ from shared.training.checks import autocast_context, device_of, process_rank
 from shared.training.config import root_of
 from shared.training.fit import TrainingData, fit, seconds_of_training
 from shared.training.ranks import rank, with_global_batchnorm, world_size
+from shared.training.validation import Validation
 
 CONFLICT_BATCHES, CONFLICT_IMAGES = 8, 256  # over which the conflict is averaged; at most, of a batch
 UNTRAINED = "untrained"  # task.weights of a network as it is initialised
@@ -119,19 +121,21 @@ def run(cfg: OPERAConfig, folder: Path) -> dict | None:
         tuning_data(cfg, name)  # bad input is reported before days of pre-training
     module = None
     if cfg.task.weights is not None:
-        backbone, metrics, first = (initial_backbone(cfg), {"skipped_steps": 0.0}, process_rank(cfg.trainer) == 0)
-        metrics["weights"] = _weights_name(cfg.task.weights)
+        backbone, first = initial_backbone(cfg), process_rank(cfg.trainer) == 0
+        metrics, counts = {"weights": _weights_name(cfg.task.weights)}, Counter()
     else:
         begun = (pretraining_folder(cfg) / "last.ckpt").exists()
         module, data, seconds, first = pretrained(cfg)
         backbone = module.model.online.backbone
         metrics = {"resumed": 1.0} if begun else {"pretrain_seconds": seconds}
-        metrics |= {"train_images": float(len(data.batches)), "skipped_steps": float(module.skipped_steps)}
+        metrics["train_images"], counts = float(len(data.batches)), Counter(module.step_counts())
     metrics["parameters"] = float(sum(p.numel() for p in backbone.parameters()))
     for number, name in enumerate(cfg.task.sets):
         scores = evaluate_on(cfg, backbone, name, task_folder(folder, name, cfg.task.weights))
+        counts.update({key: scores.pop(key) for key in ("steps_trained", "skipped_steps")})
         suffix = "" if number == 0 else f"_{name}"
         metrics |= {key + suffix: value for key, value in scores.items()}
+    metrics |= counts  # of all trainings together
     if module is not None and module.model.predictor is not None and module.model.class_head is not None:
         metrics["gradient_cosine"] = measured_conflict(cfg, module, data)
     return metrics if first else None
@@ -183,7 +187,10 @@ def conflict_batches(data: TrainingData, epoch: int) -> list[tuple[int, np.ndarr
 
 
 def evaluate_on(cfg: OPERAConfig, backbone: nn.Module, name: str, folder: Path) -> dict[str, float]:
-    """Return top1, top5 and, for a probe, top1_knn of a backbone on a data set, training what the task says."""
+    """Return top1, top5 and, for a probe, top1_knn of a backbone on a data set, training what the task says.
+
+    Beside them ``step_counts`` of that training.
+    """
     data, test = tuning_data(cfg, name)
     backbone, scores = copy.deepcopy(backbone), {}
     if cfg.task.neighbours is not None:
@@ -191,9 +198,11 @@ def evaluate_on(cfg: OPERAConfig, backbone: nn.Module, name: str, folder: Path) 
     torch.manual_seed(cfg.seed)
     tuned = with_drop_path(cfg, backbone)
     module = TuningModule(tuned, len(test.classes), cfg, data.sampler.steps)
-    fit(cfg, module, data, folder)
-    logits, labels = outputs(cfg, module.model, test)
-    return scores | logit_scores(logits, labels) | {"n_test": float(len(test))}
+    validation = Validation(cfg, scored_batches(cfg, test), data.sampler)
+    fit(cfg, module, data, folder, [validation])
+    scores |= logit_scores(*outputs(cfg, module.model, test))
+    scores |= validation.with_best({"top1": scores["top1"]})
+    return scores | {"n_test": float(len(test))} | module.step_counts()
 
 
 def neighbour_scores(cfg: OPERAConfig, backbone: nn.Module, name: str) -> float:

@@ -135,6 +135,12 @@ def tuning_data(cfg: OPERAConfig, name: str) -> tuple[TrainingData, ImageSet]:
     return TrainingData(batches, sampler, mixes, cfg.trainer.workers), test
 
 
+def scored_batches(cfg: OPERAConfig, images: ImageSet, chosen: np.ndarray | None = None) -> OrderedBatches:
+    """Return the images of a set (those of ``chosen`` alone) in order, as they are scored."""
+    batches = Batches(images, Augmentation(cfg.augment), cfg.seed, train=False, chosen=chosen)
+    return OrderedBatches(batches, cfg.output.batch_size)
+
+
 @torch.no_grad()
 def outputs(
     cfg: OPERAConfig, network: nn.Module, images: ImageSet, chosen: np.ndarray | None = None
@@ -147,9 +153,7 @@ def outputs(
     network = network.to(device).eval()
     dtype = next(network.parameters()).dtype
     parts, labels = [], []
-    batches = Batches(images, Augmentation(cfg.augment), cfg.seed, train=False, chosen=chosen)
-    ordered = OrderedBatches(batches, cfg.output.batch_size)
-    loader = DataLoader(ordered, batch_size=None, num_workers=cfg.trainer.workers)
+    loader = DataLoader(scored_batches(cfg, images, chosen), batch_size=None, num_workers=cfg.trainer.workers)
     for batch in loader:
         with autocast_context(cfg, device):
             rows = network(batch["images"].to(device, dtype))

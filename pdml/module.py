@@ -68,19 +68,25 @@ class PDMLModule(GuardedModule):
     def __init__(self, model: PatchModel, optim: OptimConfig, total_steps: int):
         super().__init__()
         self.model, self.optim, self.total_steps = model, optim, total_steps
+        self.labelled_pixels = 0  # of the last batch
 
     def setup(self, stage: str) -> None:
         if self.trainer.world_size > 1:
             self.model = with_global_batchnorm(self.model)
 
     def training_step(self, batch: PatchBatch, batch_idx: int) -> Tensor:
+        self.last_loss = loss = self.loss(batch, batch_idx)
+        self.log_dict({"loss": loss.detach(), "labelled_pixels": float(self.labelled_pixels)}, prog_bar=True)
+        return loss
+
+    def loss(self, batch: PatchBatch, step: int) -> Tensor:
+        """Return the loss, 0-d, over the labelled pixels of all ranks."""
         rows, chosen = self.model.rows(batch.patches, batch.labels)
         rows = gather_rows(rows)
         labels = gather_rows(batch.labels[chosen]) - 1  # 0 was "masked", classes begin at 1
         keys = gather_rows(batch.keys[chosen])
-        self.last_loss = loss = self.model.loss(rows, labels, keys)
-        self.log_dict({"loss": loss.detach(), "labelled_pixels": float(len(labels))}, prog_bar=True)
-        return loss
+        self.labelled_pixels = len(labels)
+        return self.model.loss(rows, labels, keys)
 
     def configure_optimizers(self):
         optimizer = torch.optim.AdamW(

@@ -8,7 +8,6 @@ This is a Hydra application, ``python -m pdml.train``; ``seconds_of_run`` estima
 import logging
 import os
 import time
-from itertools import cycle, islice
 from pathlib import Path
 
 import hydra
@@ -24,11 +23,11 @@ from pdml.maps import draw_maps
 from pdml.model import PatchModel, build_model
 from pdml.module import PatchBatches, PDMLModule
 from pdml.scenes import Scene, Split, load_scene
+from pdml.scores import classification_scores
 from pdml.svm import predict_svm
 from shared.data.sampler import KeyedBatchSampler
-from shared.metrics.scores import classification_scores
 from shared.training.application import command, run_job
-from shared.training.fit import TrainingData, fit
+from shared.training.fit import TrainingData, fit, seconds_of_training
 
 log = logging.getLogger(__name__)
 
@@ -117,7 +116,7 @@ def run(cfg: PDMLConfig, folder: Path) -> dict | None:
     metrics, prediction = evaluate(scene, split, model, cfg.method.readout, cfg.output)
     metrics["train_seconds"] = seconds
     metrics["parameters"] = float(sum(p.numel() for p in module.model.parameters()))
-    metrics["skipped_steps"] = float(module.skipped_steps)
+    metrics |= module.step_counts()
     if cfg.output.maps:
         draw_maps(folder, scene, split, prediction)
     return metrics
@@ -140,20 +139,13 @@ def seconds_of_run(cfg: PDMLConfig) -> float:
     if cfg.method.name == "svm":
         return 2.0  # fitted once, in about that time
     scene, split, module, data = prepare(cfg)
-    optimizer = module.configure_optimizers()["optimizer"]
-    times = []
-    for batch in islice(cycle(data.train_dataloader()), 4):  # the first one warms up
-        begin = time.perf_counter()
-        rows, chosen = module.model.rows(batch.patches, batch.labels)
-        module.model.loss(rows, batch.labels[chosen] - 1, batch.keys[chosen]).backward()
-        optimizer.step()
-        times.append(time.perf_counter() - begin)
+    seconds = seconds_of_training(cfg, module, data)
     begin = time.perf_counter()
     few = np.zeros(split.test.shape, bool)
     few[0, :16] = True
     predict_scene(module.model, scene.cube, cfg.output.batch_size, wanted=few, fused=False)
     pixels = few.size if cfg.output.region == "scene" else int(split.test.sum())
-    return cfg.scale.steps * float(np.median(times[1:])) + pixels / 16 * (time.perf_counter() - begin)
+    return seconds + pixels / 16 * (time.perf_counter() - begin)
 
 
 @command

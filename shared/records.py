@@ -19,6 +19,16 @@ from shared.files import write_text
 EXCLUDED = ("paths", "logger", "launcher", "trainer", "output", "paper", "row", "ckpt", "out")
 
 
+# By selection, what stands between a score's name and ``_best``; ``_average`` is of the moving average of the weights.
+BEST = {"best-test-epoch": "", "best-ema-epoch": "_average"}
+MOST_SKIPPED = 0.05  # of a training's steps: where one works, a loss or gradient that is not finite is far rarer
+
+
+def is_diverged(skipped: float, steps: float) -> bool:
+    """Say whether a training that skipped so many of its steps is no result; one may be skipped in any."""
+    return skipped > max(1, MOST_SKIPPED * steps)
+
+
 def _without_nan(value):
     if isinstance(value, list):
         return [_without_nan(item) for item in value]
@@ -54,6 +64,26 @@ class RunRecord(BaseModel, extra="forbid"):
     @classmethod
     def _nan_is_null(cls, metrics: dict) -> dict:
         return {name: _without_nan(value) for name, value in metrics.items()}
+
+    def under(self, selection: str) -> "RunRecord | None":
+        """Return the record as if its epoch had been chosen so, with the last one's scores as ``<score>_last``.
+
+        None where it was not, and no score is the best of every epoch, by test images, beside the last one's.
+        """
+        if self.selection == selection:
+            return self
+        of, every = BEST.get(selection), self.config.get("output", {}).get("validate_every")
+        if of is None or (self.selection, every) != ("last-epoch", 1):
+            return None
+        bests = {name: self.metrics[f"{name}{of}_best"] for name in self.metrics if f"{name}{of}_best" in self.metrics}
+        lasts = {f"{name}_last": self.metrics[f"{name}{of}"] for name in bests}
+        metrics = self.metrics | bests | lasts
+        return self.model_copy(update={"selection": selection, "metrics": metrics}) if bests else None
+
+    @property
+    def is_diverged(self) -> bool:
+        """Whether the run skipped too many steps to be a result (``is_diverged``)."""
+        return is_diverged(self.metrics.get("skipped_steps") or 0, self.metrics.get("steps_trained") or 0)
 
 
 def record_path(results, scale: str, row: str, seed: int) -> Path:

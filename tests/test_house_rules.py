@@ -18,7 +18,8 @@ MOST_LINES, MOST_LINES_KERNEL, MOST_LINES_FUNCTION, MEDIAN_LINES = 400, 500, 59,
 # a part of it would have to be handed all of them.
 MOST_LINES_GPU_FUNCTION = 140
 # All lines of Python, empty ones and docstrings too, in files outside of tests/ and of testing/, which is test code.
-MOST_LINES_SHARED, MOST_LINES_TRAINING = 3800, 900
+# Raised once by 120 and 40: validation after every epoch, and the end of a training that diverged, are every paper's.
+MOST_LINES_SHARED, MOST_LINES_TRAINING = 3920, 940
 MOST_YAML_FILES, MOST_LINES_README, MOST_LINES_PAPERS_README = 330, 150, 120
 COMMANDS = "commands"  # the programs behind make: they start papers, and nothing imports them
 # From below: a file of shared imports its own layer's and those before it; testing alone is above claims.

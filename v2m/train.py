@@ -16,6 +16,7 @@ from shared.training.application import command, run_job
 from shared.training.checks import device_of
 from shared.training.fit import TrainingData, seconds_of_training
 from shared.training.fit import fit as train
+from shared.training.validation import Validation
 
 from .checks import check
 from .config import CONFIGS
@@ -46,30 +47,35 @@ def run(cfg: ClassificationConfig, folder: Path) -> dict | None:
     """Train and score one row and seed into ``folder``; returns the metrics (None on ranks other than 0)."""
     module, data = prepare(cfg)
     begin = time.perf_counter()
-    trainer = fit(cfg, module, data, folder)
+    validation = Validation(cfg, evaluation_batches(cfg), data.sampler)
+    trainer = fit(cfg, module, data, folder, [validation])
     seconds = time.perf_counter() - begin
     if not trainer.is_global_zero:
         return None
     device = trainer.strategy.root_device  # Lightning hands the network back on the CPU
     metrics = score(cfg, module.model, device) | speed(cfg, module.model, device)
+    last = {"top1": metrics["top1"]}
     if module.average is not None:
-        metrics["top1_average"] = score(cfg, module.average, device)["top1"]
+        last["top1_average"] = score(cfg, module.average, device)["top1"]
+    metrics |= validation.with_best(last)
     metrics["train_images"] = float(len(data.batches))
     metrics["train_seconds"] = seconds
     metrics["parameters"] = float(parameters_of(module.model))
-    metrics["skipped_steps"] = float(module.skipped_steps)
+    metrics |= module.step_counts()
     return metrics
 
 
 def seconds_of_run(cfg: ClassificationConfig) -> float:
-    """Estimate the seconds of a whole run from three timed steps and one timed batch of scoring.
+    """Estimate the seconds of a whole run, validation included, from three timed steps and a timed batch of scoring.
 
     Of a batch that several devices share, one device's part is loaded and timed.
     """
     module, data = prepare(cfg)
     seconds = seconds_of_training(cfg, module, data)
     rate = speed(cfg, module.model, device_of(cfg))["images_per_second"]
-    return seconds + evaluation_batches(cfg).samples / rate
+    test = evaluation_batches(cfg)
+    scorings = (1 + len(Validation(cfg, test, data.sampler).epochs)) * (1 + (module.average is not None))
+    return seconds + scorings * test.samples / rate
 
 
 @command

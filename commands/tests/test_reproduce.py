@@ -5,6 +5,7 @@ import json
 import pytest
 
 from commands import reproduce
+from commands.__main__ import state_of
 from commands.reproduce import cost, failures, launch, multiruns, plan, rows_of
 from shared.claims.compose import row_config
 from shared.claims.evidence import Evidence
@@ -96,10 +97,10 @@ def test_a_record_that_says_the_former_name_is_the_evidence_of_the_row(toy, laun
     cfg = row_config(toy, "new", 0)
     path = evidence_path(cfg)
     path.write_text(path.read_text().replace('"row": "new"', '"row": "older"'))
-    assert Evidence(toy).state(cfg) == (path, "measured")
+    assert state_of(Evidence(toy), cfg) == "measured"
     assert named(plan(toy, "demo", ["new"], [0, 1], [])) == [("new", 1)]
     make_stale(path)
-    assert Evidence(toy).state(cfg) == (path, "stale")
+    assert state_of(Evidence(toy), cfg) == "stale"
     assert named(plan(toy, "demo", ["new"], [0], [])) == [("new", 0)]
 
 

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from shared.data.images import load_image_set
 from shared.errors import UserError
 from shared.training.checks import check_machine
+from shared.training.config import hash_of
 
 from .. import evaluate, train
 from ..checks import check
@@ -247,3 +248,25 @@ def test_converted_weights_are_scored_like_the_run_they_came_from(tmp_path):
     assert (
         metrics["top1"] == evaluate.score(cfg, network, torch.device("cpu"))["top1"] and "steps_trained" not in metrics
     )
+
+
+def test_validation_changes_neither_weights_nor_generators_nor_the_hash_and_is_in_the_metrics(tmp_path, monkeypatch):
+    states, results, steps = [], [], 2 * BATCHES_AN_EPOCH + 1
+    fit = train.fit
+
+    def watched(cfg, module, *arguments):
+        trainer = fit(cfg, module, *arguments)
+        states.append([*module.state_dict().values(), torch.get_rng_state()])
+        return trainer
+
+    monkeypatch.setattr(train, "fit", watched)
+    for every in ("null", 1, 2):
+        cfg = small_config(tmp_path, "model.network.drop_path=0.2", f"output.validate_every={every}", steps=steps)
+        results.append((hash_of(cfg), train.run(cfg, tmp_path / str(every))))
+    without, other, third = states
+    assert all(torch.equal(a, b) and torch.equal(a, c) for a, b, c in zip(without, other, third, strict=True))
+    (digest, never), (again, each), (_, second) = results
+    assert digest == again and "top1_best" not in never
+    assert never["top1"] == each["top1"] <= each["top1_best"] and 1 <= each["best_epoch"] <= steps / BATCHES_AN_EPOCH
+    assert never["top1_average"] == each["top1_average"] <= each["top1_average_best"]
+    assert second["top1_best"] <= each["top1_best"] and second["best_epoch"] != 1

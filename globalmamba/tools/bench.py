@@ -18,7 +18,7 @@ from rich.table import Table
 
 from globalmamba.kernels.selective_scan import op, selective_scan
 from globalmamba.tools.bench_serialization import PASSES, measure_serialization
-from shared.bench.measure import interleaved, medians, peak_bytes
+from shared.bench.measure import interleaved, peak_bytes
 
 BATCH, WIDTH = 8, 384
 BACKENDS = ("reference", "chunked", "cpu", "triton", "mamba_ssm")
@@ -72,7 +72,7 @@ def scan_times(length: int, state: int, repeats: int, backends=BACKENDS) -> dict
     """Return for forward, and forward + backward, the median seconds of every backend that runs here."""
     running = [name for name in backends if runs_here(name)]
     return {
-        what: medians(interleaved({name: call(name, length, state) for name in running}, repeats))
+        what: interleaved({name: call(name, length, state) for name in running}, repeats)
         for what, call in CALLS.items()
     }
 

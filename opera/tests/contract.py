@@ -19,6 +19,7 @@ SMALL = [
     "heads.hidden=32",
     "heads.class_hidden=16",
     "task.epochs=2",
+    "output.validate_every=1",
     "trainer.accelerator=cpu",
     "trainer.devices=1",
     "trainer.strategy=auto",

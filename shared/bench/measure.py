@@ -55,8 +55,8 @@ def _timed(call: Callable[[], object]) -> Measured:
     return Measured(seconds, resident_bytes("VmHWM") - before if told else None, result)
 
 
-def interleaved(functions: dict[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
-    """Return the seconds of every call: one of each in turn, ``repeats`` times after one that is not counted."""
+def interleaved(functions: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
+    """Return the median seconds of every call: one of each in turn, ``repeats`` times after one that is not counted."""
     seconds: dict[str, list[float]] = {name: [] for name in functions}
     for turn in range(repeats + 1):
         for name, function in functions.items():
@@ -64,28 +64,21 @@ def interleaved(functions: dict[str, Callable[[], object]], repeats: int) -> dic
             function()
             if turn:
                 seconds[name].append(time.perf_counter() - begin)
-    return seconds
-
-
-def medians(seconds: dict[str, list[float]]) -> dict[str, float]:
-    """Return the median of each list of seconds."""
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
 def peak_bytes(prepare: Callable[..., Callable[[], object]], *arguments) -> int:
     """Return by how much a call raises resident memory at its peak, in a fresh process (Linux; OSError elsewhere).
 
-    ``prepare(*arguments)`` makes the inputs and returns the call; both are importable from their module. The call
-    runs once before, so that what is loaded or compiled on first use does not count.
+    As ``measured``, after a call before, so that what is loaded or compiled on first use does not count.
     """
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(_rise_of_peak, (prepare, arguments))
-
-
-def _rise_of_peak(prepare, arguments) -> int:
-    call = prepare(*arguments)
-    call()
-    rise = _timed(call).extra_bytes
+    rise = measured(_called_before, prepare, *arguments, threads=torch.get_num_threads()).extra_bytes
     if rise is None:
         raise OSError("this system does not forget a peak of resident memory")
     return rise
+
+
+def _called_before(prepare, *arguments) -> Callable[[], None]:
+    call = prepare(*arguments)
+    call()
+    return lambda: (call(), None)[1]  # without the result, which may be large

@@ -2,36 +2,47 @@
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-
-from omegaconf import DictConfig
 
 from shared.claims.compose import row_config, row_names
 from shared.claims.ledger import Claim
 from shared.claims.protocol import Paper
 from shared.errors import UserError
 from shared.records import RunRecord, read_record
-from shared.training.config import evidence_path, hash_of, root_of
+from shared.training.config import hash_of, root_of
 
 
 @dataclass(frozen=True)
 class Records:
-    """The run records of a row at one scale, by seed; stale ones, of another configuration, never count."""
+    """Run records of a row at one scale, by seed; of another configuration (stale) or diverged they never count."""
 
     fresh: dict[int, RunRecord]
     stale: dict[int, RunRecord]
+    diverged: dict[int, RunRecord] = field(default_factory=dict)
+
+    @property
+    def skipped(self) -> str:
+        """Who skipped steps, in words; nothing where none did."""
+        runs = {**self.fresh, **self.diverged}
+        counts = {seed: runs[seed].metrics.get("skipped_steps") for seed in sorted(runs)}
+        texts = [f"seed {seed}: {count:g}" for seed, count in counts.items() if count]
+        return f"{len(texts)} of {len(runs)} runs skipped steps ({', '.join(texts)})" if texts else ""
 
     def values(self, metric: str, unit: float = 1.0) -> dict[int, float]:
         """Return seed -> value of a metric / ``unit`` over the fresh records that have a number for it."""
         values = {seed: record.metrics.get(metric) for seed, record in self.fresh.items()}
         return {seed: value / unit for seed, value in values.items() if isinstance(value, int | float)}
 
-    def of_claim(self, claim: Claim) -> "Records":
-        """Keep the fresh records that are of the claim's selection, variant and seeds."""
-        wanted = claim.Selection, claim.Variant
-        kept = {s: r for s, r in self.fresh.items() if s in claim.Seeds and (r.selection, r.variant) == wanted}
-        return Records(kept, self.stale)
+    def under(self, selection: str) -> "Records":
+        """Keep the fresh records whose epoch is chosen so, or can be (``RunRecord.under``)."""
+        views = {seed: record.under(selection) for seed, record in self.fresh.items()}
+        return replace(self, fresh={seed: record for seed, record in views.items() if record is not None})
+
+    def of_claim(self, claim: Claim, selection: str | None = None) -> "Records":
+        """Keep the fresh records of the claim's variant and seeds, under ``selection`` (None: the claim's)."""
+        fresh = self.under(selection or claim.Selection).fresh
+        return replace(self, fresh={s: r for s, r in fresh.items() if s in claim.Seeds and r.variant == claim.Variant})
 
 
 class Evidence:
@@ -72,15 +83,11 @@ class Evidence:
                 raise UserError(f"{path} says it is {what}: {remedy}.")
             records[record.seed] = record
         hashes = {seed: self.expected_hash(row, seed, *overrides) for seed in records}
-        fresh = {seed: record for seed, record in records.items() if record.config_sha256 == hashes[seed]}
-        return Records(fresh, {seed: record for seed, record in records.items() if seed not in fresh})
+        stale = {seed: record for seed, record in records.items() if record.config_sha256 != hashes[seed]}
+        diverged = {seed: record for seed, record in records.items() if seed not in stale and record.is_diverged}
+        fresh = {seed: record for seed, record in records.items() if seed not in (*stale, *diverged)}
+        return Records(fresh, stale, diverged)
 
     def own(self, scale: str) -> dict[str, Records]:
         """Return the records of a scale's rows of our own, by row."""
         return {row.Row: self.records(scale, row.Row) for row in self.ledger.rows_of_scale(scale)}
-
-    def state(self, cfg: DictConfig) -> tuple[Path, str]:
-        """Return a run's record and what it is: "measured", "stale" (of another configuration) or "not run"."""
-        records = self.records(cfg.scale.name, cfg.row)
-        state = "measured" if cfg.seed in records.fresh else "stale" if cfg.seed in records.stale else "not run"
-        return evidence_path(cfg), state

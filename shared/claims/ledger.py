@@ -115,7 +115,7 @@ class Claim(BaseModel, extra="forbid"):
     Source: Source
     Metrics: Metrics
     Baseline: Baseline
-    Selection: Literal["last-epoch", "best-test-epoch", "held-out"]
+    Selection: Literal["last-epoch", "best-test-epoch", "best-ema-epoch", "held-out"]
     Variant: Literal["as_written", "as_released"]
     Seeds: list[int]
     Tolerance: dict[str, float]

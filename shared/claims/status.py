@@ -35,7 +35,8 @@ class Derived:
         self.ours = self.full.of_claim(self.claim)
         self.n, self.measured = len(self.ours.fresh), self._intervals(self.ours)
         others = [other for other in model.rows if other != row]
-        self.settings = {other: self._intervals(evidence.records("full", other)) for other in others}
+        settings = {other: evidence.records("full", other).under(self.claim.Selection) for other in others}
+        self.settings = {other: self._intervals(records) for other, records in settings.items()}
         self.counts = {}
         for key, known in self.claim.numbers(counted=True).items():
             count = evidence.paper.count(row_config(evidence.paper, row, 0))[known.names[0]]
@@ -57,14 +58,17 @@ class Derived:
             self._check_typed(f"{evidence.paper.name}/metafile.yml: status {self.claim.Status} of row {row}")
 
     def _intervals(self, records: Records) -> dict[str, Estimate]:
+        """Return the claimed metrics and, beside those of a chosen epoch, the last one's as ``<metric>_last``."""
+        ends = {"", "" if self.claim.Selection == "last-epoch" else "_last"}
         keys = [load_names().claims[key] for key in self.claim.Metrics]
-        values = {name: list(records.values(name, key.unit).values()) for key in keys for name in key.names}
+        units = {f"{name}{end}": key.unit for key in keys for name in key.names for end in ends}
+        values = {name: list(records.values(name, unit).values()) for name, unit in units.items()}
         return {name: interval(seeds) for name, seeds in values.items() if seeds}
 
     def _gains(self, evidence: Evidence) -> dict[str, Estimate]:
         """Return the differences with the baseline's ``Row``, or with the claim that the baseline's name means.
 
-        A name means a model or a row by that name, or a row of the same table.
+        A name means a model or a row by that name, or a row of the same table. Both are under the claim's selection.
         """
         baseline, table = self.claim.Baseline, self.claim.Source.table
         row, others = baseline.Row, [model for model in evidence.ledger.Models if model is not self.model]
@@ -74,12 +78,18 @@ class Derived:
                 row = row or model.Claim.Row
         if row is None:
             return {}
-        theirs = evidence.records("full", row)
+        theirs = evidence.records("full", row).under(self.claim.Selection)
         for claim in (model.Claim for model in others if model.Claim.Row == row):
-            theirs = theirs.of_claim(claim)
+            theirs = theirs.of_claim(claim, self.claim.Selection)
         units = {known.names[0]: known.unit for known in self.scores.values()}
         gains = {name: paired(self.ours.values(name, unit), theirs.values(name, unit)) for name, unit in units.items()}
         return {name: gain for name, gain in gains.items() if gain.n}
+
+    @property
+    def compared(self) -> int:
+        """How many of the row's planned comparisons have the seeds that they need."""
+        theirs, enough = self.claim.Baseline.Metrics, {n for n, gain in self.gains.items() if gain.n >= MINIMUM_SEEDS}
+        return sum(isinstance(theirs.get(key), int | float) for key, of in self.scores.items() if of.names[0] in enough)
 
     def _status(self) -> tuple[str, str | None, Records]:
         """Return the status, its reason, and the records that it rests on."""
@@ -112,9 +122,12 @@ class Derived:
         """The typed reason, which counts differ beside a status that was earned, which evidence does not count."""
         reasons = [self.why] if self.why else []
         reasons += [f"{key} differs" for key, (_, agreed) in self.counts.items() if self.n and not agreed]
-        for what, wanted in (("selection", self.claim.Selection), ("variant", self.claim.Variant)):
-            others = {getattr(record, what) for record in self.full.fresh.values()} - {wanted}
+        runs, claim = self.full.fresh.values(), self.claim
+        selections = {run.selection for run in runs if run.under(claim.Selection) is None}
+        for what, others in (("selection", selections), ("variant", {run.variant for run in runs} - {claim.Variant})):
             reasons += [f"evidence with {what} {other} does not count" for other in sorted(others)]
+        reasons += [self.full.skipped] if self.full.skipped else []
+        reasons += [f"the training of seed {seed} diverged" for seed in sorted(self.full.diverged)]
         if 0 < self.n < MINIMUM_SEEDS:
             reasons.append(f"{self.n} of at least {MINIMUM_SEEDS} seeds")
         if self.undefined:

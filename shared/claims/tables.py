@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from itertools import zip_longest
 
 from shared.claims.evidence import Evidence, Records
-from shared.claims.ledger import OwnRow
+from shared.claims.ledger import Claim, OwnRow
 from shared.claims.status import Derived, derive
 from shared.metrics.names import MetricName, load_names
 from shared.metrics.seeds import Estimate, holm, interval, paired
@@ -40,10 +40,9 @@ def _interval_text(values: Estimate, unit: MetricName = PAPERS_UNIT, bounds: boo
 
 
 def _difference_text(test: Estimate, unit: MetricName = PAPERS_UNIT) -> str:
-    """Return a paired difference with its sign, and with its interval where there is one."""
+    """Return a paired difference, of two seeds or more, with its sign and its interval."""
     mean = unit.text(test.mean)
-    ends = f" [{unit.text(test.low)}, {unit.text(test.high)}]" if test.n > 1 else ""
-    return f"{'' if mean.startswith('-') else '+'}{mean}{ends}"
+    return f"{'' if mean.startswith('-') else '+'}{mean} [{unit.text(test.low)}, {unit.text(test.high)}]"
 
 
 def _metric_cell(row: OwnRow, records: Records, metric: str) -> str:
@@ -54,6 +53,8 @@ def _metric_cell(row: OwnRow, records: Records, metric: str) -> str:
     if texts or not values:
         return "; ".join(sorted(texts)) or "undefined"
     text = _interval_text(interval(values), load_names().metrics[metric])
+    if best := records.values(f"{metric}_best"):
+        text += f"{LINE}best epoch: {_interval_text(interval([*best.values()]), load_names().metrics[metric])}"
     return text if len(values) == len(fresh) else f"{text} (undefined for {len(fresh) - len(values)} seeds)"
 
 
@@ -61,7 +62,7 @@ def _row_cells(row: OwnRow, metrics: list[str], records: Records, differences: l
     fresh, stale = list(records.fresh.values()), _stale_text(records)
     if not fresh:
         empty = [NOTHING] * (len(metrics) - 1 + len(differences))
-        return [row.Label, stale or "not run", *empty, "0", NOTHING]
+        return [row.Label, stale or ("diverged" if records.diverged else "not run"), *empty, "0", NOTHING]
     # The clock of a run that was resumed has seen its last part only.
     whole = [record.wall_seconds for record in fresh if not record.metrics.get("resumed")]
     seconds = f"{interval(whole).mean:.0f}" if whole else NOTHING
@@ -85,10 +86,10 @@ def own_tables(evidence: Evidence, scale: str, only_measured: bool = False) -> l
     def difference_cell(row: OwnRow, metric: str | None) -> str:
         """Return the differences with all baselines of a row, a line each."""
         lines = []
-        for key in [(row.Row, other, metric) for other in row.Baseline if metric and tests[row.Row, other, metric].n]:
+        for key in [(row.Row, other, metric) for other in row.Baseline if (row.Row, other, metric) in p_values]:
             low, high = tests[key].low, tests[key].high
             text = f"{_difference_text(tests[key], names[metric])}{HOLDS if key in holding else ''} vs {labels[key[1]]}"
-            lines.append(f"{text}: no evidence" if key in p_values and low <= 0 <= high else text)
+            lines.append(f"{text}: no evidence" if low <= 0 <= high else text)
         return LINE.join(lines) or NOTHING
 
     shown = [row for row in rows if records[row.Row].fresh or not only_measured]
@@ -107,16 +108,20 @@ def own_tables(evidence: Evidence, scale: str, only_measured: bool = False) -> l
         tables.append(Table(group, ["", *heads, "seeds", "seconds"], cells))
     if tables:
         tables[-1].notes.extend(_notes(list(records.values()), len(tests), len(p_values), len(holding)))
+        skipped = [f"{labels[row]}, {of_row.skipped}" for row, of_row in records.items() if of_row.skipped]
+        diverged = [f"{labels[row]}, seed {seed}" for row, of_row in records.items() for seed in of_row.diverged]
+        for what, of in (("Steps that were not finite", skipped), ("Diverged, and in no mean", diverged)):
+            tables[-1].notes.extend([f"{what}: {'; '.join(of)}."] if of else [])
     return tables
 
 
 def _notes(rows: list[Records], planned: int, tested: int, holding: int) -> list[str]:
     """Return what concerns all tables of a list: how to read them, the corrections, machines and commits."""
-    notes = [
-        "Mean ± standard deviation over seeds; differences are paired by seed, in the metric's units, and "
-        '"no evidence" where their 95 % interval holds 0. '
-        f"Planned comparisons: {planned}, open: {planned - tested}; the intervals are not corrected for their number."
-    ]
+    notes = ["Mean ± standard deviation over seeds."]
+    if planned:
+        how = 'Differences are paired by seed, in the metric\'s units; "no evidence" where their 95 % interval holds 0'
+        plan = f"planned comparisons: {planned}, still open: {planned - tested}"
+        notes = [f"{notes[0]} {how}; {plan}; the intervals are not corrected for their number."]
     if tested:
         correction = f"stay different from 0 at 5 % when Holm's method corrects for all {planned}"
         notes.append(f"{HOLDS.strip()} marks the comparisons that {correction}: {holding}.")
@@ -137,19 +142,30 @@ def _claimed_cell(metrics: dict) -> str:
     return LINE.join(f"{key}: {'not known' if value is None else value}" for key, value in metrics.items())
 
 
+def _score_lines(claim: Claim, names: list[str], measured: dict[str, Estimate]) -> list[str]:
+    """Return a line a score; one of a chosen epoch says so, and the last epoch's stands below it."""
+    lines, chosen = [], claim.Selection != "last-epoch"
+    for name in (name for name in names if name in measured):
+        label, last = load_names().metrics[name].label, measured.get(f"{name}_last")
+        lines.append(f"{label}{f', {claim.Selection}' * chosen}: {_interval_text(measured[name], bounds=True)}")
+        if chosen:
+            lines.append(f"{label}, last epoch: {_interval_text(last, bounds=True) if last else 'not recorded'}")
+    return lines
+
+
 def _measured_cell(derived: Derived) -> str:
     names, lines = load_names(), []
     for key in derived.claim.Metrics:
         if key in derived.counts:
             count, agreed = derived.counts[key]
             lines.append(f"{key}: {count / names.claims[key].unit:.4g} ({'agrees' if agreed else 'differs'})")
-        measured = [(name, derived.measured[name]) for name in names.claims[key].names if name in derived.measured]
-        lines += [f"{names.metrics[name].label}: {_interval_text(value, bounds=True)}" for name, value in measured]
-    for name, gain in derived.gains.items():
+        lines += _score_lines(derived.claim, names.claims[key].names, derived.measured)
+    for name, gain in ((name, gain) for name, gain in derived.gains.items() if gain.n > 1):
         baseline = derived.claim.Baseline.Row or "the baseline"
         lines.append(f"{names.metrics[name].label} less {baseline}: {_difference_text(gain)}")
     for row, measured in derived.settings.items():
-        lines += [f"{row}: {names.metrics[n].label} {_interval_text(v, bounds=True)}" for n, v in measured.items()]
+        claimed = [name for key in derived.claim.Metrics for name in names.claims[key].names]
+        lines += [f"{row}: {line}" for line in _score_lines(derived.claim, claimed, measured)]
     if derived.full.stale:
         lines.append(_stale_text(derived.full))
     return LINE.join(lines) or "not run"
@@ -165,7 +181,9 @@ def claims_table(derived: list[Derived], title: str = "") -> Table:
             baseline = f"{claim.Baseline.name}{LINE}{baseline}"
         cells = [claim.Row, _claimed_cell(claim.Metrics), baseline, _measured_cell(row)]
         rows.append([*cells, str(row.n), row.status, row.reason])
-    return Table(title, columns, rows)
+    planned = derived[0].planned if derived else 0
+    plan = f"planned comparisons: {planned}, still open: {planned - sum(row.compared for row in derived)}"
+    return Table(title, columns, rows, [f"With the baselines of these claims, {plan}."] if planned else [])
 
 
 def measured_tables(evidence: Evidence) -> list[Table]:

@@ -69,8 +69,9 @@ class Resumption(pl.Callback):
     """Saves ``path`` every ``every`` steps with the number of consumed batches and torch's generator states.
 
     The generators are put back at the first resumed batch, not at loading, because Lightning draws from them in
-    between. The checkpoint carries the names of its two folders, a run's row and its seed with the hash, or those of a
-    training inside one, and is refused in any other (UserError).
+    between. No checkpoint is saved behind a skipped step, so the last one is good. It carries the names of its two
+    folders, a run's row and its seed with the hash, or those of a training inside one, and is refused in any other
+    (UserError).
     """
 
     def __init__(self, path: Path, every: int, sampler: KeyedBatchSampler):
@@ -80,7 +81,8 @@ class Resumption(pl.Callback):
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module, outputs, batch, batch_idx: int) -> None:
         self.consumed = batch_idx + 1
-        if self.consumed % self.every == 0 and self.consumed < trainer.num_training_batches:
+        is_due = self.consumed % self.every == 0 and self.consumed < trainer.num_training_batches
+        if is_due and not pl_module.skipped_in_a_row:
             trainer.save_checkpoint(self.path)
 
     def state_dict(self) -> dict[str, Any]:

@@ -98,9 +98,10 @@ def evidence_path(cfg: DictConfig) -> Path:
 
 
 def has_evidence(cfg: DictConfig) -> bool:
-    """Return whether the record of this very configuration is there; one of another configuration is stale."""
+    """Return whether the record of this very configuration is there; one of another is stale, a diverged one none."""
     path = evidence_path(cfg)
-    return path.exists() and read_record(path).config_sha256 == hash_of(cfg)[0]
+    record = read_record(path) if path.exists() else None
+    return record is not None and record.config_sha256 == hash_of(cfg)[0] and not record.is_diverged
 
 
 def run_folder(cfg: DictConfig) -> Path:

@@ -3,13 +3,14 @@
 import os
 import signal
 import time
-from itertools import cycle, islice
+from itertools import chain, repeat
 from pathlib import Path
 from statistics import median
 
 import lightning.pytorch as pl
 import torch
 from hydra.utils import instantiate
+from lightning.fabric.utilities.apply_func import move_data_to_device
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch.utils.data import DataLoader
 
@@ -17,6 +18,7 @@ from shared.data.sampler import KeyedBatchSampler
 from shared.errors import RunInterrupted, UserError
 from shared.training.checkpoints import AtomicCheckpointIO, Resumption
 from shared.training.checks import autocast_context, cluster_environment, device_of, ranks_of, synchronise
+from shared.training.guard import GuardedModule
 
 
 class TrainingData(pl.LightningDataModule):
@@ -51,13 +53,14 @@ class TrainingData(pl.LightningDataModule):
         )
 
 
-def fit(cfg, module: pl.LightningModule, data, folder: Path, callbacks=(), **options) -> pl.Trainer:
+def fit(cfg, module: GuardedModule, data, folder: Path, callbacks=(), **options) -> pl.Trainer:
     """Train for all steps of ``data.sampler``, continuing from ``folder/last.ckpt`` where there is one.
 
     The callbacks stand before the one that saves checkpoints, which then hold their state. ``options``: more of
-    Lightning's Trainer, such as how gradients are clipped. Raises RunInterrupted where a signal ends the training.
+    Lightning's Trainer, such as how gradients are clipped. Raises RunInterrupted where a signal ends the training, and
+    UserError, on every rank, where it diverged.
     """
-    checkpoint = folder / "last.ckpt"
+    checkpoint = module.checkpoint = folder / "last.ckpt"
     trainer = pl.Trainer(
         max_steps=data.sampler.steps,
         max_epochs=-1,
@@ -83,6 +86,7 @@ def fit(cfg, module: pl.LightningModule, data, folder: Path, callbacks=(), **opt
         # Lightning's answer to Ctrl-C, and to SIGTERM, which a shell would take for success.
         number = signal.SIGTERM if isinstance(stop, SIGTERMException) else signal.SIGINT
         raise RunInterrupted(128 + number) from stop
+    module.require_convergence(trainer.optimizers[0])
     trainer.save_checkpoint(checkpoint)
     return trainer
 
@@ -90,19 +94,25 @@ def fit(cfg, module: pl.LightningModule, data, folder: Path, callbacks=(), **opt
 def seconds_of_training(cfg, module: pl.LightningModule, data) -> float:
     """Estimate the seconds of all steps from three timed ones, which change the module.
 
-    Of a batch that several devices share, one device's part is loaded and timed. ``module.loss`` takes a batch, a
-    dictionary of tensors, and the number of the step.
+    Of a batch that several devices share, one device's part is loaded, in this process, and computed; workers load as
+    many batches at a time as there are of them, while others are computed. ``module.loss`` takes a batch and the
+    number of the step.
     """
     data.sampler.world_size = max(ranks_of(cfg.trainer), 1)
+    # Anew every time, for a short training has fewer batches than are timed.
+    batches = chain.from_iterable(repeat(DataLoader(data.batches, sampler=data.sampler, batch_size=None)))
     optimizer, device = module.configure_optimizers()["optimizer"], device_of(cfg)
     module.to(device)
     times = []
-    for batch in islice(cycle(data.train_dataloader()), 4):  # the first one warms up
+    for _ in range(4):  # the first one warms up
         begin = time.perf_counter()
+        batch = next(batches)
+        loaded = time.perf_counter()
         with autocast_context(cfg, device):
-            loss = module.loss({name: value.to(device) for name, value in batch.items()}, 0)
+            loss = module.loss(move_data_to_device(batch, device), 0)
         loss.backward()
         optimizer.step()
         synchronise(device)
-        times.append(time.perf_counter() - begin)
+        loading, computing = loaded - begin, time.perf_counter() - loaded
+        times.append(max(loading / data.workers, computing) if data.workers else loading + computing)
     return data.sampler.steps * median(times[1:])

@@ -41,19 +41,6 @@ def rank() -> int:
     return dist.get_rank() if world_size() > 1 else 0
 
 
-def mean_over_ranks(values: Tensor, chosen: Tensor | None = None) -> Tensor:
-    """Return the mean, 0-d, of the values (n_r,) of all ranks, differentiably; of those alone that are ``chosen``.
-
-    0, with gradients of 0, where there is none. The backward sums over ranks, which DistributedDataParallel's average
-    undoes.
-    """
-    chosen = torch.ones_like(values, dtype=torch.bool) if chosen is None else chosen
-    sums = torch.stack([values.where(chosen, 0.0).sum(), chosen.sum().to(values.dtype)])
-    if world_size() > 1:
-        sums = all_reduce(sums)
-    return sums[0] / sums[1].detach().clamp_min(1)
-
-
 def sum_over_ranks(values: Tensor) -> Tensor:
     """Return the sum of all ranks' values of one shape, without a gradient."""
     values = values.detach().clone()

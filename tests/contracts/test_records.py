@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+import re
 import subprocess
 from pathlib import Path
 
@@ -81,3 +82,12 @@ def test_a_record_is_whole_or_absent_and_stale_evidence_is_replaced_by_a_whole_r
     assert record.config_sha256 == hash_of(cfg)[0] != json.loads(stale)["config_sha256"]
     assert record.metrics["resumed"] == 1, "the training that came before the failure was kept"
     assert not (run_folder(cfg) / "failed.txt").exists()
+
+
+@of_papers(twins=False)
+def test_a_training_that_diverged_leaves_one_sentence_and_no_record(contract, tmp_path, monkeypatch):
+    monkeypatch.setattr("shared.training.guard.any_rank", lambda flag: True)  # no step is finite
+    ended = train(contract, tmp_path)
+    assert ended.code == 2 and "Traceback" not in ended.err, ended.err
+    assert re.search(r"the training diverged: (\d+) of \1 steps.*; there is no good checkpoint", ended.err), ended.err
+    assert not evidence_path(contract.config(tmp_path)).exists() and not list(tmp_path.rglob("last.ckpt"))

@@ -18,6 +18,7 @@ SMALL = [
     "optim.batch_size=32",
     "optim.ema_decay=0.9",
     "output.pictures=false",
+    "output.validate_every=1",
     "trainer.accelerator=cpu",
     "trainer.backend=chunked",
     "logger=none",

@@ -18,7 +18,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from shared.bench.measure import interleaved, medians, peak_bytes
+from shared.bench.measure import interleaved, peak_bytes
 from v2m.kernels.roesser import roesser_scan
 from v2m.kernels.scan2d import composition, op, scan2d
 from v2m.mixer import ReleasedMixer, V2MMixer
@@ -111,7 +111,7 @@ def scan_times(height: int, width: int, repeats: int, backends=BACKENDS) -> dict
     """Return for forward, and forward + backward, the median seconds of every backend that runs here."""
     running = [name for name in backends if runs_here(name)]
     return {
-        what: medians(interleaved({name: call(name, height, width) for name in running}, repeats))
+        what: interleaved({name: call(name, height, width) for name in running}, repeats)
         for what, call in CALLS.items()
     }
 
@@ -170,7 +170,7 @@ def recurrence_table(height: int, width: int, repeats: int) -> Table:
         table.add_column(f"{what}, ms", justify="right")
         table.add_column("x reference", justify="right")
         calls = {name: recurrence_call(name, height, width, train) for name in RECURRENCE}
-        times = medians(interleaved(calls, repeats))
+        times = interleaved(calls, repeats)
         for name in RECURRENCE:
             cells[name] += [f"{times[name] * 1e3:.1f}", f"{times['reference'] / times[name]:.1f}"]
     for line in cells.values():
@@ -214,7 +214,7 @@ def mixer_table(side: int, batch: int, repeats: int) -> Table:
         table.add_column("x release", justify="right")
     table.add_column("memory in training, MB", justify="right")
     times = {
-        what: medians(interleaved({name: mixer_call(name, side, batch, train) for name in MIXERS}, repeats))
+        what: interleaved({name: mixer_call(name, side, batch, train) for name in MIXERS}, repeats)
         for what, train in zip(CALLS, (False, True), strict=True)
     }
     loop, release = list(MIXERS)[:2]

@@ -120,3 +120,53 @@ def test_records_outside_the_repository_count_for_what_is_printed_and_are_named_
     derived = Derived(now, now.ledger.Models[0])
     assert derived.n == 3 and derived.status == "reproduced"
     assert derived.evidence[0]["File"] == str(elsewhere / "full/fake-a/seed0.json")
+
+
+def test_a_training_that_diverged_never_counts_and_skipped_steps_are_said(repository, status):
+    scores = {"top1": 0.762, "steps_trained": 100.0}
+    repository.run("fake-a", [scores | {"skipped_steps": skipped} for skipped in (0.0, 3.0, 6.0)])
+    assert (status().status, status().n) == ("not-run", 2)
+    assert "2 of 3 runs skipped steps (seed 1: 3, seed 2: 6); the training of seed 2 diverged" in status().reason
+    repository.run("fake-a", [scores | {"skipped_steps": 5.0}], first=2)
+    assert status().status == "reproduced" and "diverged" not in status().reason
+
+
+def test_two_skipped_steps_of_an_unknown_number_are_too_many(repository, status):
+    repository.run("fake-a", [{"top1": 0.762, "skipped_steps": skipped} for skipped in (0.0, 1.0, 2.0)])
+    assert status().n == 2
+
+
+BEST_BESIDE = {"config": {"output": {"validate_every": 1}}}
+
+
+def best(values, gain: float = 0.004, of: str = "") -> list[dict]:
+    return [{"top1": v, f"top1{of}": v, f"top1{of}_best": v + gain} for v in values]
+
+
+@pytest.mark.parametrize(("selection", "of"), [("best-test-epoch", ""), ("best-ema-epoch", "_average")])
+def test_a_claim_of_the_best_epoch_is_compared_with_the_best_and_shows_the_last(repository, status, selection, of):
+    repository.edit("Selection: last-epoch", f"Selection: {selection}")
+    repository.run("fake-a", best([0.757, 0.758, 0.759], of=of), **BEST_BESIDE)  # 75.8 is below 76.2 by more than 0.3
+    derived = status()
+    assert derived.status == "reproduced" and derived.n == 3 and "does not count" not in derived.reason
+    assert derived.measured["top1"].mean == pytest.approx(76.2)
+    assert derived.results[0]["Metrics"] == {"top1": 76.2, "top1_last": 75.8}
+
+
+def test_a_claim_of_the_last_epoch_is_not_compared_with_the_best(repository, status):
+    repository.run("fake-a", best([0.757, 0.758, 0.759]), **BEST_BESIDE)
+    assert status().status == "below" and status().results[0]["Metrics"] == {"top1": 75.8}
+
+
+@pytest.mark.parametrize("every", [None, 5])
+def test_the_best_of_some_epochs_is_not_the_best_of_all(repository, status, every):
+    repository.edit("Selection: last-epoch", "Selection: best-test-epoch")
+    repository.run("fake-a", best([0.757, 0.758, 0.759]), config={"output": {"validate_every": every}})
+    assert status().n == 0 and "evidence with selection last-epoch does not count" in status().reason
+
+
+def test_the_baseline_is_compared_by_the_same_choice_of_an_epoch(repository, status):
+    repository.edit("Selection: last-epoch", "Selection: best-test-epoch")
+    repository.run("fake-a", best([0.757, 0.758, 0.759]), **BEST_BESIDE)
+    repository.run("fake-b", best([0.757, 0.758, 0.759], gain=0.001), **BEST_BESIDE)
+    assert status().gains["top1"].mean == pytest.approx(0.3)

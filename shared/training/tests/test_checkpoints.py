@@ -1,5 +1,7 @@
 """Checkpoints: whole or absent, safe to read, and those of one run only."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -85,3 +87,12 @@ def test_the_generator_is_put_back_at_the_first_resumed_batch_and_only_there(tmp
     assert torch.equal(torch.rand(2), expected)
     own.on_train_batch_start(None, None, None, 1)
     assert not torch.equal(torch.rand(2), expected)
+
+
+def test_no_checkpoint_is_saved_behind_a_step_that_was_skipped(tmp_path):
+    saved, own = [], resumption(tmp_path / "row" / "seed0-abc")
+    trainer = SimpleNamespace(num_training_batches=10, save_checkpoint=lambda path: saved.append(own.consumed))
+    for step in range(8):
+        module = SimpleNamespace(skipped_in_a_row=int(step in (2, 3)))
+        own.on_train_batch_end(trainer, module, None, None, step)
+    assert saved == [2, 6, 8]

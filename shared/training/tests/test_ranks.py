@@ -8,6 +8,7 @@ import copy
 import torch
 from torch import nn
 
+from shared.errors import UserError
 from shared.testing.gloo import on_ranks
 from shared.training.guard import GuardedModule
 from shared.training.ranks import GlobalBatchNorm, gather_rows, with_global_batchnorm
@@ -118,3 +119,22 @@ class Guarded(GuardedModule):
 def test_a_step_that_is_not_finite_on_one_rank_is_skipped_on_all(tmp_path):
     for result in on_ranks(2, guard_on_rank, tmp_path):
         assert result["skipped"] and result["without"] and not result["mean"].any()
+
+
+def diverge_on_rank(rank: int) -> dict:
+    module, optimizer = Guarded(), torch.optim.SGD(network().parameters(), lr=0.5)
+    for step in range(30):
+        module.on_train_batch_start(None, step)
+        for parameter in module.parameters():
+            parameter.grad = torch.full_like(parameter, torch.nan if step > 4 and rank == step % 2 else 1.0)
+        try:
+            module.on_before_optimizer_step(optimizer)
+        except UserError as error:
+            return {"step": step, "sentence": str(error)}
+    return {"step": None, "sentence": ""}
+
+
+def test_a_training_that_diverged_stops_on_all_ranks_at_the_same_step_with_the_same_sentence(tmp_path):
+    first, second = on_ranks(2, diverge_on_rank, tmp_path)
+    assert first == second and first["step"] == 14
+    assert "10 of 15 steps" in first["sentence"] and "learning rate 0.5" in first["sentence"]

@@ -9,7 +9,7 @@ from shared.data.sampler import KeyedBatchSampler
 from shared.training.application import command, run_job
 from shared.training.fit import TrainingData, fit, seconds_of_training
 from shared.training.guard import GuardedModule
-from shared.training.ranks import mean_over_ranks
+from shared.training.ranks import world_size
 
 from .config import CONFIGS
 from .evaluate import network_input, score
@@ -19,11 +19,12 @@ from .model import build_model, count
 class ToyModule(GuardedModule):
     def __init__(self, cfg):
         super().__init__()
-        self.model, self.lr = build_model(cfg), cfg.optim.lr
+        self.model, self.lr, self.batch_size = build_model(cfg), cfg.optim.lr, cfg.optim.batch_size
 
     def loss(self, batch, step):
         logits = self.model(batch["images"].to(self.model[2].weight.dtype))
-        return mean_over_ranks(F.cross_entropy(logits, batch["labels"], reduction="none"))
+        # The sum over the ranks by their common count; DistributedDataParallel averages, which this undoes.
+        return F.cross_entropy(logits, batch["labels"], reduction="sum") * world_size() / self.batch_size
 
     def training_step(self, batch, batch_idx):
         self.last_loss = loss = self.loss(batch, batch_idx)
@@ -52,7 +53,7 @@ def prepare(cfg):
 def run(cfg, folder):
     module, data = prepare(cfg)
     trainer = fit(cfg, module, data, folder)
-    metrics = count(cfg) | {"skipped_steps": float(module.skipped_steps)}
+    metrics = count(cfg) | module.step_counts()
     return score(cfg, module.model) | metrics if trainer.is_global_zero else None
 
 

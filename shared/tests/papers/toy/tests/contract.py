@@ -38,6 +38,7 @@ CONTRACT = Contract(
     stops=[(0, 9), (0, 19), (0, 49)],
     rank_cases={"plain": ["model.dropout=0"], "unequal": ["model.dropout=0", "optim.batch_size=7"]},
     losses=losses,
+    is_share=True,
     rank_run=["model.dropout=0"],
     misspelt=("toy-plane", "toy-plain"),
     gives_epochs=False,
