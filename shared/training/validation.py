@@ -60,7 +60,7 @@ class Validation(pl.Callback):
                 self.curves[name][epoch] = top1(self.cfg, network, self.batches, pl_module.device)
 
     def with_best(self, last: dict[str, float]) -> dict[str, float]:
-        """Return the last epoch's scores and, where others are scored, the best, the first of equals, with its epoch."""
+        """Return the last scores and, where other epochs are scored, the best, the first of equals, with its epoch."""
         metrics = dict(last)
         for name in last if self.cfg.output.validate_every else ():
             curve = self.curves[name] | {self.steps / self.steps_per_epoch: last[name]}

@@ -164,3 +164,13 @@ def test_bad_input_on_two_devices_is_said_in_one_sentence_and_recorded_nowhere(c
     assert ended.code == 2, ended.err[-3000:]
     assert words in ended.err and "Traceback" not in ended.err
     assert not list(tmp_path.rglob("seed*.json"))
+
+
+@of_papers(cases=lambda contract: [()] if str(contract) == "toy" else [], slow=True)
+def test_a_training_that_diverges_on_two_devices_stops_on_both_and_is_recorded_nowhere(contract, tmp_path):
+    devices = ["trainer.devices=2", "trainer.strategy=ddp", "optim.lr=1e30"]
+    command = contract.overrides(tmp_path, *contract.rank_run, *devices, steps=30)
+    (ended,) = finish(start_command("-m", module(contract), *command))
+    assert ended.code == 2 and "Traceback" not in ended.err, ended.err[-3000:]
+    assert "the training diverged: 10 of 1" in ended.err and "learning rate 1e+30" in ended.err
+    assert not list(tmp_path.rglob("seed*.json"))

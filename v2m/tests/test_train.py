@@ -270,3 +270,25 @@ def test_validation_changes_neither_weights_nor_generators_nor_the_hash_and_is_i
     assert never["top1"] == each["top1"] <= each["top1_best"] and 1 <= each["best_epoch"] <= steps / BATCHES_AN_EPOCH
     assert never["top1_average"] == each["top1_average"] <= each["top1_average_best"]
     assert second["top1_best"] <= each["top1_best"] and second["best_epoch"] != 1
+
+
+class Stops(train.pl.Callback):
+    """Ends a training inside its second epoch."""
+
+    def on_train_batch_start(self, trainer, module, batch, batch_idx):
+        if batch_idx == BATCHES_AN_EPOCH + 3:
+            raise RuntimeError("stopped")
+
+
+def test_what_was_scored_before_a_stop_is_kept(tmp_path):
+    def scored(folder, *callbacks):
+        cfg = small_config(folder, "output.checkpoint_every=4", steps=BATCHES_AN_EPOCH + 6)
+        module, data = train.prepare(cfg)
+        validation = train.Validation(cfg, evaluation_batches(cfg), data.sampler)
+        train.fit(cfg, module, data, folder, [validation, *callbacks])
+        return validation.curves
+
+    with pytest.raises(RuntimeError, match="stopped"):
+        scored(tmp_path / "stopped", Stops())
+    resumed, unbroken = scored(tmp_path / "stopped"), scored(tmp_path / "unbroken")
+    assert resumed == unbroken and set(resumed["top1"]) == set(resumed["top1_average"]) == {1}
