@@ -12,7 +12,7 @@ from PIL import Image
 
 from pdml.config import DataConfig
 from pdml.matlab import read_mat
-from pdml.resample import resample_scene
+from pdml.resample import pixel_sides, resample_scene
 from pdml.splits import Split, make_split
 from pdml.synthetic import synthetic_scene
 from shared.data.manifest import load_manifest, locate
@@ -126,6 +126,30 @@ def _labels(cfg: DataConfig, data_root, abundances):
     return labels.astype(np.int16), maps, path
 
 
+def _published(cfg: DataConfig, data_root, labels: np.ndarray, source) -> tuple[np.ndarray, tuple]:
+    """Return the labels and the maps (train, test), each (H, W) int16, of a split given by its training map alone.
+
+    What the training map marks trains, under that map's own label in the numbering of the config; all other pixels
+    that ``labels`` (H, W) names are scored. Raises UserError for a map that is not given or does not fit.
+    """
+    if not cfg.split.map_file:
+        raise UserError(f"{cfg.name}: data.split.kind published needs the training map; name it in data.split.map_file")
+    marked, path = _array(cfg, data_root, cfg.split.map_file, cfg.split.map_key)
+    if marked.shape != labels.shape:
+        raise UserError(
+            f"{path} and {source}: the training map is {marked.shape}, the labels are {labels.shape}; get the pair of "
+            "files that belongs together"
+        )
+    numbering = np.array([0, *cfg.split.map_classes], np.int16)
+    if marked.max() >= len(numbering):
+        raise UserError(
+            f"{path}: the training map has a class {int(marked.max())}, data.split.map_classes names "
+            f"{len(numbering) - 1}; get the right map, or fix data.split.map_classes"
+        )
+    train = numbering[marked.astype(np.int64)]
+    return np.where(train > 0, train, labels), (train, np.where(train > 0, 0, labels))
+
+
 def _check_labels(labels: np.ndarray, cfg: DataConfig, source) -> None:
     present = np.unique(labels[labels != 0]).tolist()
     classes = len(cfg.class_names)
@@ -165,6 +189,8 @@ def load_scene(cfg: DataConfig, seed: int, patch_size: int, data_root: str | Non
             f"{source}: the labels are {labels.shape}, the config says {(cfg.height, cfg.width)}; fix "
             "data.height and data.width, or get the right file"
         )
+    if cfg.split.kind == "published":
+        labels, maps = _published(cfg, data_root, labels, source)
     _check_labels(labels, cfg, source)
     split = make_split(labels, len(cfg.class_names), cfg.split, seed, patch_size, str(source), maps)
     if cfg.kind == "resampled":
@@ -175,8 +201,9 @@ def load_scene(cfg: DataConfig, seed: int, patch_size: int, data_root: str | Non
                 f"{path}: the spectra are {spectra.shape}, not {own.size} labels x {cfg.bands} bands; "
                 "get the pair of files that belongs together, or fix data.bands"
             )
+        side = pixel_sides(labels, split, cfg.resample.sides, patch_size)
         cube, abundances, _ = resample_scene(
-            labels, split, _finite(spectra, path), own, cfg.resample.sigma, cfg.resample.noise, seed
+            labels, side, _finite(spectra, path), own, cfg.resample.sigma, cfg.resample.noise, seed
         )
     elif cfg.kind not in ("matlab", "synthetic"):
         raise UserError(f"{cfg.name}: unknown data.kind {cfg.kind!r}; set matlab, synthetic or resampled")

@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from scipy.io import loadmat, savemat
 
 from pdml.matlab import read_mat
-from pdml.resample import halve, resample_scene
+from pdml.resample import halve, pixel_sides, resample_scene
 from pdml.scenes import load_scene
 from shared.errors import UserError
 
@@ -125,7 +125,8 @@ def test_jasper_cube_and_abundances_have_the_same_pixel_order():
 @pytest.mark.parametrize("kind", ["percent", "disjoint", "official"])
 def test_no_training_pixel_of_indian_pines_resampled_holds_a_test_half_spectrum(kind):
     root = real_data_root()
-    cfg = data_config("ip-resampled", f"data.split.kind={kind}")
+    sides = "regions" if kind == "disjoint" else "pixels"
+    cfg = data_config("ip-resampled", f"data.split.kind={kind}", f"data.resample.sides={sides}")
     scene, split = load_scene(cfg, 3, 9, root)
     assert (scene.labels > 0).sum() == 10366 and "resampled" in scene.name
     if kind == "official":
@@ -133,7 +134,8 @@ def test_no_training_pixel_of_indian_pines_resampled_holds_a_test_half_spectrum(
     spectra = read_mat(Path(root) / cfg.cube_file, cfg.cube_key)
     own = read_mat(Path(root) / cfg.resample.labels_file, cfg.resample.labels_key).ravel()
     settings = cfg.resample.sigma, cfg.resample.noise
-    cube, _, mixing = resample_scene(scene.labels, split, spectra.astype(np.float32), own, *settings, 3)
+    side = pixel_sides(scene.labels, split, sides, 9)
+    cube, _, mixing = resample_scene(scene.labels, side, spectra.astype(np.float32), own, *settings, 3)
     assert np.array_equal(cube, scene.cube)
     half = halve(own, 3)
     assert [(half[own == number] == 0).sum() for number in (1, 14, 15, 16)] == [25, 7, 7, 7]
