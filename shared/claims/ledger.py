@@ -20,7 +20,7 @@ from shared.errors import UserError
 from shared.metrics.names import ClaimKey, load_names
 
 COUNTED = ("parameters", "flops")  # compared by the counting rule, not by a tolerance
-GROUP_KEYS = {"Group", "Compose", "Metrics", "Extra", "Compared", "Rows"}
+GROUP_KEYS = {"Group", "Compose", "Metrics", "Extra", "Compared", "Readme", "Rows"}
 FLOAT = "tag:yaml.org,2002:float"
 
 
@@ -68,7 +68,7 @@ def _as_list(value: Any) -> Any:
 def _rows_of_groups(groups: Any) -> Any:
     """Return the rows of a list of groups, each with what its group gives to all; a row's own keys come first.
 
-    A group has a title (``Group``), ``Rows``, and any of Compose, Metrics, Extra and Compared.
+    A group has a title (``Group``), ``Rows``, and any of Compose, Metrics, Extra, Compared and Readme.
     """
     rows = []
     for group in groups or []:
@@ -148,7 +148,8 @@ class OwnRow(BaseModel, extra="forbid"):
     """A row of our own, without a status against the paper; ``Baseline`` names the rows it is compared with.
 
     ``Compose``: its configuration, as groups and values (``rows.experiment_node``). ``Compared``: the metrics that are
-    compared; the first one where none is named. ``Formerly``: the name that some of its records say.
+    compared; the first one where none is named. ``Formerly``: the name that some of its records say. ``Readme``:
+    whether the paper's README shows the row once it is measured; RESULTS.md shows all.
     """
 
     Row: str
@@ -159,6 +160,7 @@ class OwnRow(BaseModel, extra="forbid"):
     Metrics: list[str] = Field(min_length=1)
     Extra: list[str] = []
     Compared: list[str] = []
+    Readme: bool = True
     Formerly: str | None = None
 
     @property

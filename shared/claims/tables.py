@@ -74,7 +74,8 @@ def own_tables(evidence: Evidence, scale: str, only_measured: bool = False) -> l
 
     A row shows mean ± standard deviation over its fresh seeds, the paired difference of every compared metric with its
     baselines, the number of seeds and the wall time. Notes that concern all groups stand in the last table.
-    ``only_measured`` leaves out rows without fresh evidence and extra columns, but corrects for all that are planned.
+    ``only_measured`` leaves out rows without fresh evidence, rows that are not for the README and extra columns, but
+    corrects for all that are planned.
     """
     rows, records, names = evidence.ledger.rows_of_scale(scale), evidence.own(scale), load_names().metrics
     pairs = [(row.Row, other, metric) for row in rows for other in row.Baseline for metric in row.compared]
@@ -91,7 +92,7 @@ def own_tables(evidence: Evidence, scale: str, only_measured: bool = False) -> l
             lines.append(f"{text}: no evidence" if key in p_values and low <= 0 <= high else text)
         return LINE.join(lines) or NOTHING
 
-    shown = [row for row in rows if records[row.Row].fresh or not only_measured]
+    shown = [row for row in rows if (row.Readme and records[row.Row].fresh) or not only_measured]
     for group in dict.fromkeys(row.Group for row in shown):
         members = [row for row in shown if row.Group == group]
         extra = [metric for row in members for metric in row.Extra if not only_measured]
@@ -175,10 +176,12 @@ def measured_tables(evidence: Evidence) -> list[Table]:
     tables = [claims_table(claimed, "Claimed rows")] if claimed else []
     tables += [table for scale in ("full", "lite") for table in own_tables(evidence, scale, only_measured=True)]
     tables = tables or [Table("", ["measured"], [["nothing yet"]])]
-    own = [*evidence.own("full").values(), *evidence.own("lite").values()]
+    own = evidence.own("full") | evidence.own("lite")
+    not_run = sum(not records.fresh for records in own.values())
+    further = sum(bool(own[row.Row].fresh) for row in evidence.ledger.own_rows if row.Row in own and not row.Readme)
     tables[-1].notes.append(
-        f"{len(derived) - len(claimed)} of {len(derived)} claimed rows and {sum(not row.fresh for row in own)} of "
-        f"{len(own)} rows of our own were not run: [RESULTS.md](RESULTS.md)."
+        f"{len(derived) - len(claimed)} of {len(derived)} claimed rows and {not_run} of {len(own)} rows of our own "
+        f"were not run{f'; {further} more were measured' if further else ''}: [RESULTS.md](RESULTS.md)."
     )
     return tables
 
