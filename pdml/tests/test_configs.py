@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from omegaconf import OmegaConf
 from scipy.io import savemat
 
 from pdml.matlab import read_mat
@@ -31,9 +32,11 @@ def test_only_what_a_row_is_named_after_differs_from_its_baseline(row, baseline)
     assert cfg.data == other.data and (cfg.optim, cfg.scale.steps) == (other.optim, other.scale.steps)
     if row.endswith("published") or cfg.method.name == "svm":
         return  # another network, or none
-    own, theirs = cfg.model.backbone.pop("dropout"), other.model.backbone.pop("dropout")
-    assert cfg.model == other.model
-    assert (own, theirs != 0) == (0, not baseline.endswith("no-dropout")) if "no-dropout" in row else own == theirs > 0
+    own, theirs = OmegaConf.to_container(cfg.model), OmegaConf.to_container(other.model)
+    dropout, before = own["backbone"].pop("dropout"), theirs["backbone"].pop("dropout")
+    assert own == theirs
+    assert dropout == 0 if "no-dropout" in row else dropout == before > 0
+    assert (before == 0) == baseline.endswith("no-dropout")
 
 
 def test_rows_without_dropout_have_none_anywhere():
