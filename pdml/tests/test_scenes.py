@@ -144,6 +144,13 @@ def test_no_training_pixel_of_indian_pines_resampled_holds_a_test_half_spectrum(
     assert [(half[own == number] == 0).sum() for number in (1, 14, 15, 16)] == [25, 7, 7, 7]
     assert mixing[split.train.ravel()][:, half == 1].nnz == 0
     assert mixing[split.test.ravel()][:, half == 0].nnz == 0
+    drawn = [(mixing[:, half == side].sum(1) > 0).reshape(145, 145) for side in (0, 1)]
+    holds = [maximum_filter(one, size=9) for one in drawn]  # whether a pixel's own patch has a spectrum of that half
+    if kind == "disjoint":
+        assert not maximum_filter(drawn[0], size=17)[split.test].any()  # patches that are fused included
+        assert 0.4 < holds[1][split.train].mean() < 0.6
+    else:
+        assert holds[0][split.test].mean() > 0.95
 
 
 def test_labels_of_indian_pines_resampled_are_numbered_as_its_spectra_are():
