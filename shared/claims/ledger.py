@@ -75,8 +75,7 @@ def _rows_of_groups(groups: Any) -> Any:
         if not isinstance(group, dict) or "Rows" not in group or group.keys() - GROUP_KEYS:
             raise ValueError(f"a group has Rows and at most the keys {', '.join(sorted(GROUP_KEYS))}")
         common = {key: value for key, value in group.items() if key != "Rows"}
-        for row in group["Rows"]:
-            rows.append(common | row | {"Compose": group.get("Compose", {}) | row.get("Compose", {})})
+        rows += [common | r | {"Compose": group.get("Compose", {}) | r.get("Compose", {})} for r in group["Rows"]]
     return rows
 
 
@@ -148,8 +147,7 @@ class OwnRow(BaseModel, extra="forbid"):
     """A row of our own, without a status against the paper; ``Baseline`` names the rows it is compared with.
 
     ``Compose``: its configuration, as groups and values (``rows.experiment_node``). ``Compared``: the metrics that are
-    compared; the first one where none is named. ``Formerly``: the name that some of its records say. ``Readme``:
-    whether the paper's README shows the row once it is measured; RESULTS.md shows all.
+    compared; the first one where none is named. ``Formerly``: a name that some records say. ``Readme``: shown there.
     """
 
     Row: str

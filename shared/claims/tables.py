@@ -74,8 +74,7 @@ def own_tables(evidence: Evidence, scale: str, only_measured: bool = False) -> l
 
     A row shows mean ± standard deviation over its fresh seeds, the paired difference of every compared metric with its
     baselines, the number of seeds and the wall time. Notes that concern all groups stand in the last table.
-    ``only_measured`` leaves out rows without fresh evidence, rows that are not for the README and extra columns, but
-    corrects for all that are planned.
+    ``only_measured``: no row without fresh evidence or not for the README, no extra columns; corrects for all planned.
     """
     rows, records, names = evidence.ledger.rows_of_scale(scale), evidence.own(scale), load_names().metrics
     pairs = [(row.Row, other, metric) for row in rows for other in row.Baseline for metric in row.compared]
@@ -176,12 +175,10 @@ def measured_tables(evidence: Evidence) -> list[Table]:
     tables = [claims_table(claimed, "Claimed rows")] if claimed else []
     tables += [table for scale in ("full", "lite") for table in own_tables(evidence, scale, only_measured=True)]
     tables = tables or [Table("", ["measured"], [["nothing yet"]])]
-    own = evidence.own("full") | evidence.own("lite")
-    not_run = sum(not records.fresh for records in own.values())
-    further = sum(bool(own[row.Row].fresh) for row in evidence.ledger.own_rows if row.Row in own and not row.Readme)
+    own = [*evidence.own("full").values(), *evidence.own("lite").values()]
     tables[-1].notes.append(
-        f"{len(derived) - len(claimed)} of {len(derived)} claimed rows and {not_run} of {len(own)} rows of our own "
-        f"were not run{f'; {further} more were measured' if further else ''}: [RESULTS.md](RESULTS.md)."
+        f"{len(derived) - len(claimed)} of {len(derived)} claimed rows and {sum(not row.fresh for row in own)} of "
+        f"{len(own)} rows of our own were not run: [RESULTS.md](RESULTS.md)."
     )
     return tables
 
