@@ -1,4 +1,4 @@
-"""The differences that RESULTS.md states in its prose are those of its tables or, where no table has them, the records'."""
+"""The differences that RESULTS.md states in its prose are those of its tables or, where none has them, the records."""
 
 import re
 
