@@ -30,6 +30,7 @@ PAIRS = [(row.Row, baseline) for row in LEDGER.own_rows for baseline in row.Base
 def test_only_what_a_row_is_named_after_differs_from_its_baseline(row, baseline):
     cfg, other = row_config("pdml", row, 0), row_config("pdml", baseline, 0)
     assert cfg.data == other.data and (cfg.optim, cfg.scale.steps) == (other.optim, other.scale.steps)
+    assert (cfg.method != other.method) == (row.removesuffix("-no-dropout") != baseline)
     if row.endswith("published") or cfg.method.name == "svm":
         return  # another network, or none
     own, theirs = OmegaConf.to_container(cfg.model), OmegaConf.to_container(other.model)
