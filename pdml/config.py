@@ -19,6 +19,9 @@ class SplitConfig:
     minimum: int | None = MISSING
     block: int | None = MISSING
     assignments: int | None = MISSING
+    map_file: str | None = MISSING
+    map_key: str | None = MISSING
+    map_classes: list[int] | None = MISSING
 
 
 @dataclass
@@ -37,6 +40,7 @@ class SyntheticConfig:
 class ResampleConfig:
     labels_file: str = MISSING
     labels_key: str = MISSING
+    sides: str = MISSING
     sigma: float = MISSING
     noise: float = MISSING
 

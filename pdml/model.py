@@ -28,8 +28,8 @@ class PrincipalComponents(nn.Module):
         self.register_buffer("centre", torch.zeros(bands))
         self.register_buffer("weight", torch.zeros(components, bands))
 
-    def fit(self, spectra: np.ndarray) -> None:
-        """Fit to ``spectra`` (n, bands); raises UserError where n or bands is below the number of components."""
+    def fit(self, spectra: np.ndarray) -> "PrincipalComponents":
+        """Fit to ``spectra`` (n, bands) and return itself; UserError where n or bands is below the components."""
         components, bands = self.weight.shape
         if min(spectra.shape) < components:
             raise UserError(
@@ -43,10 +43,30 @@ class PrincipalComponents(nn.Module):
         weight = pca.components_ / spread / np.sqrt(pca.explained_variance_[0]).clip(1e-12)
         self.centre.copy_(torch.from_numpy(spectra.mean(0)))
         self.weight.copy_(torch.from_numpy(weight))
+        return self
 
     def forward(self, patches: Tensor) -> Tensor:
         # The bands are the last axis in memory (scenes are stored pixel by pixel), so this is one product.
         return F.linear(patches.movedim(1, -1) - self.centre, self.weight).movedim(-1, 1)
+
+
+def feature_count(backbone: nn.Module, components: int, patch_size: int) -> int:
+    """Return F of a backbone that maps (B, components, p, p) to (B, F, p, p), as it says or as a patch of zeros shows.
+
+    Raises UserError for a backbone that does not give a feature for every pixel.
+    """
+    if hasattr(backbone, "out_features"):
+        return backbone.out_features
+    training = backbone.training
+    with torch.no_grad():
+        features = backbone.eval()(torch.zeros(1, components, patch_size, patch_size))
+    backbone.train(training)
+    if features.ndim != 4 or features.shape[2:] != (patch_size, patch_size):
+        raise UserError(
+            f"the backbone turns (1, {components}, {patch_size}, {patch_size}) into {tuple(features.shape)}: give one "
+            "that keeps a feature for every pixel, such as convolutions with padding='same'"
+        )
+    return features.shape[1]
 
 
 class PatchModel(nn.Module):
@@ -60,7 +80,8 @@ class PatchModel(nn.Module):
         self.patch_size, self.bands, self.num_classes = patch_size, len(spectral.centre), classes
         # The same for every method. Without it the pixels of a backbone that has no normalisation of its own
         # (HybridSN) are nearly alike at first, and a metric calibrated on them is off by orders of magnitude.
-        self.norm = nn.BatchNorm2d(backbone.out_features)
+        self.out_features = feature_count(backbone, len(spectral.weight), patch_size)
+        self.norm = nn.BatchNorm2d(self.out_features)
 
     def features(self, patches: Tensor) -> Tensor:
         """(B, bands, p, p) -> (B, F, p, p)."""
@@ -90,13 +111,31 @@ class PatchModel(nn.Module):
 
 
 class Probabilistic(PatchModel):
-    """PDML: two heads give every pixel a Gaussian, read after features that see the whole patch."""
+    """PDML: two heads give every pixel a Gaussian, read after features that see the whole patch.
 
-    def __init__(self, spectral, backbone, patch_size: int, classes: int, width: int, **objective):
+    ``backbone`` is any module from (B, k, p, p) to (B, F, p, p), k the components of ``spectral``. The defaults are
+    those of configs/method/pdml.yaml, for a use without the configuration; a run takes every value from there.
+    ``encode_scene`` needs a backbone with ``forward_scene``.
+    """
+
+    def __init__(
+        self,
+        spectral: PrincipalComponents,
+        backbone: nn.Module,
+        patch_size: int = 9,
+        *,
+        classes: int,
+        width: int = 32,
+        metric: str = "mutual_likelihood",
+        loss: str = "multi_similarity",
+        pair_weight: float = 0.1,
+        temperature: float = 10.0,
+        pixels: int = 256,
+    ):
         super().__init__(spectral, backbone, patch_size, classes)
         self.width = width
-        self.heads = GaussianHeads(backbone.out_features, width)
-        self.objective = Objective(classes=classes, width=width, **objective)
+        self.heads = GaussianHeads(self.out_features, width)
+        self.objective = Objective(metric, loss, pair_weight, temperature, pixels, classes, width)
 
     def encode(self, patches: Tensor) -> tuple[Tensor, Tensor]:
         return self.heads(self.features(patches))
@@ -129,7 +168,7 @@ class CrossEntropy(PatchModel):
     def __init__(self, spectral, backbone, patch_size: int, classes: int, every_pixel: bool):
         super().__init__(spectral, backbone, patch_size, classes)
         self.width, self.every_pixel = classes, every_pixel
-        self.classifier = nn.Conv2d(backbone.out_features, classes, 1)
+        self.classifier = nn.Conv2d(self.out_features, classes, 1)
 
     def encode(self, patches: Tensor) -> tuple[Tensor, Tensor]:
         mean = self.classifier(self.features(patches)).softmax(1)

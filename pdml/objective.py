@@ -36,6 +36,8 @@ def draw_pixels(keys: Tensor, at_most: int) -> Tensor:
 class ClassDistributions(nn.Module):
     """One learned Gaussian per class; log-probabilities are the softmax over distances to them.
 
+    The temperature is chosen for training and never fitted to frequencies: the probabilities order the classes, and
+    are not calibrated.
     ``place`` puts them where the first step's pixels are, before they are learned.
     """
 

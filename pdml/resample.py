@@ -2,16 +2,18 @@
 
 Where a cube may not be had but some labelled spectra may, every pixel is given a mixture of real spectra of
 the classes in its blur window. The scene is made after the split: the labelled spectra are halved per class,
-and the half that a pixel draws from is that of its own side. All numbers are ours, none the paper's.
+and the half that a pixel draws from is that of its own side. Under a disjoint split no patch that takes part
+in deciding a scored pixel holds a spectrum of the training half. All numbers are ours, none the paper's.
 """
 
 import numpy as np
-from scipy.ndimage import distance_transform_edt
+from scipy.ndimage import distance_transform_edt, maximum_filter
 from scipy.sparse import csr_array
 
 from pdml.normal import keyed_normal
 from pdml.splits import Split
 from shared.data.keyed import keyed_permutation, keyed_uniform, stream
+from shared.errors import UserError
 
 HALVES, DRAWS, NOISE = (stream(f"pdml.resample.{name}") for name in ("halves", "draws", "noise"))
 WINDOW = 1  # the blur window reaches one pixel: 3 x 3
@@ -28,15 +30,35 @@ def halve(spectra_labels: np.ndarray, seed: int) -> np.ndarray:
     return half
 
 
-def pixel_sides(labels: np.ndarray, split: Split) -> np.ndarray:
+def pixel_sides(labels: np.ndarray, split: Split, rule: str, patch_size: int) -> np.ndarray:
     """Return (H, W) int8, the half of the spectra that each pixel draws from: 0 = training, 1 = test.
 
-    Training pixels and unlabelled ones (never scored) are on the training side, scored ones on the test side;
-    labelled pixels that are neither (guard band, classes left out) follow their block.
+    Training pixels are on the training side, scored ones on the test side. All others follow ``rule``:
+
+    - ``pixels``: the training side. Patches around scored pixels then hold spectra of the training half, as the
+      patches of a random split hold training pixels anyway.
+    - ``regions``: the side of their block and, where the split has no blocks, that of the nearest training or
+      scored pixel. Of a split with blocks every pixel is on the test side that a patch can hold which takes part
+      in deciding a scored pixel; the guard band keeps training pixels out of there.
+
+    Raises UserError for another rule and for ``pixels`` under a split with blocks.
     """
-    side = np.zeros(labels.shape, np.int8)
-    if split.blocks is not None:
-        side = np.where(labels > 0, split.blocks, 0).astype(np.int8)
+    if rule not in ("pixels", "regions"):
+        raise UserError(f"unknown data.resample.sides {rule!r}; set pixels or regions")
+    if rule == "pixels" and split.blocks is not None:
+        raise UserError(
+            "data.resample.sides pixels would put spectra of the training half into scored patches of a disjoint "
+            "split; set data.resample.sides to regions"
+        )
+    if rule == "pixels":
+        side = np.zeros(labels.shape, np.int8)
+    elif split.blocks is None:
+        nearest = distance_transform_edt(~(split.train | split.test), return_distances=False, return_indices=True)
+        side = split.test[tuple(nearest)].astype(np.int8)
+    else:
+        # The patches that cover a scored pixel reach 2 * radius = patch_size - 1 pixels from it.
+        reached = maximum_filter(split.test, size=2 * patch_size - 1, mode="constant", cval=0)
+        side = np.where(reached, 1, split.blocks).astype(np.int8)
     side[split.test], side[split.train] = 1, 0
     return side
 
@@ -77,14 +99,13 @@ def mixing_weights(labels, side, spectra_labels, half, sigma: float, seed: int) 
     return csr_array((data.ravel(), columns.ravel(), start), shape=(height * width, len(spectra_labels)))
 
 
-def resample_scene(labels, split: Split, spectra, spectra_labels, sigma: float, noise: float, seed: int):
+def resample_scene(labels, side, spectra, spectra_labels, sigma: float, noise: float, seed: int):
     """Return cube (H, W, bands) and abundances (H, W, C), float32, and the mixing weights (H * W, n), sparse.
 
-    labels (H, W); spectra (n, bands); spectra_labels (n,) in the numbering of labels; ``noise`` is the
-    standard deviation of the added Gaussian noise, in the unit of the spectra.
+    labels (H, W); side (H, W) from ``pixel_sides``; spectra (n, bands); spectra_labels (n,) in the numbering of
+    labels; ``noise`` is the standard deviation of the added Gaussian noise, in the unit of the spectra.
     """
     spectra_labels = np.asarray(spectra_labels).ravel().astype(np.int64)
-    side = pixel_sides(labels, split)
     mixing = mixing_weights(labels, side, spectra_labels, halve(spectra_labels, seed), sigma, seed)
     clean = mixing @ np.asarray(spectra, np.float64)  # (H W, bands)
     pixel, band = np.arange(clean.shape[0])[:, None], np.arange(clean.shape[1])[None]

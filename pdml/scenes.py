@@ -1,21 +1,19 @@
 """From a `data` config to a scene and its split: a user's cube, the synthetic scene or the resampled one.
 
-The label maps, cubes and abundances come from MATLAB files (or TIFF label maps) under the data root, checked
-against the manifest that the config names. What is wrong with a file is said in one sentence (UserError).
+The label maps, cubes and abundances come from files under the data root (pdml/files.py), checked against the
+manifest that the config names. What is wrong with a file is said in one sentence (UserError).
 """
 
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from pdml.config import DataConfig
-from pdml.matlab import read_mat
-from pdml.resample import resample_scene
+from pdml.files import read_array, read_map
+from pdml.resample import pixel_sides, resample_scene
 from pdml.splits import Split, make_split
 from pdml.synthetic import synthetic_scene
-from shared.data.manifest import load_manifest, locate
 from shared.errors import UserError
 
 __all__ = ["Scene", "Split", "load_scene"]
@@ -31,26 +29,6 @@ class Scene:
     class_names: list[str]
     colours: list[str]  # hex, one per class
     abundances: np.ndarray | None = None  # (H, W, materials) float32, the true ones where they are known
-
-
-def _path(cfg: DataConfig, data_root, file: str) -> Path:
-    """Return the path of a file under the data root, its checksum compared; no manifest, no comparison."""
-    if cfg.manifest:
-        return locate(load_manifest(cfg.manifest), data_root, file)
-    if not data_root:
-        raise UserError(f"the data root is not set: set DATA_ROOT=<folder>, the folder in which {file} lies")
-    return Path(data_root) / file
-
-
-def _array(cfg: DataConfig, data_root, file: str, key: str | None) -> tuple[np.ndarray, Path]:
-    path = _path(cfg, data_root, file)
-    if path.suffix != ".tif":
-        return read_mat(path, key), path
-    try:
-        with Image.open(path) as image:
-            return np.array(image), path
-    except OSError as error:
-        raise UserError(f"{path} is missing or no readable TIFF file ({error}): get it again") from error
 
 
 def _pixels_first(values: np.ndarray, cfg: DataConfig, path: Path) -> np.ndarray:
@@ -88,7 +66,7 @@ def _finite(values: np.ndarray, path: Path) -> np.ndarray:
 
 
 def _cube(cfg: DataConfig, data_root) -> tuple[np.ndarray, Path]:
-    values, path = _array(cfg, data_root, cfg.cube_file, cfg.cube_key)
+    values, path = read_array(cfg, data_root, cfg.cube_file, cfg.cube_key)
     cube = _pixels_first(values, cfg, path)
     dropped = sorted(set(cfg.drop_bands))
     if cube.shape[2] != cfg.bands + len(dropped) or (dropped and not 0 <= dropped[0] <= dropped[-1] < cube.shape[2]):
@@ -108,7 +86,7 @@ def _labels(cfg: DataConfig, data_root, abundances):
     maps, path = None, None
     if cfg.train_labels_key or cfg.train_labels_file:
         pairs = (cfg.train_labels_file, cfg.train_labels_key), (cfg.test_labels_file, cfg.test_labels_key)
-        (first, path), (second, other) = (_array(cfg, data_root, *pair) for pair in pairs)
+        (first, path), (second, other) = (read_map(cfg, data_root, *pair) for pair in pairs)
         if first.shape != second.shape:
             raise UserError(
                 f"{path} and {other}: the training map is {first.shape}, the test map {second.shape}; "
@@ -120,10 +98,34 @@ def _labels(cfg: DataConfig, data_root, abundances):
             raise UserError(f"{cfg.name}: labels_from union needs data.train_labels_file and its test map; name them")
         labels = np.where(maps[0] > 0, *maps)
     elif cfg.labels_from == "map":
-        labels, path = _array(cfg, data_root, cfg.labels_file, cfg.labels_key)
+        labels, path = read_map(cfg, data_root, cfg.labels_file, cfg.labels_key)
     else:
         raise UserError(f"unknown data.labels_from {cfg.labels_from!r}; set map, union or largest_abundance")
     return labels.astype(np.int16), maps, path
+
+
+def _published(cfg: DataConfig, data_root, labels: np.ndarray, source) -> tuple[np.ndarray, tuple]:
+    """Return the labels and the maps (train, test), each (H, W) int16, of a split given by its training map alone.
+
+    What the training map marks trains, under that map's own label in the numbering of the config; all other pixels
+    that ``labels`` (H, W) names are scored. Raises UserError for a map that is not given or does not fit.
+    """
+    if not cfg.split.map_file:
+        raise UserError(f"{cfg.name}: data.split.kind published needs the training map; name it in data.split.map_file")
+    marked, path = read_map(cfg, data_root, cfg.split.map_file, cfg.split.map_key)
+    if marked.shape != labels.shape:
+        raise UserError(
+            f"{path} and {source}: the training map is {marked.shape}, the labels are {labels.shape}; get the pair of "
+            "files that belongs together"
+        )
+    numbering = np.array([0, *cfg.split.map_classes], np.int16)
+    if marked.max() >= len(numbering):
+        raise UserError(
+            f"{path}: the training map has a class {int(marked.max())}, data.split.map_classes names "
+            f"{len(numbering) - 1}; get the right map, or fix data.split.map_classes"
+        )
+    train = numbering[marked.astype(np.int64)]
+    return np.where(train > 0, train, labels), (train, np.where(train > 0, 0, labels))
 
 
 def _check_labels(labels: np.ndarray, cfg: DataConfig, source) -> None:
@@ -150,7 +152,7 @@ def load_scene(cfg: DataConfig, seed: int, patch_size: int, data_root: str | Non
         labels, maps, source = (abundances.argmax(2) + 1).astype(np.int16), None, cfg.name
     else:
         if cfg.abundances_file:
-            values, path = _array(cfg, data_root, cfg.abundances_file, cfg.abundances_key)
+            values, path = read_array(cfg, data_root, cfg.abundances_file, cfg.abundances_key)
             abundances = _finite(_pixels_first(values, cfg, path), path)
         if cfg.kind == "matlab":
             cube, path = _cube(cfg, data_root)
@@ -165,18 +167,21 @@ def load_scene(cfg: DataConfig, seed: int, patch_size: int, data_root: str | Non
             f"{source}: the labels are {labels.shape}, the config says {(cfg.height, cfg.width)}; fix "
             "data.height and data.width, or get the right file"
         )
+    if cfg.split.kind == "published":
+        labels, maps = _published(cfg, data_root, labels, source)
     _check_labels(labels, cfg, source)
     split = make_split(labels, len(cfg.class_names), cfg.split, seed, patch_size, str(source), maps)
     if cfg.kind == "resampled":
-        spectra, path = _array(cfg, data_root, cfg.cube_file, cfg.cube_key)
-        own, _ = _array(cfg, data_root, cfg.resample.labels_file, cfg.resample.labels_key)
+        spectra, path = read_array(cfg, data_root, cfg.cube_file, cfg.cube_key)
+        own, _ = read_array(cfg, data_root, cfg.resample.labels_file, cfg.resample.labels_key)
         if spectra.shape != (own.size, cfg.bands):
             raise UserError(
                 f"{path}: the spectra are {spectra.shape}, not {own.size} labels x {cfg.bands} bands; "
                 "get the pair of files that belongs together, or fix data.bands"
             )
+        side = pixel_sides(labels, split, cfg.resample.sides, patch_size)
         cube, abundances, _ = resample_scene(
-            labels, split, _finite(spectra, path), own, cfg.resample.sigma, cfg.resample.noise, seed
+            labels, side, _finite(spectra, path), own, cfg.resample.sigma, cfg.resample.noise, seed
         )
     elif cfg.kind not in ("matlab", "synthetic"):
         raise UserError(f"{cfg.name}: unknown data.kind {cfg.kind!r}; set matlab, synthetic or resampled")

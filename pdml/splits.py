@@ -157,9 +157,9 @@ def make_split(
 ) -> Split:
     """Return the split of labels (H, W), integers with 0 = unlabelled, for a seed.
 
-    ``split`` has kind (percent | count | official | disjoint), amount (percent, or pixels per class),
+    ``split`` has kind (percent | count | official | published | disjoint), amount (percent, or pixels per class),
     minimum, block (pixels) and assignments; a disjoint split takes ``amount`` as percent of the whole class.
-    ``maps`` is the official pair (train, test) of (H, W) maps. ``source`` names the label file in errors.
+    ``maps`` is the official or published pair (train, test) of (H, W) maps. ``source`` names the label file in errors.
     Raises UserError for an even patch size, an unknown kind and classes without training pixels.
     """
     if patch_size < 1 or patch_size % 2 == 0:
@@ -169,11 +169,12 @@ def make_split(
         )
     if split.kind == "disjoint":
         return _disjoint(labels, classes, split, seed, patch_size, source)
-    if split.kind == "official":
+    if split.kind in ("official", "published"):
         if maps is None:
             raise UserError(f"{source}: no official training and test maps are given; set another data.split.kind")
         return _official(*maps, classes, source)
     if split.kind not in ("percent", "count"):
-        raise UserError(f"{source}: unknown data.split.kind {split.kind!r}; set percent, count, official, disjoint")
+        kinds = "percent, count, official, published or disjoint"
+        raise UserError(f"{source}: unknown data.split.kind {split.kind!r}; set {kinds}")
     train = _draw(labels, training_counts(labels, classes, split, source), seed, labels > 0)
     return Split(train, (labels > 0) & ~train, np.ones(classes, bool))

@@ -123,10 +123,10 @@ def run(cfg: PDMLConfig, folder: Path) -> dict | None:
 
 
 def run_svm(cfg: PDMLConfig, folder: Path) -> dict:
-    """Fit and score the spectral baseline of ``cfg.method``, which sees single spectra and no patch."""
+    """Fit and score the spectral baseline of ``cfg.method``, which sees single pixels and no patch."""
     scene, split = load_scene(cfg.data, cfg.seed, cfg.patch_size, cfg.paths.data_root)
     begin = time.perf_counter()
-    prediction = predict_svm(scene, split, cfg.method.model.C)
+    prediction = predict_svm(scene, split, cfg.method.model.C, cfg.method.model.input, cfg.components)
     metrics = scene_metrics(cfg.method.readout, scene, split, prediction)
     metrics["train_seconds"] = time.perf_counter() - begin
     if cfg.output.maps:

@@ -60,7 +60,7 @@ CONTRACT = Contract(
     misspelt=("jasper-random-ssrn-pdm", "jasper-random-ssrn-pdml"),
     unknown_keys=("optim.lrr", "data.split.blocks", "nothing", "method.model.widht"),
     gives_epochs=False,  # its settings are not known
-    differing=({"row", "method"}, {"model"}),
+    differing=({"row"}, {"method", "model"}),  # test_configs.py says which
     scores=("oa", "aa"),
     draw=["output.maps=true", "output.region=scene"],
     pictures=("classification.png", "uncertainty.png"),

@@ -1,4 +1,4 @@
-"""PDML's rows: what published ones differ in; benchmark rows run when their files are there."""
+"""PDML's rows: what differs from a baseline; benchmark rows run when their files are there."""
 
 import os
 import shutil
@@ -6,9 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from omegaconf import OmegaConf
 from scipy.io import savemat
 
 from pdml.matlab import read_mat
+from pdml.model import build_model
 from pdml.scenes import load_scene
 from pdml.tests.contract import CONTRACT
 from shared.claims.compose import repository_root, row_config
@@ -25,9 +27,25 @@ PAIRS = [(row.Row, baseline) for row in LEDGER.own_rows for baseline in row.Base
 
 
 @pytest.mark.parametrize("row, baseline", PAIRS)
-def test_only_published_networks_differ_from_their_baseline(row, baseline):
+def test_only_what_a_row_is_named_after_differs_from_its_baseline(row, baseline):
     cfg, other = row_config("pdml", row, 0), row_config("pdml", baseline, 0)
-    assert cfg.model == other.model or row.endswith("published")
+    assert cfg.data == other.data and (cfg.optim, cfg.scale.steps) == (other.optim, other.scale.steps)
+    assert (cfg.method != other.method) == (row.removesuffix("-no-dropout") != baseline)
+    if row.endswith("published") or cfg.method.name == "svm":
+        return  # another network, or none
+    own, theirs = OmegaConf.to_container(cfg.model), OmegaConf.to_container(other.model)
+    dropout, before = own["backbone"].pop("dropout"), theirs["backbone"].pop("dropout")
+    assert own == theirs
+    assert dropout == 0 if "no-dropout" in row else dropout == before > 0
+    assert (before == 0) == baseline.endswith("no-dropout")
+
+
+def test_rows_without_dropout_have_none_anywhere():
+    rows = [row.Row for row in LEDGER.own_rows if row.Row.endswith("no-dropout")]
+    assert len(rows) == 3
+    for row in rows:
+        layers = [m for m in build_model(row_config("pdml", row, 0), 40, 4).modules() if "Dropout" in type(m).__name__]
+        assert layers and all(layer.p == 0 for layer in layers)
 
 
 def bring(cfg, root: Path) -> bool:

@@ -1,11 +1,13 @@
 """The Gaussian metrics as a distance of pytorch_metric_learning: with its losses, calibrated, saved."""
 
+import logging
+
 import pytest
 import torch
 
 from pdml.distance import GaussianDistance, split_embedding
 from pdml.distributions import METRICS
-from pdml.objective import PAIR_LOSSES, pair_loss
+from pdml.objective import PAIR_LOSSES, ClassDistributions, Objective, pair_loss
 
 EXACT = 1e-12  # float64, a dozen terms of order one
 CALIBRATED = 1e-5  # float32: differences of numbers up to a hundred, divided by their median
@@ -114,3 +116,39 @@ def test_embedding_is_mean_then_log_variance_and_stray_log_variances_are_clamped
     assert mean.tolist() == [[1, 2], [3, 4]]
     expected = torch.tensor([[0.0, 3.0], [-6.0, 1.0]]).exp()
     torch.testing.assert_close(variance, expected)
+
+
+def warnings_of(caplog) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+
+
+@ALL
+def test_a_distance_used_alone_says_once_that_it_is_not_calibrated(name, caplog):
+    distance, pixels = GaussianDistance(name), embedding()
+    distance(pixels), distance(pixels)
+    (warning,) = warnings_of(caplog)
+    assert f"GaussianDistance('{name}') is not calibrated" in warning and "call calibrate(embedding)" in warning
+    # What it says is true: the values are the metric's own.
+    assert torch.equal(distance(pixels), distance.raw(pixels, pixels))
+
+
+@ALL
+def test_a_calibrated_distance_and_the_objective_say_nothing(name, caplog):
+    distance, pixels = GaussianDistance(name), embedding()
+    distance.calibrate(pixels)
+    distance(pixels)
+    Objective(name, "multi_similarity", 0.1, 10.0, 16, CLASSES, WIDTH)(pixels, LABELS, torch.arange(len(LABELS)))
+    assert warnings_of(caplog) == []
+
+
+@ALL
+def test_class_probabilities_are_not_calibrated_as_probabilities(name):
+    """The labels are noise, so calibrated ones would be near to a third; the classes' own pixels get far more."""
+    distance, pixels = GaussianDistance(name), 0.3 * embedding()
+    classes = ClassDistributions(CLASSES, WIDTH, temperature=10.0)
+    distance.calibrate(pixels)
+    classes.place(pixels, LABELS)
+    dealt = LABELS[torch.randperm(len(LABELS), generator=torch.Generator().manual_seed(2))]
+    probabilities = classes(pixels, distance).exp()
+    confidence, right = probabilities.max(1).values.mean(), (probabilities.argmax(1) == dealt).float().mean()
+    assert confidence - right > 0.2

@@ -1,5 +1,7 @@
 """The models of the configs: they build, give the shapes that the read-outs need, and start from equal weights."""
 
+import inspect
+import re
 from pathlib import Path
 
 import numpy as np
@@ -8,8 +10,10 @@ import torch
 from sklearn.decomposition import PCA
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from torch import nn
 
-from pdml.model import CrossEntropy, PrincipalComponents, Probabilistic, Published, build_model
+from pdml.inference import predict_scene
+from pdml.model import CrossEntropy, PrincipalComponents, Probabilistic, Published, build_model, feature_count
 from pdml.normal import keyed_normal
 from pdml.train import prepare
 from shared.claims.compose import compose
@@ -153,3 +157,40 @@ def test_a_method_that_cannot_read_the_backbone_is_refused(model, method):
     cfg = compose("pdml", [f"model={model}", f"method={method}"])
     with pytest.raises(UserError, match="does not fit"):
         build_model(cfg, bands=40, classes=4)
+
+
+def test_the_defaults_of_the_class_are_the_values_of_its_config():
+    given = {n: p.default for n, p in inspect.signature(Probabilistic).parameters.items() if p.default is not p.empty}
+    cfg = compose("pdml", [])
+    assert given == {"patch_size": cfg.patch_size} | {k: v for k, v in cfg.method.model.items() if k != "_target_"}
+
+
+def test_the_readmes_lines_put_a_users_own_backbone_into_pdml():
+    text = (CONFIGS.parent / "README.md").read_text(encoding="utf-8")
+    (code,) = [block for block in re.findall(r"```python\n(.*?)```", text, re.S) if "Probabilistic(" in block]
+    assert sum(bool(line.strip()) and not line.startswith(("import", "from")) for line in code.splitlines()) == 5
+    torch.manual_seed(0)
+    spectra = keyed_normal(6, np.arange(120)[:, None], np.arange(103)[None]).astype(np.float32)  # (n, bands)
+    names = {"spectra": spectra, "patches": torch.randn(4, 103, 9, 9), "labels": torch.randint(0, 10, (4, 9, 9))}
+    exec(compile(code, "README.md", "exec"), names)  # noqa: S102 (the page's own lines)
+    model, loss = names["model"], names["loss"]
+    assert loss.isfinite() and all(p.grad is None for p in model.parameters())
+    loss.backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.backbone.parameters())
+    cube = keyed_normal(7, np.arange(13 * 12 * 103)).reshape(13, 12, 103).astype(np.float32)
+    fused = predict_scene(model.eval(), cube, 64).fused
+    assert fused.prediction.shape == (13, 12) and fused.prediction.max() < 9
+
+
+def test_the_features_of_a_backbone_are_counted_without_changing_it():
+    backbone = nn.Sequential(nn.Conv2d(6, 17, 3, padding=1), nn.BatchNorm2d(17), nn.Dropout(0.5))
+    state, before = torch.get_rng_state(), {name: x.clone() for name, x in backbone.state_dict().items()}
+    assert feature_count(backbone, 6, 5) == 17 and backbone.training
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(x, before[name]) for name, x in backbone.state_dict().items())
+
+
+@pytest.mark.parametrize("layer", [nn.Conv2d(6, 8, 3), nn.Sequential(nn.Flatten(), nn.Linear(150, 8))])
+def test_a_backbone_that_loses_pixels_is_refused(layer):
+    with pytest.raises(UserError, match=r"the backbone turns \(1, 6, 5, 5\) into .* a feature for every pixel"):
+        Probabilistic(PrincipalComponents(6, 6), layer, 5, classes=3)

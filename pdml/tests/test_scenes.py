@@ -8,10 +8,13 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from scipy.io import loadmat, savemat
+from scipy.ndimage import maximum_filter
 
 from pdml.matlab import read_mat
-from pdml.resample import halve, resample_scene
+from pdml.resample import halve, pixel_sides, resample_scene
 from pdml.scenes import load_scene
+from shared.claims.compose import row_config
+from shared.data.manifest import load_manifest
 from shared.errors import UserError
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -125,7 +128,8 @@ def test_jasper_cube_and_abundances_have_the_same_pixel_order():
 @pytest.mark.parametrize("kind", ["percent", "disjoint", "official"])
 def test_no_training_pixel_of_indian_pines_resampled_holds_a_test_half_spectrum(kind):
     root = real_data_root()
-    cfg = data_config("ip-resampled", f"data.split.kind={kind}")
+    sides = "regions" if kind == "disjoint" else "pixels"
+    cfg = data_config("ip-resampled", f"data.split.kind={kind}", f"data.resample.sides={sides}")
     scene, split = load_scene(cfg, 3, 9, root)
     assert (scene.labels > 0).sum() == 10366 and "resampled" in scene.name
     if kind == "official":
@@ -133,12 +137,20 @@ def test_no_training_pixel_of_indian_pines_resampled_holds_a_test_half_spectrum(
     spectra = read_mat(Path(root) / cfg.cube_file, cfg.cube_key)
     own = read_mat(Path(root) / cfg.resample.labels_file, cfg.resample.labels_key).ravel()
     settings = cfg.resample.sigma, cfg.resample.noise
-    cube, _, mixing = resample_scene(scene.labels, split, spectra.astype(np.float32), own, *settings, 3)
+    side = pixel_sides(scene.labels, split, sides, 9)
+    cube, _, mixing = resample_scene(scene.labels, side, spectra.astype(np.float32), own, *settings, 3)
     assert np.array_equal(cube, scene.cube)
     half = halve(own, 3)
     assert [(half[own == number] == 0).sum() for number in (1, 14, 15, 16)] == [25, 7, 7, 7]
     assert mixing[split.train.ravel()][:, half == 1].nnz == 0
     assert mixing[split.test.ravel()][:, half == 0].nnz == 0
+    drawn = [(mixing[:, half == side].sum(1) > 0).reshape(145, 145) for side in (0, 1)]
+    holds = [maximum_filter(one, size=9) for one in drawn]  # whether a pixel's own patch has a spectrum of that half
+    if kind == "disjoint":
+        assert not maximum_filter(drawn[0], size=17)[split.test].any()  # patches that are fused included
+        assert 0.4 < holds[1][split.train].mean() < 0.6
+    else:
+        assert holds[0][split.test].mean() > 0.95
 
 
 def test_labels_of_indian_pines_resampled_are_numbered_as_its_spectra_are():
@@ -148,6 +160,79 @@ def test_labels_of_indian_pines_resampled_are_numbered_as_its_spectra_are():
     own = read_mat(Path(root) / cfg.resample.labels_file, cfg.resample.labels_key).ravel()
     # The spectra come in the map's column-major order.
     assert np.array_equal(scene.labels.T[split.train.T], own)
+
+
+def published(cfg, root, train, labels, classes=(2, 1, 3)):
+    bring(cfg, root, labels=labels)
+    savemat(root / "hsi/ground_truth/train.mat", {"train": train})
+    split = {"kind": "published", "map_file": "hsi/ground_truth/train.mat", "map_key": "train", "map_classes": classes}
+    return OmegaConf.merge(cfg, {"split": split})
+
+
+def test_a_published_training_map_trains_under_its_own_labels_and_leaves_the_rest_to_be_scored(small):
+    cfg, root, _ = small
+    labels = striped(cfg)
+    train = np.zeros_like(labels)
+    train[:6] = np.choose(labels[:6], [0, 2, 1, 3])  # classes 1 and 2 change places in this map
+    labels[2, 0] = 0  # the training map labels a pixel that the label map does not
+    scene, split = load_scene(published(cfg, root, train, labels), 0, 3, str(root))
+    assert np.array_equal(split.train, train > 0) and np.array_equal(split.test, (labels > 0) & (train == 0))
+    assert scene.labels[2, 0] == 1 and np.array_equal(scene.labels[labels > 0], labels[labels > 0])
+    assert split.classes.all() and split.blocks is None
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"map_file": None}, r"name it in data\.split\.map_file"),
+        ({"map_classes": [1, 2]}, r"train\.mat: the training map has a class 3.*names 2"),
+    ],
+)
+def test_a_published_training_map_that_does_not_fit_is_refused(small, change, sentence):
+    cfg, root, _ = small
+    cfg = published(cfg, root, striped(cfg) * (np.arange(12)[:, None] < 6), striped(cfg))
+    with pytest.raises(UserError, match=sentence):
+        load_scene(OmegaConf.merge(cfg, {"split": change}), 0, 3, str(root))
+
+
+def neighbours(split, radius: int) -> int:
+    """Return how many scored pixels have a training pixel within ``radius`` (Chebyshev)."""
+    return int((split.test & maximum_filter(split.train, size=2 * radius + 1)).sum())
+
+
+def test_rows_on_published_maps_have_their_pixels_and_no_guard_band():
+    root = real_data_root()
+    cfg = row_config("pdml", "ip-resampled-published-map-ssrn-plain", 0)
+    scene, split = load_scene(cfg.data, 0, cfg.patch_size, root)
+    assert (split.train.sum(), split.test.sum(), split.classes.sum()) == (5689, 4677, 15)
+    assert (neighbours(split, 4), neighbours(split, 8)) == (3307, 4580)  # in its own patch; in one that is fused
+    labels = np.bincount(scene.labels[split.train])[1:]  # the published counts, in this scene's numbering
+    counts = np.array(load_manifest("indian_pines_disjoint").counts["indianpines_disjoint_dset"])
+    assert np.array_equal(labels[np.array(cfg.data.split.map_classes) - 1], counts)
+
+
+@pytest.mark.parametrize(
+    ("row", "train", "scored", "near"),
+    [
+        ("indian-pines-published-map-ssrn-plain", 5689, 4711, (3358, 4623)),
+        ("pavia-university-published-map-ssrn-plain", 3921, 40002, (5446, 11480)),
+    ],
+)
+def test_full_rows_on_published_maps_are_ready_for_the_cube(row, train, scored, near, tmp_path):
+    truth = Path(real_data_root()) / "hsi/ground_truth"
+    cfg = row_config("pdml", row, 0)
+    data = cfg.data
+    cube = np.zeros((data.height, data.width, data.bands), np.uint8)
+    (tmp_path / data.cube_file).parent.mkdir(parents=True)
+    savemat(tmp_path / data.cube_file, {data.cube_key: cube}, do_compression=True)
+    (tmp_path / "hsi/ground_truth").symlink_to(truth)
+    scene, split = load_scene(data, 0, cfg.patch_size, str(tmp_path))
+    assert (split.train.sum(), split.test.sum()) == (train, scored) and split.classes.all()
+    assert (neighbours(split, 4), neighbours(split, 8)) == near
+    if data.labels_file:
+        truth_map = read_mat(truth / Path(data.labels_file).name, data.labels_key)
+        both = split.train & (truth_map > 0)
+        assert (scene.labels[both] != truth_map[both]).sum() == 10  # of 5,538: class 7 of the one, 11 of the other
 
 
 def test_dropped_bands_are_gone_and_floats_become_float32(small):

@@ -20,7 +20,7 @@ from shared.errors import UserError
 from shared.metrics.names import ClaimKey, load_names
 
 COUNTED = ("parameters", "flops")  # compared by the counting rule, not by a tolerance
-GROUP_KEYS = {"Group", "Compose", "Metrics", "Extra", "Compared", "Rows"}
+GROUP_KEYS = {"Group", "Compose", "Metrics", "Extra", "Compared", "Readme", "Rows"}
 FLOAT = "tag:yaml.org,2002:float"
 
 
@@ -68,15 +68,14 @@ def _as_list(value: Any) -> Any:
 def _rows_of_groups(groups: Any) -> Any:
     """Return the rows of a list of groups, each with what its group gives to all; a row's own keys come first.
 
-    A group has a title (``Group``), ``Rows``, and any of Compose, Metrics, Extra and Compared.
+    A group has a title (``Group``), ``Rows``, and any of Compose, Metrics, Extra, Compared and Readme.
     """
     rows = []
     for group in groups or []:
         if not isinstance(group, dict) or "Rows" not in group or group.keys() - GROUP_KEYS:
             raise ValueError(f"a group has Rows and at most the keys {', '.join(sorted(GROUP_KEYS))}")
         common = {key: value for key, value in group.items() if key != "Rows"}
-        for row in group["Rows"]:
-            rows.append(common | row | {"Compose": group.get("Compose", {}) | row.get("Compose", {})})
+        rows += [common | r | {"Compose": group.get("Compose", {}) | r.get("Compose", {})} for r in group["Rows"]]
     return rows
 
 
@@ -148,7 +147,7 @@ class OwnRow(BaseModel, extra="forbid"):
     """A row of our own, without a status against the paper; ``Baseline`` names the rows it is compared with.
 
     ``Compose``: its configuration, as groups and values (``rows.experiment_node``). ``Compared``: the metrics that are
-    compared; the first one where none is named. ``Formerly``: the name that some of its records say.
+    compared; the first one where none is named. ``Formerly``: a name that some records say. ``Readme``: shown there.
     """
 
     Row: str
@@ -159,6 +158,7 @@ class OwnRow(BaseModel, extra="forbid"):
     Metrics: list[str] = Field(min_length=1)
     Extra: list[str] = []
     Compared: list[str] = []
+    Readme: bool = True
     Formerly: str | None = None
 
     @property

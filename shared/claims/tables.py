@@ -75,7 +75,7 @@ def own_tables(evidence: Evidence, scale: str, only_measured: bool = False) -> l
 
     A row shows mean ± standard deviation over its fresh seeds, the paired difference of every compared metric with its
     baselines, the number of seeds and the wall time. Notes that concern all groups stand in the last table.
-    ``only_measured`` leaves out rows without fresh evidence and extra columns, but corrects for all that are planned.
+    ``only_measured``: no row without fresh evidence or not for the README, no extra columns; corrects for all planned.
     """
     rows, records, names = evidence.ledger.rows_of_scale(scale), evidence.own(scale), load_names().metrics
     pairs = [(row.Row, other, metric) for row in rows for other in row.Baseline for metric in row.compared]
@@ -92,7 +92,7 @@ def own_tables(evidence: Evidence, scale: str, only_measured: bool = False) -> l
             lines.append(f"{text}: no evidence" if low <= 0 <= high else text)
         return LINE.join(lines) or NOTHING
 
-    shown = [row for row in rows if records[row.Row].fresh or not only_measured]
+    shown = [row for row in rows if (row.Readme and records[row.Row].fresh) or not only_measured]
     for group in dict.fromkeys(row.Group for row in shown):
         members = [row for row in shown if row.Group == group]
         extra = [metric for row in members for metric in row.Extra if not only_measured]

@@ -3,7 +3,7 @@
 import pytest
 
 from shared.claims.status import derive
-from shared.claims.tables import claims_table, own_tables
+from shared.claims.tables import claims_table, measured_tables, own_tables
 from shared.errors import UserError
 
 
@@ -132,3 +132,12 @@ def test_the_best_epoch_never_stands_alone(repository, evidence):
     repository.run("lite-plain", [{"oa": v, "oa_best": v + 0.01, "aa": 0.5} for v in (0.90, 0.92)], scale="lite")
     (table,) = own_tables(evidence(), "lite")
     assert table.rows[0][1] == "91.00 ± 1.41<br>best epoch: 92.00 ± 1.41"
+
+
+def test_a_row_that_is_not_for_the_readme_stands_in_the_results_alone(repository, evidence):
+    repository.run("lite-plain", [{"oa": 0.9, "aa": 0.5}], scale="lite")
+    repository.run("lite-new", [{"oa": 0.9, "rho": 0.5}], scale="lite")
+    assert [row[0] for row in measured_tables(evidence())[-1].rows] == ["plain", "new"]
+    repository.edit("Extra: [rho, classes_scored]}", "Readme: false}")
+    assert [row[0] for row in measured_tables(evidence())[-1].rows] == ["plain"]
+    assert [row[0] for row in own_tables(evidence(), "lite")[0].rows] == ["plain", "new"]
