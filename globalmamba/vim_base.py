@@ -92,9 +92,10 @@ class VimBase(nn.Module):
     have a position each, ``class_tokens`` of them are parameters. ``mixer(i)`` makes the mixer of block i, which has a
     last map ``out_proj``. ``drop_path`` grows linearly from 0 at the first block.
 
-    initialisation: "mamba", or "vim", as the official Vim and V2M's release start: their general initialisation sets
-    the bias of every step size but the first pass's to 0 again, so that the way back and the column passes begin at
-    softplus(0) = 0.69 and forget within a token or two. Raises UserError for one that is not in ``INITIALISATIONS``.
+    initialisation: "mamba", or "vim", as the official Vim and what was released on top of it start: their general
+    initialisation sets the bias of every step size but the first pass's to 0 again, so that the way back (or a second
+    pass) begins at softplus(0) = 0.69 and forgets within a token or two. Raises UserError for one that is not in
+    ``INITIALISATIONS``.
     """
 
     TOKENS = "patch_embed"

@@ -7,6 +7,8 @@ and ``optim`` of one of these rows, or is refused. Data, augmentation, length an
 
 from typing import Any
 
+import hydra
+from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
 from shared.claims.compose import row_config
@@ -27,6 +29,13 @@ def released_rows() -> list[str]:
     """Return the rows of the ledger that are as released, in its order."""
     rows = load_paper(repository_root(), PAPER).ledger.own_rows
     return [row.Row for row in rows if row.Compose.get("variant") == VARIANT]
+
+
+def composed(row: str, seed: int) -> DictConfig:
+    """Return the config of a row and seed, inside an application too, where Hydra runs already."""
+    if GlobalHydra.instance().is_initialized():
+        return hydra.compose("train", [f"+experiment={row}", f"seed={seed}"])
+    return row_config(PAPER, row, seed)
 
 
 def values(cfg: DictConfig) -> dict[str, Any]:
@@ -51,7 +60,7 @@ def require_release(cfg: ClassificationConfig) -> None:
     own, rows = values(cfg), released_rows()
     differing = {}
     for row in rows:
-        theirs = values(row_config(PAPER, row, cfg.seed))
+        theirs = values(composed(row, cfg.seed))
         if all(own.get(f"model.network.{key}") == theirs.get(f"model.network.{key}") for key in KIND):
             keys = sorted(key for key in own.keys() | theirs.keys() if own.get(key) != theirs.get(key))
             differing[row] = [

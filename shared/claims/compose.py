@@ -3,11 +3,9 @@
 import difflib
 import functools
 from collections.abc import Sequence
-from contextlib import nullcontext
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.types import Quote, QuotedString
 from omegaconf import DictConfig, OmegaConf
 
@@ -40,10 +38,7 @@ def compose(paper: Paper | str, overrides: Sequence[str], config: str = "train")
     paper = _paper(paper)
     paper.register()
     try:
-        # Inside an application of the paper Hydra is there already, and has its search path.
-        is_running = GlobalHydra.instance().is_initialized()
-        folder = str(paper.folder.resolve() / "configs")
-        with nullcontext() if is_running else initialize_config_dir(folder, version_base="1.3"):
+        with initialize_config_dir(str(paper.folder.resolve() / "configs"), version_base="1.3"):
             cfg = hydra_compose(config, list(overrides))
             OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
             return cfg
