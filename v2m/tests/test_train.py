@@ -282,7 +282,8 @@ class Stops(train.pl.Callback):
 
 def test_what_was_scored_before_a_stop_is_kept(tmp_path):
     def scored(folder, *callbacks):
-        cfg = small_config(folder, "output.checkpoint_every=4", steps=BATCHES_AN_EPOCH + 6)
+        often = ["output.checkpoint_every=4", "output.validate_every=1"]
+        cfg = small_config(folder, *often, steps=BATCHES_AN_EPOCH + 6)
         module, data = train.prepare(cfg)
         validation = train.Validation(cfg, evaluation_batches(cfg), data.sampler)
         train.fit(cfg, module, data, folder, [validation, *callbacks])
