@@ -1,6 +1,7 @@
 """IDML's rows: what a row and its baseline differ in, which rows a loss has, and where weights come from."""
 
 import hashlib
+import statistics
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from shared.claims.compose import repository_root, row_config, row_names
 from shared.claims.ledger import load_ledger
 from shared.claims.protocol import load_paper
 from shared.errors import UserError
+from shared.records import read_record
 from shared.training.config import hash_of
 
 LEDGER = load_ledger(repository_root(), "idml")
@@ -132,3 +134,12 @@ def test_an_optimiser_that_a_task_does_not_have_is_one_sentence(task, row, wrong
 def test_gradients_are_clipped_one_way():
     with pytest.raises(UserError, match="optim.clip_value and optim.clip_norm are both set"):
         check(row_config("idml", "idml-con-cub", 0, ["optim.clip_value=1.0"]))
+
+
+def test_the_tolerance_of_nmi_follows_its_own_spread_over_seeds():
+    rows = ("cub50-pa", "cub50-pa-mixup", "cub50-idml-pa-released", "cub50-idml-pa")
+    folder = repository_root() / "idml" / "results" / "lite"
+    scores = [[read_record(folder / row / f"seed{seed}.json").metrics["nmi"] for seed in (0, 1, 2)] for row in rows]
+    pooled = 100 * statistics.fmean(statistics.variance(values) for values in scores) ** 0.5
+    tolerances = {model.Claim.Tolerance["NMI"] for model in LEDGER.Models if "NMI" in model.Claim.Tolerance}
+    assert tolerances == {pytest.approx(2 * pooled, abs=0.25)}
