@@ -7,7 +7,7 @@ loss and miner share it. A loss of a distance takes D_IN (or D_IN^2), a loss of 
 from typing import Any
 
 import torch
-from pytorch_metric_learning import losses, miners
+from pytorch_metric_learning import losses, miners, reducers
 from pytorch_metric_learning.distances import BaseDistance, CosineSimilarity, LpDistance
 from torch import Tensor, nn
 
@@ -99,10 +99,24 @@ def _fastap(constants, metric, classes, semantic_dim) -> MetricLoss:
     return MetricLoss("fastap", losses.FastAPLoss(constants["bins"], distance=distance))
 
 
+class PooledReducer(reducers.MultipleReducers):
+    """The sum over all pairs with a loss, positive and negative ones, by their number together, as GeDML has it."""
+
+    def __init__(self):
+        super().__init__({})
+
+    def forward(self, loss_dict, embeddings, labels):
+        every = torch.cat([part["losses"].flatten() for part in loss_dict.values() if torch.is_tensor(part["losses"])])
+        return every.sum() / (every > 0).sum().clamp_min(1)
+
+
 def _contrastive(constants, metric, classes, semantic_dim) -> MetricLoss:
     distance = _distance("distance", metric, semantic_dim)
     margins = constants["positive_margin"], constants["negative_margin"]
-    return MetricLoss("contrastive", losses.ContrastiveLoss(*margins, distance=distance))
+    if constants["reduction"] not in REDUCTIONS:
+        raise UserError(f"loss.reduction={constants['reduction']}: choose it from {', '.join(REDUCTIONS)}")
+    reducer = REDUCTIONS[constants["reduction"]]()
+    return MetricLoss("contrastive", losses.ContrastiveLoss(*margins, distance=distance, reducer=reducer))
 
 
 def _margin(constants, metric, classes, semantic_dim) -> MetricLoss:
@@ -135,6 +149,7 @@ def _proxy_anchor(constants, metric, classes, semantic_dim) -> MetricLoss:
     )
 
 
+REDUCTIONS = {"pooled": PooledReducer, "separate": reducers.AvgNonZeroReducer}
 BUILDERS = {
     "triplet": _triplet,
     "proxynca": _proxynca,

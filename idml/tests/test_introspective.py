@@ -151,6 +151,23 @@ def test_near_images_keep_their_gradient_where_the_network_is_sure_enough(near):
     assert x.grad[0, S:].norm().item() == pytest.approx(math.exp(-1) / math.sqrt(U), rel=1e-3)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("combination", COMBINATIONS)
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("kind", [IntrospectiveDistance, IntrospectiveSimilarity])
+def test_half_precision_is_the_metric_of_its_rounded_rows_with_finite_gradients(kind, form, combination, dtype):
+    x = rows(6).to(dtype)
+    x[1] = x[0]  # two images at one place
+    x.requires_grad_()
+    values = metric(kind, combination=combination, form=form, tau=1.0)(x)
+    values.sum().backward()
+    assert values.dtype == dtype and values.isfinite().all() and x.grad.isfinite().all()
+    exact = metric(kind, combination=combination, form=form, tau=1.0)(x.detach().double())
+    torch.testing.assert_close(
+        values.double(), exact, rtol=0, atol=0.02 if dtype == torch.float16 else 0.1
+    )  # of rows that are rounded once more
+
+
 LOSSES_OF_A_SIMILARITY = {
     "Circle": lambda distance: losses.CircleLoss(distance=distance),
     "TupletMargin": lambda distance: losses.TupletMarginLoss(distance=distance),
@@ -167,6 +184,7 @@ def test_losses_that_insist_on_a_cosine_take_the_similarity(build):
 
 
 def test_a_loss_that_is_a_distance_itself_takes_none():
+    # pytorch-metric-learning says so by itself, before anything is computed.
     with pytest.raises(AssertionError, match="SignalToNoiseRatioContrastiveLoss requires the distance metric to be"):
         losses.SignalToNoiseRatioContrastiveLoss(distance=metric())
 

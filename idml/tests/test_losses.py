@@ -17,7 +17,7 @@ CONSTANTS = {
     "triplet": {"margin": 0.1},
     "proxynca": {"scale": 32.0},
     "fastap": {"bins": 10},
-    "contrastive": {"positive_margin": 0.0, "negative_margin": 0.5},
+    "contrastive": {"positive_margin": 0.0, "negative_margin": 0.5, "reduction": "pooled"},
     "margin": {"margin": 0.2, "beta": 1.2, "nu": 0.0, "cutoff": 0.5, "farthest": 1.4},
     "multi-similarity": {"alpha": 2.0, "beta": 50.0, "base": 0.5, "epsilon": 0.1},
     "proxy-anchor": {"alpha": 32.0, "margin": 0.1},
@@ -91,6 +91,12 @@ def test_half_precision_embeddings_are_measured_in_single_precision(name):
     torch.testing.assert_close(actual, expected)
 
 
+def test_a_reduction_that_is_unknown_is_one_sentence():
+    constants = {**CONSTANTS["contrastive"], "reduction": "sum"}
+    with pytest.raises(UserError, match="loss.reduction=sum: choose it from pooled, separate"):
+        build_loss({"name": "contrastive", **constants}, PLAIN, CLASSES, S)
+
+
 def test_names_that_mean_nothing_and_the_released_metric_elsewhere_are_refused():
     with pytest.raises(UserError, match=r"loss.name=npair.* choose the loss from triplet"):
         build_loss({"name": "npair"}, PLAIN, CLASSES, S)
@@ -135,6 +141,23 @@ def test_the_sampler_draws_a_negative_for_every_pair_of_a_class_as_a_function_of
     assert pairs == {(a, b) for a, b in itertools.permutations(range(16), 2) if LABELS[a] == LABELS[b]}
     assert (LABELS[anchors] != LABELS[negatives]).all()
     assert draw(1).equal(draw(1)) and not draw(1).equal(draw(2))
+
+
+@pytest.mark.parametrize("reduction", ["pooled", "separate"])
+def test_contrastive_pools_its_pairs_as_gedml_or_weighs_both_kinds_alike(reduction):
+    loss = build_loss(
+        {"name": "contrastive", "positive_margin": -0.2, "negative_margin": 1.4, "reduction": reduction},
+        PLAIN,
+        CLASSES,
+        S,
+    )
+    x = embeddings(S)
+    distances = torch.cdist(*[torch.nn.functional.normalize(x, dim=1)] * 2)
+    same = (LABELS[:, None] == LABELS) & ~torch.eye(len(LABELS), dtype=torch.bool)
+    pulled, pushed = (distances[same] + 0.2).relu(), (1.4 - distances[LABELS[:, None] != LABELS]).relu()
+    pulled, pushed = pulled[pulled > 0], pushed[pushed > 0]
+    expected = torch.cat([pulled, pushed]).mean() if reduction == "pooled" else pulled.mean() + pushed.mean()
+    torch.testing.assert_close(loss(x, LABELS), expected)
 
 
 @pytest.mark.parametrize("name", BUILDERS)
