@@ -54,10 +54,10 @@ def run(cfg: ClassificationConfig, folder: Path) -> dict | None:
         return None
     device = trainer.strategy.root_device  # Lightning hands the network back on the CPU
     metrics = score(cfg, module.model, device) | speed(cfg, module.model, device)
-    last = {"top1": metrics["top1"]}
+    last = {"": metrics}
     if module.average is not None:
-        last["top1_average"] = score(cfg, module.average, device)["top1"]
-    metrics |= validation.with_best(last)
+        last["_average"] = score(cfg, module.average, device)
+    metrics = metrics | validation.with_best(last)
     metrics["train_images"] = float(len(data.batches))
     metrics["train_seconds"] = seconds
     metrics["parameters"] = float(parameters_of(module.model))

@@ -133,7 +133,7 @@ def run(cfg: IDMLConfig, folder: Path, fit: Callable) -> dict | None:
     if not trainer.is_global_zero:
         return None
     metrics = score(cfg, module.model, test, trainer.strategy.root_device)
-    metrics |= validation.with_best({"top1": metrics["top1"]})
+    metrics = metrics | validation.with_best({"": metrics})
     metrics["train_images"] = float(len(data.batches))
     metrics["train_seconds"] = seconds
     metrics["parameters"] = float(parameters_of(module.model))

@@ -201,7 +201,7 @@ def evaluate_on(cfg: OPERAConfig, backbone: nn.Module, name: str, folder: Path) 
     validation = Validation(cfg, scored_batches(cfg, test), data.sampler)
     fit(cfg, module, data, folder, [validation])
     scores |= logit_scores(*outputs(cfg, module.model, test))
-    scores |= validation.with_best({"top1": scores["top1"]})
+    scores = scores | validation.with_best({"": scores})
     return scores | {"n_test": float(len(test))} | module.step_counts()
 
 

@@ -1,4 +1,4 @@
-"""A scene of resampled real spectra on a real label map, so that the two sides of a split share no spectrum.
+"""A scene of resampled real spectra on a real label map, so that no spectrum of one half trains and is scored.
 
 Where a cube may not be had but some labelled spectra may, every pixel is given a mixture of real spectra of
 the classes in its blur window. The scene is made after the split: the labelled spectra are halved per class,

@@ -75,9 +75,10 @@ class RunRecord(BaseModel, extra="forbid"):
         of, every = BEST.get(selection), self.config.get("output", {}).get("validate_every")
         if of is None or (self.selection, every) != ("last-epoch", 1):
             return None
-        bests = {name: self.metrics[f"{name}{of}_best"] for name in self.metrics if f"{name}{of}_best" in self.metrics}
+        names = [name for name in self.metrics if "_average" not in name and f"{name}{of}_best" in self.metrics]
+        bests = {name: self.metrics[f"{name}{of}_best"] for name in names}
         lasts = {f"{name}_last": self.metrics[f"{name}{of}"] for name in bests}
-        metrics = self.metrics | bests | lasts
+        metrics = {name: self.metrics[name] for name in self.metrics if name != "loss"} | bests | lasts
         return self.model_copy(update={"selection": selection, "metrics": metrics}) if bests else None
 
     @property

@@ -68,7 +68,7 @@ def require_release(cfg: ClassificationConfig) -> None:
             ]
     if not differing:
         raise UserError(
-            f"variant={VARIANT}, but no release has a network like {cfg.model.name}: choose one of the rows "
+            f"variant={VARIANT} is not implemented for a network like {cfg.model.name}: choose one of the rows "
             f"{', '.join(rows)}, or variant=as_written"
         )
     row = min(differing, key=lambda name: len(differing[name]))

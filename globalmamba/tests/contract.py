@@ -116,7 +116,7 @@ CONTRACT = Contract(
         ),
         "unknown order": Bad(["model.tokens.order=sideways"], "order is 'sideways'", "choose from low-high"),
         "variant that was never released": Bad(
-            ["variant=as_released"], "no release has a network like", "or variant=as_written"
+            ["variant=as_released"], "is not implemented for a network like", "or variant=as_written"
         ),
         "no time to train": Bad(["scale.epochs=-1"], "scale.epochs=-1", "give a positive number"),
         "patch of no pixels": Bad(["model.tokens.patch_size=0"], "patch_size is 0", "1 or more"),

@@ -292,4 +292,4 @@ def test_what_was_scored_before_a_stop_is_kept(tmp_path):
     with pytest.raises(RuntimeError, match="stopped"):
         scored(tmp_path / "stopped", Stops())
     resumed, unbroken = scored(tmp_path / "stopped"), scored(tmp_path / "unbroken")
-    assert resumed == unbroken and set(resumed["top1"]) == set(resumed["top1_average"]) == {1}
+    assert resumed == unbroken and set(resumed[""]) == set(resumed["_average"]) == {1}

@@ -54,7 +54,7 @@ def _metric_cell(row: OwnRow, records: Records, metric: str) -> str:
         return "; ".join(sorted(texts)) or "undefined"
     text = _interval_text(interval(values), load_names().metrics[metric])
     if best := records.values(f"{metric}_best"):
-        text += f"{LINE}best epoch: {_interval_text(interval([*best.values()]), load_names().metrics[metric])}"
+        text += f"{LINE}best scored epoch: {_interval_text(interval([*best.values()]), load_names().metrics[metric])}"
     return text if len(values) == len(fresh) else f"{text} (undefined for {len(fresh) - len(values)} seeds)"
 
 

@@ -128,7 +128,7 @@ CONTRACT = Contract(
             ["model.network.class_token=middle"], "makes the grid one row", "choose middle_cross or mean"
         ),
         "variant that was never released": Bad(
-            ["variant=as_released"], "no release has a network like", "or variant=as_written"
+            ["variant=as_released"], "is not implemented for a network like", "or variant=as_written"
         ),
         "no time to train": Bad(["scale.epochs=-1"], "scale.epochs=-1", "give a positive number"),
         "unknown backend": Bad(["trainer.backend=fast"], "trainer.backend=fast", "choose one of auto"),

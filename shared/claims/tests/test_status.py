@@ -170,3 +170,12 @@ def test_the_baseline_is_compared_by_the_same_choice_of_an_epoch(repository, sta
     repository.run("fake-a", best([0.757, 0.758, 0.759]), **BEST_BESIDE)
     repository.run("fake-b", best([0.757, 0.758, 0.759], gain=0.001), **BEST_BESIDE)
     assert status().gains["top1"].mean == pytest.approx(0.3)
+
+
+def test_what_has_no_score_at_the_chosen_epoch_is_left_out_of_the_view(repository, status):
+    repository.edit("Selection: last-epoch", "Selection: best-test-epoch")
+    scores = {"top1": 0.757, "top1_best": 0.758, "best_epoch": 7.0, "loss": 1.0, "top1_average": 0.7}
+    repository.run("fake-a", [{**scores, "top1_average_best": 0.9}], **BEST_BESIDE)
+    (record,) = status().ours.fresh.values()
+    assert record.metrics["top1"] == 0.758 and record.metrics["top1_last"] == 0.757
+    assert "loss" not in record.metrics and record.metrics["top1_average"] == 0.7

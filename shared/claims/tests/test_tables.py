@@ -131,7 +131,7 @@ def test_the_best_epoch_never_stands_alone(repository, evidence):
     assert lines == ["top-1 %, best-test-epoch: 75.00", "top-1 %, last epoch: 74.00"]
     repository.run("lite-plain", [{"oa": v, "oa_best": v + 0.01, "aa": 0.5} for v in (0.90, 0.92)], scale="lite")
     (table,) = own_tables(evidence(), "lite")
-    assert table.rows[0][1] == "91.00 ± 1.41<br>best epoch: 92.00 ± 1.41"
+    assert table.rows[0][1] == "91.00 ± 1.41<br>best scored epoch: 92.00 ± 1.41"
 
 
 def test_a_row_that_is_not_for_the_readme_stands_in_the_results_alone(repository, evidence):

@@ -9,7 +9,7 @@ from torch import nn
 from shared.data.sampler import KeyedBatchSampler
 from shared.errors import UserError
 from shared.testing.gloo import on_ranks
-from shared.training.validation import Validation, top1
+from shared.training.validation import Validation, top_scores
 
 CPU = torch.device("cpu")
 
@@ -37,15 +37,16 @@ def network() -> nn.Module:
     return nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8), nn.Dropout(0.9), nn.Linear(8, 5))
 
 
-def score_on_rank(rank: int) -> float:
-    return top1(config(), network(), Batches(), CPU)
+def score_on_rank(rank: int) -> dict[str, float]:
+    return top_scores(config(), network(), Batches(), CPU)
 
 
 def test_two_ranks_score_what_one_process_scores(tmp_path):
     model, batches = network().eval(), Batches()
     right = sum(int((model(b["images"]).argmax(1) == b["labels"]).sum()) for b in batches)
     assert 0 < right < 11
-    assert on_ranks(2, score_on_rank, tmp_path) == [right / 11] * 2 == [score_on_rank(0)] * 2
+    expected = {"top1": right / 11, "top5": 1.0}  # of five classes
+    assert on_ranks(2, score_on_rank, tmp_path) == [expected] * 2 == [score_on_rank(0)] * 2
 
 
 def test_scoring_changes_neither_modes_nor_statistics_nor_the_generator():
@@ -53,7 +54,7 @@ def test_scoring_changes_neither_modes_nor_statistics_nor_the_generator():
     model[1].eval()  # frozen statistics
     before = {name: value.clone() for name, value in model.state_dict().items()}
     state = torch.get_rng_state()
-    top1(config(), model, Batches(), CPU)
+    top_scores(config(), model, Batches(), CPU)
     assert torch.equal(torch.get_rng_state(), state)
     assert [part.training for part in model] == [True, False, True, True] and model.training
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
@@ -62,7 +63,7 @@ def test_scoring_changes_neither_modes_nor_statistics_nor_the_generator():
 def test_outputs_that_are_not_finite_are_wrong():
     model, batches = nn.Linear(3, 5), Batches()
     nn.init.constant_(model.weight, torch.nan)
-    assert top1(config(), model, batches, CPU) == 0.0
+    assert top_scores(config(), model, batches, CPU) == {"top1": 0.0, "top5": 0.0}
 
 
 def validation(every: int | None, epochs: float = 6) -> Validation:
@@ -80,23 +81,35 @@ def test_an_impossible_number_of_epochs_is_refused(every):
         validation(every)
 
 
+def top(score: float) -> dict[str, float]:
+    """Return a top-5 that is best where the top-1 is worst: the epoch is chosen by the top-1."""
+    return {"top1": score, "top5": 1.0 - score}
+
+
 def test_weights_and_their_average_are_scored_after_an_epoch_alone(monkeypatch):
     seen, own = [], validation(2)
-    monkeypatch.setattr("shared.training.validation.top1", lambda cfg, net, *_: seen.append(net) or 0.25 * len(seen))
+
+    def scored(cfg, network, *_):
+        seen.append(network)
+        return top(0.2 * len(seen))
+
+    monkeypatch.setattr("shared.training.validation.top_scores", scored)
     module = SimpleNamespace(model="weights", average="average", device=CPU)
     for step in range(24):
         own.on_train_batch_end(None, module, None, None, step)
     assert seen == ["weights", "average"] * 2
-    assert own.curves == {"top1": {2: 0.25, 4: 0.75}, "top1_average": {2: 0.5, 4: 1.0}}
+    assert own.curves == {"": {2: top(0.2), 4: top(0.6000000000000001)}, "_average": {2: top(0.4), 4: top(0.8)}}
     again = validation(2)
     again.load_state_dict(own.state_dict())
-    assert again.with_best({"top1": 0.75, "top1_average": 0.5}) == {
-        "top1": 0.75,
-        "top1_best": 0.75,
-        "best_epoch": 4.0,  # of equals the first
-        "top1_average": 0.5,
-        "top1_average_best": 1.0,
-        "average_best_epoch": 4.0,
+    metrics = again.with_best({"": top(0.6000000000000001), "_average": top(0.5)})
+    assert metrics["top1"] == metrics["top1_best"] and metrics["best_epoch"] == 4.0  # of equals the first
+    assert metrics["top1_average"] == 0.5 and metrics["average_best_epoch"] == 4.0
+    assert (metrics["top1_average_best"], metrics["top5_average_best"]) == (0.8, 1.0 - 0.8)
+    assert again.with_best({"": top(0.8)}) == {
+        "top1": 0.8,
+        "top5": 1.0 - 0.8,
+        "top1_best": 0.8,
+        "top5_best": 1.0 - 0.8,
+        "best_epoch": 6.0,
     }
-    assert again.with_best({"top1": 0.8}) == {"top1": 0.8, "top1_best": 0.8, "best_epoch": 6.0}
-    assert validation(None).with_best({"top1": 0.8}) == {"top1": 0.8}
+    assert validation(None).with_best({"": top(0.8)}) == top(0.8)
