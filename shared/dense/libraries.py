@@ -12,6 +12,8 @@ with current PyTorch and setuptools:
 - Parts find each other through one default scope for the whole process, which ``register_all_modules`` sets and
   nothing unsets. Here it is set while something is built, and then put back, so that the order of builds does not
   matter where both libraries are in one process.
+- Its checkpoints hold objects that ``torch.load`` refuses since weights_only=True is its default, so that its Runner
+  cannot resume them. Our loop and our checkpoints take its place.
 - SyncBN, which mmseg's configs ask for, refuses to train on the CPU: ``shared.training.ranks.with_global_batchnorm``
   converts it.
 """
@@ -83,7 +85,9 @@ class Library:
         if not separator or package != self.name or not path or not file.is_file():
             raise UserError(f"{name!r} is no config file of {self.name}: give {self.name}::<a path below {configs}>")
         config = Config.fromfile(file)
-        config.merge_from_dict(dict(differences or {}))
+        # One by one: together, a dictionary under "model" would silently replace what a key "model.x" said before it.
+        for key, value in (differences or {}).items():
+            config.merge_from_dict({key: value})
         return config
 
     @contextmanager
@@ -103,10 +107,19 @@ class Library:
             return getattr(self.registry, kind).build(part)
 
 
-def detection() -> Library:
-    """Return mmdet with all its parts registered. Raises UserError where it is not installed."""
+def _prepare() -> None:
+    """Make mmengine and ``mmcv.ops`` ready to be imported by either library."""
     require_dense()
     provide_operations()
+    from mmengine.logging import MMLogger
+
+    # At its own level, INFO, it writes three lines for every tensor that init_weights() sets to standard output.
+    MMLogger.get_instance("mmengine", log_level="WARNING")
+
+
+def detection() -> Library:
+    """Return mmdet with all its parts registered. Raises UserError where it is not installed."""
+    _prepare()
     import mmdet.registry
     from mmdet.utils import register_all_modules
 
@@ -116,8 +129,7 @@ def detection() -> Library:
 
 def segmentation() -> Library:
     """Return mmseg with all its parts registered. Raises UserError where it is not installed."""
-    require_dense()
-    provide_operations()
+    _prepare()
     import mmseg.registry
     from mmseg.utils import register_all_modules
 

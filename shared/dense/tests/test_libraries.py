@@ -34,6 +34,7 @@ def test_without_the_extra_one_sentence_names_the_command(monkeypatch, use):
         use()
 
 
+@pytest.mark.slow
 def test_neither_library_is_imported_before_it_is_used():
     code = "import sys, shared.dense.libraries; print(sorted({'cv2', 'mmcv', 'mmdet', 'mmseg'} & sys.modules.keys()))"
     process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -71,7 +72,7 @@ def test_parts_of_one_name_come_from_the_library_that_builds_and_no_scope_is_lef
     before = DefaultScope.get_current_instance()
     for library in (mmdet, mmseg, mmdet):
         flip = library.build({"type": "RandomFlip", "prob": 0.5}, "TRANSFORMS")
-        preprocessor = library.build({"type": f"{'Det' if library is mmdet else 'Seg'}DataPreprocessor"})
+        preprocessor = library.build({"type": "DetDataPreprocessor" if library is mmdet else "SegDataPreProcessor"})
         assert {type(flip).__module__.split(".")[0], type(preprocessor).__module__.split(".")[0]} == {library.name}
         assert DefaultScope.get_current_instance() is before
     with pytest.raises(KeyError):
@@ -119,7 +120,7 @@ def losses_of(model, batch: dict) -> dict[str, float]:
     assert torch.isfinite(total)
     missing = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
     assert missing == []
-    return {name: float(value) for name, value in parts.items()}
+    return {name: value.item() for name, value in parts.items()}
 
 
 def tiny_image(height: int, width: int) -> torch.Tensor:
@@ -128,11 +129,12 @@ def tiny_image(height: int, width: int) -> torch.Tensor:
 
 @installed
 @pytest.mark.slow
-def test_mask_rcnn_from_mmdets_config_takes_a_step_and_predicts_on_the_cpu(mmdet):
+def test_mask_rcnn_from_mmdets_config_takes_a_step_and_predicts_on_the_cpu(mmdet, capfd):
     torch.manual_seed(0)
     config = mmdet.config(MASK_RCNN, {"model.backbone.init_cfg": None})
     model = mmdet.build(config.model)
     model.init_weights()
+    assert capfd.readouterr().out == ""
     model.train()
     image, sample = tiny_image(64, 96), detection_sample(64, 96)
     losses = losses_of(model, {"inputs": [image], "data_samples": [sample]})
