@@ -10,7 +10,6 @@ only. The arithmetic here is at least of float32, but it cannot bring back what 
 """
 
 import logging
-import struct
 import sys
 from collections.abc import Callable
 from importlib.machinery import ModuleSpec
@@ -38,8 +37,8 @@ def nms(bboxes: Tensor, scores: Tensor, iou_threshold: float, offset: int) -> Te
     corners = bboxes.to(dtype)
     if offset:
         corners = torch.cat([corners[:, :2], corners[:, 2:] + offset], dim=1)
-    # The C++ takes the threshold in single precision; a double one would part boxes of an IoU of exactly 0.6 otherwise.
-    (threshold,) = struct.unpack("f", struct.pack("f", iou_threshold))
+    # As the C++ does, compare in the boxes' own precision: an IoU of 3 / 5 in single precision is above a double 0.6.
+    threshold = torch.tensor(iou_threshold, dtype=dtype).item()
     return torchvision.ops.nms(corners, scores.to(dtype), threshold)
 
 

@@ -114,7 +114,8 @@ def _prepare() -> None:
     from mmengine.logging import MMLogger
 
     # At its own level, INFO, it writes three lines for every tensor that init_weights() sets to standard output.
-    MMLogger.get_instance("mmengine", log_level="WARNING")
+    if not MMLogger.check_instance_created("mmengine"):
+        MMLogger.get_instance("mmengine", log_level="WARNING")
 
 
 def detection() -> Library:

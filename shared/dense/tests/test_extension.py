@@ -189,10 +189,11 @@ def test_nms_of_no_boxes_keeps_none(offset, device):
 
 
 @pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("shift, threshold", [(1, 0.6), (3, 1 / 7)])
-def test_a_box_whose_overlap_is_the_threshold_itself_is_kept(shift, threshold, device):
-    boxes = torch.tensor([[0.0, 0, 4, 1], [shift, 0, 4 + shift, 1]], device=device)
-    scores = torch.tensor([0.9, 0.8], device=device)
+def test_a_box_whose_overlap_is_the_threshold_itself_is_kept(shift, threshold, dtype, device):
+    boxes = torch.tensor([[0.0, 0, 4, 1], [shift, 0, 4 + shift, 1]], dtype=dtype, device=device)
+    scores = torch.tensor([0.9, 0.8], dtype=dtype, device=device)
     assert extension.nms(boxes, scores, iou_threshold=threshold, offset=0).tolist() == [0, 1]
     assert extension.nms(boxes, scores, iou_threshold=threshold - 1e-6, offset=0).tolist() == [0]
 
