@@ -4,7 +4,7 @@
     config = library.config("mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py", {"model.backbone.init_cfg": None})
     model = library.build(config.model)
 
-Imports are late, because those of both libraries take about ten seconds of processor time. What mmengine 0.10.7 needs
+Imports are late, because those of both libraries take seconds of processor time. What mmengine 0.10.7 needs
 with current PyTorch and setuptools:
 
 - Its ``get_config`` and ``Config.fromfile("mmdet::...")`` look packages up with pkg_resources, which setuptools no
