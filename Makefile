@@ -19,8 +19,8 @@ JOBS = $(call option,--scale,$(SCALE)) $(call option,--rows,$(ROWS)) $(call opti
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup setup-cluster locked test test-all lint bench claims report reproduce data-check \
-	docker-build docker-lint gpu-evidence lock clean
+.PHONY: help setup setup-cluster setup-dense locked test test-all test-dense lint bench claims report reproduce \
+	data-check docker-build docker-lint gpu-evidence lock clean
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z][a-z%-]*:.*## / { sub(/%/, "<paper>", $$1); printf "  %-20s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -30,6 +30,9 @@ setup: $(READY) ## Make the virtual environment from requirements.lock (once; ag
 
 setup-cluster: setup ## Add the launcher of Hydra that submits to Slurm (LAUNCHER=submitit_slurm)
 	@$(PIP) install --quiet --no-deps --require-hashes -r requirements-cluster.lock
+
+setup-dense: setup ## Add mmdet and mmseg for detection and segmentation (wheels only, no compiler)
+	@$(PIP) install --quiet --no-deps --require-hashes --only-binary=:all: -r requirements-dense.lock
 
 locked: $(LOCKED) ## The locked libraries only, without this package (a cacheable step for images)
 
@@ -52,6 +55,9 @@ test: setup ## Set up and run the tests that are quick
 
 test-all: setup ## Set up and run every test
 	@$(PY) -m pytest -q
+
+test-dense: setup-dense ## Set up detection and segmentation and run their tests
+	@$(PY) -m pytest -q shared/dense
 
 lint: setup ## Check style, formatting and which package may import which
 	@$(PY) -m ruff check .
@@ -101,9 +107,11 @@ COMPILE = $(PY) -m uv --no-config pip compile --universal --python-version 3.11 
 
 lock: setup ## Write the locks from pyproject.toml, for Python 3.11 and 3.12, with hashes (UPGRADE=1: newer versions)
 	@$(COMPILE) pyproject.toml --extra dev --output-file requirements.lock
-	@$(PY) -c 'import tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
-		print(*p["optional-dependencies"]["cluster"], sep="\n")' \
-		| $(COMPILE) --no-deps --output-file requirements-cluster.lock -
+	@for extra in cluster dense; do \
+		$(PY) -c 'import sys, tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
+			print(*p["optional-dependencies"][sys.argv[1]], sep="\n")' $$extra \
+			| $(COMPILE) --no-deps --only-binary :all: --constraint requirements.lock \
+				--output-file requirements-$$extra.lock - || exit 1; done
 
 clean: ## Remove caches and build leftovers; the virtual environment, data and results stay
 	@rm -rf build dist ./*.egg-info .pytest_cache .ruff_cache .import_linter_cache .hypothesis

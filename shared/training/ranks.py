@@ -92,8 +92,8 @@ class GlobalBatchNorm(nn.BatchNorm2d):
 
 
 def with_global_batchnorm(module: nn.Module) -> nn.Module:
-    """Return ``module`` with every nn.BatchNorm1d, 2d and 3d turned into GlobalBatchNorm, its tensors kept."""
+    """Return ``module`` with every nn.BatchNorm1d, 2d, 3d and nn.SyncBatchNorm made a GlobalBatchNorm, tensors kept."""
     for layer in module.modules():
-        if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d):
-            layer.__class__ = GlobalBatchNorm  # all that the three differ in is the dimension that they check
+        if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d | nn.SyncBatchNorm):
+            layer.__class__ = GlobalBatchNorm  # all that they differ in is the dimension that they check
     return module

@@ -94,6 +94,13 @@ def test_global_batchnorm_is_batchnorm_where_there_is_one_process():
     assert torch.equal(plain.running_var, swapped.running_var)
 
 
+def test_pytorchs_synchronised_batchnorm_trains_on_the_cpu_once_it_is_converted():
+    synchronised = nn.SyncBatchNorm.convert_sync_batchnorm(network())
+    swapped = with_global_batchnorm(synchronised)
+    assert isinstance(swapped[1], GlobalBatchNorm)
+    torch.testing.assert_close(swapped(samples()), network()(samples()), **CLOSE)
+
+
 def test_frozen_parameters_stay_frozen():
     frozen = with_global_batchnorm(nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)).requires_grad_(False))
     assert not any(parameter.requires_grad for parameter in frozen.parameters())
