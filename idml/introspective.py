@@ -73,13 +73,13 @@ class IntrospectiveMetric:
         self.scaling, self.combination = scaling, combination
 
     def normalize(self, embeddings: Tensor, dim: int = 1, **kwargs) -> Tensor:
-        """Return rows whose semantic part has length 1 and whose uncertainty is scaled, (B, width)."""
+        """Return rows (B, width), ``single``, whose semantic part has length 1 and whose uncertainty is scaled."""
         semantic, uncertainty = self.split(single(embeddings))
         if self.scaling == "unit":
             uncertainty = F.normalize(uncertainty, dim=1)
         elif self.scaling == "rms":
             uncertainty = uncertainty / max(uncertainty.shape[1], 1) ** 0.5
-        return torch.cat([F.normalize(semantic, dim=1), uncertainty], 1).to(embeddings.dtype)
+        return torch.cat([F.normalize(semantic, dim=1), uncertainty], 1)
 
     def split(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Return the semantic part (B, S) and the uncertainty (B, U), U = 0 where there is none."""
@@ -99,22 +99,16 @@ class IntrospectiveMetric:
 
     def squared(self, first: Tensor, second: Tensor) -> Tensor:
         """Return D_IN^2 of all pairs, (n, m), from rows that ``normalize`` gave."""
-        return self._squared(single(first), single(second)).to(first.dtype)
-
-    def _squared(self, first: Tensor, second: Tensor) -> Tensor:
         if self.form == "printed":
-            return self._distance(first, second).square()
+            return self.distance(first, second).square()
         alpha_squared, beta_squared = self.parts(first, second)
         exponent = (beta_squared + self.offset) / (self.tau * alpha_squared.clamp_min(SMALLEST))
         return alpha_squared * torch.exp(-exponent)
 
     def distance(self, first: Tensor, second: Tensor) -> Tensor:
         """Return D_IN of all pairs, (n, m), from rows that ``normalize`` gave."""
-        return self._distance(single(first), single(second)).to(first.dtype)
-
-    def _distance(self, first: Tensor, second: Tensor) -> Tensor:
         if self.form == "squared":
-            return self._squared(first, second).clamp_min(SMALLEST).sqrt()
+            return self.squared(first, second).clamp_min(SMALLEST).sqrt()
         alpha_squared, beta_squared = self.parts(first, second)
         # Of two images at one place the exponent has no bound and D_IN is 0, as is its gradient.
         alpha = alpha_squared.clamp_min(SMALLEST).sqrt()
