@@ -5,8 +5,8 @@
 
 Prints a table in Markdown: L2 norms of the gradient of a row's first step to the backbone and to the head of the
 uncertainty, and for how many images the step makes the uncertainty longer; images and their mixtures as the rows train,
-on the birds (CUB, first 50 classes), or on the digits for
-convnet-tiny. A metric whose exponential is 0 for every pair of a fresh network gives neither: nothing would train.
+on the birds (CUB, first 50 classes), or on the digits for convnet-tiny. A metric whose exponential is 0 for every pair
+of a fresh network gives neither: nothing would train.
 """
 
 import argparse
@@ -29,13 +29,13 @@ ABBREVIATIONS = {
 NETWORKS = {
     "convnet-tiny": ["model=convnet-tiny", "data=digits", "augment=digits"],
     "resnet-small": [],
-    # Weights of ImageNet are not needed: the heads are fresh either way. Its batch norms then have to run.
+    # With random weights, so that its batch norms have to run; weights of ImageNet would give other features.
     "resnet50": ["model=resnet50", "model.pretrained=false", "model.weights_sha256=null", "optim.batch_size=24",
                  "model.freeze_batchnorm=false", "augment.image_size=224", "data.image_size=224"],
 }  # fmt: skip
 COLUMNS = (
-    "loss", "plain: backbone", "introspective: backbone", "its uncertainty head", "clean images made less sure",
-    "mixed ones",
+    "loss", "plain: backbone", "introspective: backbone", "its uncertainty head", "uncertainty grows: clean",
+    "mixed",
 )  # fmt: skip
 
 
