@@ -92,7 +92,8 @@ def gradient_table(data_root: str | None, network: str, seed: int) -> list[str]:
 
 def main() -> None:
     logging.disable(logging.INFO)
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    program = "python -m idml.tools.first_gradients"
+    parser = argparse.ArgumentParser(prog=program, description=__doc__.splitlines()[0])
     parser.add_argument("--data-root", help="where cub50 is (DATA_ROOT)")
     parser.add_argument("--network", choices=NETWORKS, required=True)
     parser.add_argument("--seed", type=int, default=0)
