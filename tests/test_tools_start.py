@@ -1,6 +1,7 @@
 """Every tool of a paper starts: `python -m <paper>.tools.<tool> --help` says how it is used."""
 
 import importlib
+import logging
 import sys
 from pathlib import Path
 
@@ -25,3 +26,4 @@ def test_a_tool_says_how_it_is_used(tool, monkeypatch, capsys):
         importlib.import_module(tool).main()
     assert stop.value.code == 0
     assert capsys.readouterr().out.startswith(f"usage: python -m {tool} ")
+    assert logging.root.manager.disable == 0, "a tool silences by logger: what holds for a process outlives its caller"

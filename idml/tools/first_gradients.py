@@ -10,7 +10,6 @@ of a fresh network gives neither: nothing would train.
 """
 
 import argparse
-import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 from idml.losses import BUILDERS
 from idml.train import prepare
 from shared.claims.compose import quoted, row_config
+from shared.command_line import silence_library_logs
 
 ABBREVIATIONS = {
     "triplet": "tsh", "proxynca": "pn", "fastap": "fap", "contrastive": "con", "margin": "mdw",
@@ -91,7 +91,7 @@ def gradient_table(data_root: str | None, network: str, seed: int) -> list[str]:
 
 
 def main() -> None:
-    logging.disable(logging.INFO)
+    silence_library_logs()
     program = "python -m idml.tools.first_gradients"
     parser = argparse.ArgumentParser(prog=program, description=__doc__.splitlines()[0])
     parser.add_argument("--data-root", help="where cub50 is (DATA_ROOT)")
