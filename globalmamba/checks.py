@@ -6,6 +6,7 @@ from globalmamba.config import GlobalMambaConfig
 from globalmamba.kernels.selective_scan.op import BACKENDS, selective_scan
 from globalmamba.model_base import require_task
 from globalmamba.released import require_release
+from shared.dense.config import check_dense
 from shared.errors import UserError
 from shared.training.checks import device_of
 
@@ -24,5 +25,7 @@ def require_backend(cfg: GlobalMambaConfig) -> None:
 def check(cfg: GlobalMambaConfig) -> None:
     """Raise UserError for a task that is not implemented, a release that is none, a scan that cannot run here."""
     require_task(cfg)
+    if cfg.dense is not None:
+        check_dense(cfg.dense, cfg.optim.precision)
     require_release(cfg)
     require_backend(cfg)

@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
+from shared.dense import run as dense
 from shared.environment import forget_peak, resident_bytes
 from shared.errors import UserError
 from shared.metrics.scores import top_hits, top_scores
@@ -23,6 +24,7 @@ from shared.training.checkpoints import load_weights, read_checkpoint
 from shared.training.checks import autocast_context, device_of, synchronise
 
 from . import release_weights
+from .backbone import build_backbone
 from .checks import check
 from .config import CONFIGS
 from .data import evaluation_batches
@@ -95,6 +97,8 @@ def evaluate_checkpoint(cfg: ClassificationConfig, path: Path, folder: Path) -> 
     Raises UserError, before anything is written, for a missing or damaged checkpoint, for one of another row or
     arrangement.
     """
+    if cfg.dense is not None:
+        return dense.evaluate_checkpoint(cfg, build_backbone(cfg), path, folder)
     network, steps = build_model(cfg), None
     if path.suffix == ".safetensors":
         release_weights.load_weights(network, path)

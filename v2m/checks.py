@@ -2,6 +2,7 @@
 
 import torch
 
+from shared.dense.config import check_dense
 from shared.errors import UserError
 from shared.training.checks import device_of
 from v2m.kernels.scan2d import scan2d
@@ -25,5 +26,7 @@ def require_backend(cfg: ClassificationConfig) -> None:
 def check(cfg: ClassificationConfig) -> None:
     """Raise UserError for a task that is not implemented, a release that is none, a scan that cannot run here."""
     require_task(cfg)
+    if cfg.dense is not None:
+        check_dense(cfg.dense, cfg.optim.precision)
     require_release(cfg)
     require_backend(cfg)

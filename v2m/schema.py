@@ -6,6 +6,7 @@ from typing import Any
 from omegaconf import MISSING
 
 from shared.data.augment import AugmentationConfig
+from shared.dense.config import DenseConfig
 from shared.training.config import LauncherConfig, Loggers, PathsConfig, TrainerConfig
 
 
@@ -80,6 +81,7 @@ class ClassificationConfig:
     augment: AugmentConfig = MISSING
     optim: OptimConfig = MISSING
     scale: ScaleConfig = MISSING
+    dense: DenseConfig | None = MISSING
     paths: PathsConfig = MISSING
     trainer: ScanTrainerConfig = MISSING
     logger: Loggers = MISSING

@@ -12,12 +12,14 @@ import hydra
 import lightning.pytorch as pl
 import torch
 
+from shared.dense import run as dense
 from shared.training.application import command, run_job
 from shared.training.checks import device_of
 from shared.training.fit import TrainingData, seconds_of_training
 from shared.training.fit import fit as train
 from shared.training.validation import Validation
 
+from .backbone import build_backbone
 from .checks import check
 from .config import CONFIGS
 from .data import evaluation_batches, training_data
@@ -45,6 +47,8 @@ def fit(
 
 def run(cfg: ClassificationConfig, folder: Path) -> dict | None:
     """Train and score one row and seed into ``folder``; returns the metrics (None on ranks other than 0)."""
+    if cfg.dense is not None:
+        return dense.run(cfg, build_backbone(cfg), folder)
     module, data = prepare(cfg)
     begin = time.perf_counter()
     validation = Validation(cfg, evaluation_batches(cfg), data.sampler)
@@ -70,6 +74,8 @@ def seconds_of_run(cfg: ClassificationConfig) -> float:
 
     Of a batch that several devices share, one device's part is loaded and timed.
     """
+    if cfg.dense is not None:
+        return dense.seconds_of_run(cfg, build_backbone(cfg))
     module, data = prepare(cfg)
     seconds = seconds_of_training(cfg, module, data)
     rate = speed(cfg, module.model, device_of(cfg))["images_per_second"]

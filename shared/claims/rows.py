@@ -16,6 +16,7 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf
 
 from shared.claims.ledger import OwnRow, load_ledger
+from shared.dense.config import GROUP
 from shared.training.config import register_schema
 
 FOLDER = "experiment"
@@ -30,7 +31,7 @@ def experiment_node(configs: Path, row: str, composition: dict[str, Any]) -> Dic
     node = OmegaConf.create({"defaults": [], "row": row})
     # Through JSON, numbers forget how the ledger printed them.
     for key, value in json.loads(json.dumps(composition)).items():
-        if (configs / key).is_dir():
+        if (configs / key).is_dir() or key == GROUP.name:
             node.defaults.append({f"override /{key}": value})
         else:
             OmegaConf.update(node, key, value)

@@ -64,7 +64,9 @@ def list_images(manifest: Manifest, folder: ImageFolder, data_root: str | Path |
     root = require_there(manifest, data_root, folder)
     _require_same_classes(manifest, Path(data_root))
     names, paths = _class_names(manifest, folder, root), _image_paths(root)
-    if folder.labels_file:
+    if folder.classes is None:  # all alike: what is in an image stands in another folder or a file
+        names, owners = ["."], ["."] * len(paths)
+    elif folder.labels_file:
         known = _annotations(manifest, root / folder.labels_file)
         owners = [known.get(path.rsplit("/", 1)[-1]) for path in paths]
     else:
@@ -81,7 +83,7 @@ def list_images(manifest: Manifest, folder: ImageFolder, data_root: str | Path |
 
 def _require_numbers(manifest: Manifest, folder: ImageFolder, listing: Listing) -> None:
     root, names, labels = listing.root, listing.classes, listing.labels
-    if len(names) != folder.classes:
+    if folder.classes is not None and len(names) != folder.classes:
         raise manifest.wrong(f"{root} has {len(names)} classes, not {folder.classes}")
     counts = np.bincount(labels, minlength=len(names))
     for name in np.array(names)[counts == 0][:1]:
@@ -98,7 +100,7 @@ def _require_numbers(manifest: Manifest, folder: ImageFolder, listing: Listing) 
 
 def _require_same_classes(manifest: Manifest, data_root: Path) -> None:
     """Compare the splits that are there."""
-    there = [folder for folder in manifest.folders if folder.is_in(data_root)]
+    there = [folder for folder in manifest.folders if folder.classes is not None and folder.is_in(data_root)]
     names = {folder.path: set(_class_names(manifest, folder, data_root / folder.path)) for folder in there}
     for path, other in itertools.permutations(names, 2):
         for name in sorted(names[path] - names[other])[:1]:

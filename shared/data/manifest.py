@@ -59,7 +59,7 @@ class ImageFolder(_Entry):
     """
 
     split: Literal["train", "test"]
-    classes: int
+    classes: int | None  # None: a folder of images without classes
     images: int  # in all
     per_class: int | list[int] | None  # in the order of the classes' names; None: not compared
     labels_file: str | None = None  # relative to `path`; lines: file name, tab, class, further columns

@@ -1,0 +1,86 @@
+"""The network of a row as the backbone of its detector or segmenter, with the weights that ``dense`` names."""
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from shared.claims.compose import row_config
+from shared.dense.model import Padded
+from shared.errors import UserError
+from shared.training.checkpoints import read_file
+from shared.training.config import run_folder
+
+from .model import build_network
+from .model_base import CHANNELS, PAPER
+from .schema import ClassificationConfig
+from .segmentation import plain_maps, pyramid_maps
+
+UNTRAINED = "untrained"
+STAGES = (0, 1, 2, 3)
+NEW = "outnorm"  # the norms behind the stages, which no classifier has
+
+
+def build_backbone(cfg: ClassificationConfig) -> Padded:
+    """Return the backbone of a row; UserError for a network that has no maps of the sizes that a detector asks for."""
+    torch.manual_seed(cfg.seed)
+    is_pyramid = "dims" in cfg.model.network
+    if cfg.dense.kind == "detection" and not is_pyramid:
+        raise UserError(f"model {cfg.model.name} is no pyramid, and a detector asks for maps of four sizes")
+    network = build_network(
+        cfg.model,
+        image_size=cfg.data.image_size,
+        channels=CHANNELS,
+        classes=0,
+        backend=cfg.trainer.backend,
+        drop_path=cfg.dense.drop_path,
+        **({"features_only": True, "out_indices": STAGES} if is_pyramid else {}),
+    )
+    if cfg.dense.weights != UNTRAINED:
+        load_pretrained(cfg, network)
+    if is_pyramid:
+        return pyramid_maps(network)
+    return plain_maps(network, list(cfg.dense.blocks), cfg.dense.resize)
+
+
+def weights_file(cfg: ClassificationConfig) -> Path:
+    """Return the file of ``dense.weights``: one that it names, or the checkpoint of the row ``dense.pretraining``.
+
+    Raises UserError where it is missing.
+    """
+    if cfg.dense.weights is not None:
+        path, remedy = Path(cfg.dense.weights), "give the weights of its network as dense.weights"
+    else:
+        row, scale = cfg.dense.pretraining, cfg.scale.name
+        pretraining = row_config(PAPER, row, cfg.seed)
+        pretraining.paths = cfg.paths
+        path = run_folder(pretraining) / "last.ckpt"
+        train = f"make reproduce-{PAPER} SCALE={scale} ROWS={row} SEEDS={cfg.seed}"
+        remedy = f"train it with `{train}`, or give a file as dense.weights"
+    if not path.is_file():
+        raise UserError(f"{path}, which {cfg.row} begins with, is missing: {remedy}")
+    return path
+
+
+def load_pretrained(cfg: ClassificationConfig, network: nn.Module) -> None:
+    """Give a network without a classifier the weights of ``dense.weights``; of a run their moving average, if any.
+
+    Raises UserError for a file that is missing, damaged or of another network. Norms behind stages begin as they are.
+    """
+    path = weights_file(cfg)
+    if path.suffix == ".safetensors":
+        state = load_file(path)
+    else:
+        content = read_file(path, "give the last.ckpt of a run, or a .safetensors file").get("state_dict", {})
+        prefix = "average." if any(name.startswith("average.") for name in content) else "model."
+        state = {name.removeprefix(prefix): value for name, value in content.items() if name.startswith(prefix)}
+    state = {name: value for name, value in state.items() if not name.startswith(("classifier.", "head."))}
+    own = {name: value.shape for name, value in network.state_dict().items() if not name.startswith(NEW)}
+    unfit = sorted(own.items() ^ {name: value.shape for name, value in state.items()}.items())
+    if unfit:
+        raise UserError(
+            f"{path} does not fit row {cfg.row}: {unfit[0][0]} is missing, unknown or of another shape; give the "
+            "weights of its own network"
+        )
+    network.load_state_dict(state, strict=False)

@@ -1,0 +1,77 @@
+"""A run of a detector or a segmenter on a backbone that a paper hands over: train, score, estimate, count."""
+
+import time
+from pathlib import Path
+
+import lightning.pytorch as pl
+import torch
+from torch import nn
+
+from shared.dense import data
+from shared.dense.model import build_model, config_of, library_of
+from shared.dense.module import DenseModule
+from shared.dense.scoring import score
+from shared.training.checkpoints import load_weights, read_checkpoint
+from shared.training.checks import device_of
+from shared.training.config import root_of
+from shared.training.fit import TrainingData, fit, seconds_of_training
+
+
+def cache_of(cfg) -> Path:
+    """Return the folder for what is made of the data, beside the runs."""
+    return root_of(cfg) / cfg.paths.runs / "dense-data"
+
+
+def prepare(cfg, backbone: nn.Module) -> tuple[DenseModule, TrainingData]:
+    """Return all that a run trains with; the heads are drawn by the seed. Raises UserError for bad input."""
+    library = library_of(cfg.dense)
+    config = config_of(library, cfg.dense, backbone.channels)
+    torch.manual_seed(cfg.seed)
+    model = build_model(library, config, backbone)
+    batches = data.training_data(library, config, cfg, cache_of(cfg))
+    return DenseModule(model, cfg, batches.sampler.steps), batches
+
+
+def train(cfg, module: DenseModule, batches: TrainingData, folder: Path, callbacks=()) -> pl.Trainer:
+    """Train for the steps of the config, going on from ``folder/last.ckpt`` where there is one."""
+    return fit(cfg, module, batches, folder, callbacks, gradient_clip_val=cfg.dense.optim.clip_norm)
+
+
+def run(cfg, backbone: nn.Module, folder: Path) -> dict | None:
+    """Train and score one row and seed into ``folder``; returns the metrics (None on ranks other than 0)."""
+    module, batches = prepare(cfg, backbone)
+    begin = time.perf_counter()
+    trainer = train(cfg, module, batches, folder)
+    seconds = time.perf_counter() - begin
+    if not trainer.is_global_zero:
+        return None
+    metrics = scores_of(cfg, module.model, trainer.strategy.root_device, folder)
+    metrics |= {"train_images": float(len(batches.batches)), "train_seconds": seconds}
+    return metrics | {"parameters": float(parameters_of(module.model))} | module.step_counts()
+
+
+def scores_of(cfg, model: nn.Module, device: torch.device, folder: Path) -> dict[str, float]:
+    """Return the scores of a model on the row's test images (``scoring.score``)."""
+    library = library_of(cfg.dense)
+    return score(cfg, library, config_of(library, cfg.dense, model.backbone.channels), model, device, folder)
+
+
+def evaluate_checkpoint(cfg, backbone: nn.Module, path: Path, folder: Path) -> dict[str, float]:
+    """Return the scores of a checkpoint of a run; UserError for a damaged one and for one of another arrangement."""
+    library = library_of(cfg.dense)
+    model = build_model(library, config_of(library, cfg.dense, backbone.channels), backbone)
+    state, steps = read_checkpoint(path)
+    load_weights(model, state, cfg.row, path)
+    scores = scores_of(cfg, model, device_of(cfg), folder)
+    return scores | {"parameters": float(parameters_of(model)), "steps_trained": float(steps)}
+
+
+def parameters_of(model: nn.Module) -> int:
+    """Return the number of parameters, frozen ones too, as the libraries count them."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def seconds_of_run(cfg, backbone: nn.Module) -> float:
+    """Estimate the seconds of a training, from three timed steps; scoring the test images comes on top."""
+    module, batches = prepare(cfg, backbone)
+    return seconds_of_training(cfg, module, batches)

@@ -1,0 +1,142 @@
+"""Scores of a detector, COCO's average precision, and of a segmenter, mean intersection over union, without rounding.
+
+Predictions are the library's, behind its transforms for testing; the precision is pycocotools', the areas of
+intersections and unions are mmseg's. Both libraries print their scores with three and two digits: here they keep all.
+"""
+
+import contextlib
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+
+from shared.dense.data import open_set, prepared
+from shared.dense.libraries import Library
+from shared.errors import UserError
+from shared.training.checks import autocast_context
+
+PRECISIONS = {"": 0, "_50": 1, "_75": 2}  # in pycocotools' list of twelve numbers
+
+
+class TestImages(Dataset):
+    """The images of a test set one by one, as models take them: {"inputs": [...], "data_samples": [...]}."""
+
+    def __init__(self, images):
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> dict[str, list]:
+        sample = prepared(self.images, index)
+        is_several = isinstance(sample["inputs"], list)  # of test-time augmentation
+        return sample if is_several else {name: [sample[name]] for name in ("inputs", "data_samples")}
+
+
+@torch.no_grad()
+def predictions(cfg, model: nn.Module, images, device: torch.device) -> Iterator:
+    """Yield the model's answer for every image, in order: mmengine's data elements, on the CPU."""
+    model = model.to(device).eval()
+    dtype = next(model.parameters()).dtype
+    for batch in DataLoader(TestImages(images), batch_size=None, num_workers=cfg.trainer.workers):
+        data = model.data_preprocessor(batch, False)
+        data["inputs"] = data["inputs"].to(dtype)
+        with autocast_context(cfg, device):
+            answers = model(**data, mode="predict")
+        yield from (answer.cpu() for answer in answers)
+
+
+def score(cfg, library: Library, config, model: nn.Module, device: torch.device, folder: Path) -> dict[str, float]:
+    """Return the scores of all test images, fractions, and ``n_test``; saved predictions and pictures go to ``folder``.
+
+    Detection: ap_box, ap_box_50, ap_box_75 and those of masks. Segmentation: miou, macc, aacc and, where
+    ``dense.ratios`` names scales, miou_single_scale and miou_multi_scale. UserError for outputs that are not finite.
+    """
+    images = open_set(library, config, cfg, "test", folder)
+    if cfg.dense.kind == "detection":
+        return detection_scores(library, images, predictions(cfg, model, images, device), folder)
+    scores = segmentation_scores(library, images, predictions(cfg, model, images, device))
+    if cfg.dense.ratios:
+        several = open_set(library, config, cfg, "test", folder, several_scales(config, cfg.dense.ratios))
+        model = library.build({"type": "SegTTAModel", "module": model})
+        scores |= {"miou_single_scale": scores["miou"]}
+        answers = tta_predictions(cfg, model, several, device)
+        scores["miou_multi_scale"] = segmentation_scores(library, several, answers)["miou"]
+    return scores
+
+
+def several_scales(config, ratios: list[float]) -> list[dict]:
+    """Return the transforms of mmseg's test-time augmentation: every ratio of the size, plain and mirrored."""
+    steps = config.test_dataloader.dataset.pipeline
+    load, annotate = (
+        [step for step in steps if step["type"] == name] for name in ("LoadImageFromFile", "LoadAnnotations")
+    )
+    scales = [{"type": "Resize", "scale_factor": float(ratio), "keep_ratio": True} for ratio in ratios]
+    flips = [{"type": "RandomFlip", "prob": p, "direction": "horizontal"} for p in (0.0, 1.0)]
+    return [*load, {"type": "TestTimeAug", "transforms": [scales, flips, annotate, [{"type": "PackSegInputs"}]]}]
+
+
+@torch.no_grad()
+def tta_predictions(cfg, model: nn.Module, images, device: torch.device) -> Iterator:
+    """Yield the answers of mmseg's test-time augmentation, the softmax of every scale and flip averaged."""
+    model = model.to(device).eval()
+    for sample in DataLoader(TestImages(images), batch_size=None, num_workers=cfg.trainer.workers):
+        batch = {name: [[value] for value in values] for name, values in sample.items()}
+        with autocast_context(cfg, device):
+            answers = model.test_step(batch)
+        yield from (answer.cpu() for answer in answers)
+
+
+def detection_scores(library: Library, images, answers: Iterator, folder: Path) -> dict[str, float]:
+    """Return COCO's precisions of boxes and masks; the predictions stay in ``folder`` as COCO's result files."""
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
+    metric = library.build({"type": "CocoMetric", "metric": ["bbox", "segm"], "ann_file": images.ann_file}, "METRICS")
+    metric.dataset_meta, metric.cat_ids = images.metainfo, images.cat_ids
+    for answer in answers:
+        metric.process({}, [answer.to_dict()])
+    scores, results = {"n_test": float(len(metric.results))}, [result for _, result in metric.results]
+    if not all(np.isfinite(result["scores"]).all() for result in results):
+        raise UserError("the scores of the network are not finite: the training diverged, lower dense.optim.lr")
+    folder.mkdir(parents=True, exist_ok=True)
+    files = metric.results2json(results, str(folder / "predictions"))
+    for kind, name in (("bbox", "box"), ("segm", "mask")):
+        found = json.loads(Path(files[kind]).read_text(encoding="utf-8"))
+        precision = np.zeros(3)  # without a single box
+        with contextlib.redirect_stdout(io.StringIO()):
+            if found:
+                truth = COCO(images.ann_file)
+                evaluation = COCOeval(truth, truth.loadRes(found), kind)
+                evaluation.params.imgIds, evaluation.params.catIds = images.img_ids, images.cat_ids
+                evaluation.evaluate()
+                evaluation.accumulate()
+                evaluation.summarize()
+                precision = evaluation.stats
+        scores |= {f"ap_{name}{end}": float(precision[place]) for end, place in PRECISIONS.items()}
+    return scores
+
+
+def segmentation_scores(library: Library, images, answers: Iterator) -> dict[str, float]:
+    """Return miou, macc (over the classes that occur) and aacc of every pixel but ignored ones."""
+    metric = library.build({"type": "IoUMetric"}, "METRICS")
+    metric.dataset_meta = images.metainfo
+    for answer in answers:
+        if not answer.seg_logits.data.isfinite().all():
+            raise UserError("the outputs of the network are not finite: the training diverged, lower dense.optim.lr")
+        metric.process({}, [answer.to_dict()])
+    areas = [torch.stack(parts).double().sum(0).numpy() for parts in zip(*metric.results, strict=True)]
+    intersection, union, _, labelled = areas
+    with np.errstate(invalid="ignore"):
+        ratio, recall = intersection / union, intersection / labelled
+    return {
+        "n_test": float(len(metric.results)),
+        "miou": float(np.nanmean(ratio)),
+        "macc": float(np.nanmean(recall)),
+        "aacc": float(intersection.sum() / labelled.sum()),
+    }
