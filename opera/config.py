@@ -8,6 +8,7 @@ from omegaconf import MISSING
 from opera.views import ViewsConfig
 from shared.claims import rows
 from shared.data.augment import AugmentationConfig
+from shared.dense.config import DenseConfig
 from shared.training.config import LauncherConfig, Loggers, PathsConfig, TrainerConfig
 
 CONFIGS = str(Path(__file__).parent / "configs")
@@ -120,6 +121,7 @@ class OPERAConfig:
     task: TaskConfig = MISSING
     augment: AugmentationConfig = MISSING
     scale: ScaleConfig = MISSING
+    dense: DenseConfig | None = MISSING
     paths: PathsConfig = MISSING
     trainer: TrainerConfig = MISSING
     logger: Loggers = MISSING

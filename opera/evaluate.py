@@ -15,6 +15,7 @@ from pathlib import Path
 import hydra
 from torch import Tensor, nn
 
+from opera import dense
 from opera.backbones import build_backbone
 from opera.config import CONFIGS, OPERAConfig
 from opera.moco_checkpoints import is_official, linear_classifier, load_moco_v3
@@ -22,6 +23,7 @@ from opera.sets import load_classification_set
 from opera.train import UNTRAINED, build_hierarchy, check, neighbour_scores, pretraining_folder, task_folder
 from opera.tuning import Classifier, logit_scores, outputs
 from shared.data.images import ImageSet
+from shared.dense.run import evaluate_checkpoint as evaluate_dense
 from shared.errors import UserError
 from shared.training.application import command, run_evaluation
 from shared.training.checkpoints import load_weights, read_checkpoint
@@ -33,6 +35,8 @@ def checkpoint_of(cfg: OPERAConfig) -> Path:
 
     Raises UserError for a file of ``task.weights`` that is missing.
     """
+    if cfg.dense is not None:
+        return dense.folder_of(run_folder(cfg)) / "last.ckpt"
     if cfg.task.weights is None:
         return pretraining_folder(cfg) / "last.ckpt"
     if cfg.task.weights != UNTRAINED and not Path(cfg.task.weights).is_file():
@@ -112,6 +116,8 @@ def evaluate_checkpoint(cfg: OPERAConfig, path: Path, folder: Path) -> dict:
     """
     path = Path(path)
     backbone = build_backbone(cfg.model.backbone, cfg.data.image_size)
+    if cfg.dense is not None:
+        return evaluate_dense(cfg, dense.backbone_of(cfg, backbone), path, folder)
     parameters = {"parameters": float(sum(parameter.numel() for parameter in backbone.parameters()))}
     if is_official(path):
         load_moco_v3(backbone, path)

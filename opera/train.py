@@ -18,6 +18,7 @@ import torch
 from omegaconf import OmegaConf
 from torch import nn
 
+from opera import dense
 from opera.backbones import build_backbone
 from opera.config import CONFIGS, OPERAConfig
 from opera.data import pretraining_data
@@ -29,6 +30,9 @@ from opera.module import PretrainingModule
 from opera.sets import load_classification_set
 from opera.tuning import KINDS, TuningModule, logit_scores, outputs, scored_batches, tuning_data
 from opera.views import Views
+from shared.dense.run import require_files
+from shared.dense.run import run as run_dense
+from shared.dense.run import seconds_of_run as seconds_of_dense
 from shared.errors import UserError
 from shared.files import folder_lock
 from shared.records import config_sha256
@@ -41,6 +45,7 @@ from shared.training.validation import Validation
 
 CONFLICT_BATCHES, CONFLICT_IMAGES = 8, 256  # over which the conflict is averaged; at most, of a batch
 UNTRAINED = "untrained"  # task.weights of a network as it is initialised
+STEP_COUNTS = ("steps_trained", "skipped_steps")
 NEIGHBOURS = 20  # where a task names none and a checkpoint is scored
 PRETRAINING = ("seed", "model", "heads", "objective", "data", "views", "optim")  # what it depends on, and epochs
 
@@ -64,10 +69,9 @@ def build_hierarchy(cfg: OPERAConfig) -> Hierarchy:
 
 
 def check(cfg: OPERAConfig) -> None:
-    """Raise UserError for a task that is unknown or not implemented."""
-    if cfg.task.kind == "dense":
-        raise UserError(f"{cfg.row} is blocked: detection and segmentation are not implemented yet, choose another row")
-    if cfg.task.kind not in KINDS or not cfg.task.sets:
+    """Raise UserError for a task that is unknown, or does not go with ``dense``."""
+    dense.check(cfg)
+    if cfg.dense is None and (cfg.task.kind not in KINDS or not cfg.task.sets):
         raise UserError(
             f"task.kind={cfg.task.kind}, task.sets={cfg.task.sets}: choose one of {', '.join(KINDS)}, and a set or more"
         )
@@ -119,6 +123,8 @@ def run(cfg: OPERAConfig, folder: Path) -> dict | None:
     """
     for name in cfg.task.sets:
         tuning_data(cfg, name)  # bad input is reported before days of pre-training
+    if cfg.dense is not None:
+        require_files(cfg)
     module = None
     if cfg.task.weights is not None:
         backbone, first = initial_backbone(cfg), process_rank(cfg.trainer) == 0
@@ -130,9 +136,13 @@ def run(cfg: OPERAConfig, folder: Path) -> dict | None:
         metrics = {"resumed": 1.0} if begun else {"pretrain_seconds": seconds}
         metrics["train_images"], counts = float(len(data.batches)), Counter(module.step_counts())
     metrics["parameters"] = float(sum(p.numel() for p in backbone.parameters()))
+    if cfg.dense is not None:
+        counts = Counter(module.step_counts() if module is not None else {})
+        scores = run_dense(cfg, dense.backbone_of(cfg, backbone), dense.folder_of(folder))
+        return scores and metrics | scores | {name: scores[name] + counts[name] for name in STEP_COUNTS}
     for number, name in enumerate(cfg.task.sets):
         scores = evaluate_on(cfg, backbone, name, task_folder(folder, name, cfg.task.weights))
-        counts.update({key: scores.pop(key) for key in ("steps_trained", "skipped_steps")})
+        counts.update({key: scores.pop(key) for key in STEP_COUNTS})
         suffix = "" if number == 0 else f"_{name}"
         metrics |= {key + suffix: value for key, value in scores.items()}
     metrics |= counts  # of all trainings together
@@ -232,6 +242,8 @@ def seconds_of_run(cfg: OPERAConfig) -> float:
     else:
         module, data = prepare(cfg)
         backbone, total = module.model.online.backbone, seconds_of_training(cfg, module, data)
+    if cfg.dense is not None:
+        return total + seconds_of_dense(cfg, dense.backbone_of(cfg, copy.deepcopy(backbone)))
     for name in cfg.task.sets:
         data, test = tuning_data(cfg, name)
         tuned = with_drop_path(cfg, copy.deepcopy(backbone))

@@ -18,8 +18,8 @@ MOST_LINES, MOST_LINES_KERNEL, MOST_LINES_FUNCTION, MEDIAN_LINES = 400, 500, 59,
 # a part of it would have to be handed all of them.
 MOST_LINES_GPU_FUNCTION = 140
 # All lines of Python, empty ones and docstrings too, in files outside of tests/ and of testing/, which is test code.
-# Raised by 120 and 40: validation after every epoch, and the end of a training that diverged, are every paper's; then by
-# 30: rows of detection and segmentation in the ledger, and folders of images without classes.
+# Raised by 120 and 40: validation after every epoch, and the end of a training that diverged, are every paper's; then
+# by 30: rows of detection and segmentation in the ledger, and folders of images without classes.
 MOST_LINES_SHARED, MOST_LINES_TRAINING = 3950, 940
 # Counted apart from shared's: an optional extra, which is read only for detection and segmentation.
 MOST_LINES_DENSE = 1400

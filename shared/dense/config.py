@@ -65,6 +65,7 @@ class DenseConfig:
     frozen_stages: int = MISSING
     blocks: list[int] = MISSING
     resize: bool = MISSING
+    dilated: bool = MISSING
     ratios: list[float] = MISSING
     weights: str | None = MISSING
     pretraining: str | None = MISSING

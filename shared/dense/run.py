@@ -11,6 +11,7 @@ from shared.dense import data
 from shared.dense.model import build_model, config_of, library_of
 from shared.dense.module import DenseModule
 from shared.dense.scoring import score
+from shared.dense.sources import SPLITS, files_of
 from shared.training.checkpoints import load_weights, read_checkpoint
 from shared.training.checks import device_of
 from shared.training.config import root_of
@@ -20,6 +21,12 @@ from shared.training.fit import TrainingData, fit, seconds_of_training
 def cache_of(cfg) -> Path:
     """Return the folder for what is made of the data, beside the runs."""
     return root_of(cfg) / cfg.paths.runs / "dense-data"
+
+
+def require_files(cfg) -> None:
+    """Raise UserError where the images or annotations of a row are missing or others, before anything is trained."""
+    for split in SPLITS:
+        files_of(cfg.dense, split, cfg.paths.data_root, cache_of(cfg))
 
 
 def prepare(cfg, backbone: nn.Module) -> tuple[DenseModule, TrainingData]:
