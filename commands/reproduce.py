@@ -10,17 +10,21 @@ from shared.errors import RunInterrupted, UserError
 from shared.training.config import failure_path, hash_of
 
 # What a run's seconds depend on, as far as a paper has it.
-COSTS = ("model", "method", "objective", "task", "optim", "scale")
+COSTS = ("model", "method", "objective", "task", "optim", "scale", "dense")
 DATA_COSTS = ("manifest", "train_images", "image_size")
 Jobs = list[DictConfig]  # a row and seed each
 
 
 def rows_of(paper: Paper, scale: str) -> list[str]:
-    """Return the rows of a scale in the ledger's order; for full the claims come first, those blocked left out."""
+    """Return the rows that run by default at a scale, in the ledger's order; for full the claims come first.
+
+    Blocked claims and rows with ``Default: false`` are left out.
+    """
     if scale not in SCALES:
         raise UserError(f"there is no scale {scale!r}: choose one of {', '.join(SCALES)}")
     claims = [model for model in paper.ledger.Models if scale == "full" and model.Claim.Status != "blocked"]
-    return [row for model in claims for row in model.rows] + [row.Row for row in paper.ledger.rows_of_scale(scale)]
+    own = [row.Row for row in paper.ledger.rows_of_scale(scale) if row.Default]
+    return [row for model in claims for row in model.rows] + own
 
 
 def plan(paper: Paper, scale: str, rows: list[str] | None, seeds: list[int] | None, overrides: list[str]) -> Jobs:

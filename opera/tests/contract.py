@@ -116,10 +116,10 @@ CONTRACT = Contract(
         "unknown set": Bad(["task.sets=[stl10]"], "there is no image set 'stl10'", "choose one of"),
         "no temperature": Bad(["objective.temperature=0"], "temperature=0", "set it above 0"),
         "a view's part of the area": Bad(["views.scale=[0.5,2]"], "views.scale", "two parts of the area"),
-        "a blocked row": Bad(
-            ["data.manifest=digits"], "is blocked", "choose another row", row="opera-seg-r50-bs1024-pt150"
+        "a task without its recipe": Bad(["task=dense"], "task.kind=dense and dense", "set task=dense and dense="),
+        "bfloat16 for boxes": Bad(
+            ["optim.precision=bf16-mixed"], "bfloat16 loses pixels", "choose one of 32-true", row="opera-shapes"
         ),
-        "a blocked row for eight GPUs": Bad([], "is blocked", "choose another row", row="opera-t7-miou"),
         "fewer classes than there are": Bad(["data.classes=5"], "has 10 classes and", "set data.classes=10"),
     },
 )

@@ -20,7 +20,7 @@ from shared.errors import UserError
 from shared.metrics.names import ClaimKey, load_names
 
 COUNTED = ("parameters", "flops")  # compared by the counting rule, not by a tolerance
-GROUP_KEYS = {"Group", "Compose", "Metrics", "Extra", "Compared", "Readme", "Rows"}
+GROUP_KEYS = {"Group", "Compose", "Metrics", "Extra", "Compared", "Readme", "Default", "Rows"}
 FLOAT = "tag:yaml.org,2002:float"
 
 
@@ -68,7 +68,7 @@ def _as_list(value: Any) -> Any:
 def _rows_of_groups(groups: Any) -> Any:
     """Return the rows of a list of groups, each with what its group gives to all; a row's own keys come first.
 
-    A group has a title (``Group``), ``Rows``, and any of Compose, Metrics, Extra, Compared and Readme.
+    A group has a title (``Group``), ``Rows``, and any of the keys of ``OwnRow`` that are a group's.
     """
     rows = []
     for group in groups or []:
@@ -148,6 +148,7 @@ class OwnRow(BaseModel, extra="forbid"):
 
     ``Compose``: its configuration, as groups and values (``rows.experiment_node``). ``Compared``: the metrics that are
     compared; the first one where none is named. ``Formerly``: a name that some records say. ``Readme``: shown there.
+    ``Default``: run where no rows are named.
     """
 
     Row: str
@@ -159,6 +160,7 @@ class OwnRow(BaseModel, extra="forbid"):
     Extra: list[str] = []
     Compared: list[str] = []
     Readme: bool = True
+    Default: bool = True
     Formerly: str | None = None
 
     @property

@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 from shared.data.keyed import keyed_bits, stream
 from shared.data.sampler import KeyedBatchSampler
 from shared.dense.draws import keyed_draws
-from shared.dense.libraries import Library
+from shared.dense.libraries import Library, quiet
 from shared.dense.sources import files_of, source_of
 from shared.errors import UserError
 from shared.training.fit import TrainingData
@@ -42,12 +42,20 @@ def open_set(library: Library, config, cfg, split: str, cache: Path, pipeline: l
     images = library.build(arguments | {"lazy_init": True}, "DATASETS")
     if source.void is not None:
         images.label_map = {source.void: IGNORED}
+    read: list = []  # COCO's own reader, which the data set does not keep
+    if source.kind == "detection":
+        images.COCOAPI = lambda path: read.append(type(images).COCOAPI(path)) or read[-1]
     try:
-        images.full_init()
+        with quiet():
+            images.full_init()
     except Exception as error:  # the readers raise almost anything on what is no annotation file
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
         raise UserError(f"{where} cannot be read as annotations ({reason}): get the data again") from error
-    _require_sound(images, source.kind, where)
+    vars(images).pop("COCOAPI", None)
+    if len(images) == 0:
+        raise UserError(f"{where} has no image to use: get the data again")
+    for annotations in read:
+        _require_sound(images, annotations, where)
     return images
 
 
@@ -56,19 +64,17 @@ def _strict(step: dict[str, Any]) -> dict[str, Any]:
     return step | {"imdecode_backend": "pillow"} if step["type"] == "LoadImageFromFile" else step
 
 
-def _require_sound(images, kind: str, where: str) -> None:
-    """Raise UserError for a set without images, with other classes, or with boxes that are not of its images."""
-    if len(images) == 0:
-        raise UserError(f"{where} has no image to use: get the data again")
-    if kind != "detection":
-        return
-    expected = images.metainfo["classes"]
-    if len(images.cat_ids) != len(expected):
-        names = {category["name"] for category in images.coco.dataset["categories"]}
-        lacking = next(name for name in expected if name not in names)
-        raise UserError(f"{where} has {len(images.cat_ids)} of {len(expected)} classes, no {lacking} among them")
-    things = list(images.coco.anns.values())
-    outside = [thing for thing in things if not _is_inside(thing["bbox"], images.coco.imgs[thing["image_id"]])]
+def _require_sound(images, annotations, where: str) -> None:
+    """Raise UserError for other classes than the set's, and for boxes that are not of its images."""
+    expected, names = images.metainfo["classes"], {category["name"] for category in annotations.cats.values()}
+    if lacking := [name for name in expected if name not in names]:
+        there = len(expected) - len(lacking)
+        raise UserError(
+            f"{where} has {there} of the {len(expected)} classes, no {lacking[0]} among them: get the data again, or "
+            "name the source that it is"
+        )
+    things = list(annotations.anns.values())
+    outside = [thing for thing in things if not _is_inside(thing["bbox"], annotations.imgs[thing["image_id"]])]
     if len(outside) > MOST_OUTSIDE * len(things):
         raise UserError(
             f"{where}: {len(outside)} of {len(things)} boxes lie outside of their images, one of image "

@@ -19,9 +19,10 @@ with current PyTorch and setuptools:
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from importlib.util import find_spec
+from io import StringIO
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -105,6 +106,13 @@ class Library:
         """
         with self.scope():
             return getattr(self.registry, kind).build(part)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep what pycocotools prints while it reads and counts from standard output, until the block ends."""
+    with redirect_stdout(StringIO()):
+        yield
 
 
 def _prepare() -> None:

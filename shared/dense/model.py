@@ -60,7 +60,10 @@ def _with_tuples(value: Any) -> Any:
 
 def config_of(library: Library, dense, channels: Sequence[int]):
     """Return mmengine's config of ``dense.base`` with the row's changes, classes and widths of the backbone's maps."""
-    changes = {"model.backbone": PLACE, "model.pretrained": None} | _with_tuples(OmegaConf.to_container(dense.changes))
+    changes: dict[str, Any] = {"model.backbone": PLACE}
+    if dense.kind == "segmentation":
+        changes["model.pretrained"] = None
+    changes |= _with_tuples(OmegaConf.to_container(dense.changes))
     config = library.config(dense.base, changes)
     classes, model = classes_of(dense), config.model
     if dense.kind == "detection":

@@ -4,8 +4,6 @@ Predictions are the library's, behind its transforms for testing; the precision 
 intersections and unions are mmseg's. Both libraries print their scores with three and two digits: here they keep all.
 """
 
-import contextlib
-import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +14,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from shared.dense.data import open_set, prepared
-from shared.dense.libraries import Library
+from shared.dense.libraries import Library, quiet
 from shared.errors import UserError
 from shared.training.checks import autocast_context
 
@@ -97,23 +95,27 @@ def detection_scores(library: Library, images, answers: Iterator, folder: Path) 
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
-    metric = library.build({"type": "CocoMetric", "metric": ["bbox", "segm"], "ann_file": images.ann_file}, "METRICS")
+    with quiet():
+        metric = library.build(
+            {"type": "CocoMetric", "metric": ["bbox", "segm"], "ann_file": images.ann_file}, "METRICS"
+        )
     metric.dataset_meta, metric.cat_ids = images.metainfo, images.cat_ids
     for answer in answers:
         metric.process({}, [answer.to_dict()])
     scores, results = {"n_test": float(len(metric.results))}, [result for _, result in metric.results]
     if not all(np.isfinite(result["scores"]).all() for result in results):
         raise UserError("the scores of the network are not finite: the training diverged, lower dense.optim.lr")
+    numbers = [result["img_id"] for result in results]
     folder.mkdir(parents=True, exist_ok=True)
     files = metric.results2json(results, str(folder / "predictions"))
     for kind, name in (("bbox", "box"), ("segm", "mask")):
         found = json.loads(Path(files[kind]).read_text(encoding="utf-8"))
         precision = np.zeros(3)  # without a single box
-        with contextlib.redirect_stdout(io.StringIO()):
+        with quiet():
             if found:
                 truth = COCO(images.ann_file)
                 evaluation = COCOeval(truth, truth.loadRes(found), kind)
-                evaluation.params.imgIds, evaluation.params.catIds = images.img_ids, images.cat_ids
+                evaluation.params.imgIds, evaluation.params.catIds = numbers, images.cat_ids
                 evaluation.evaluate()
                 evaluation.accumulate()
                 evaluation.summarize()

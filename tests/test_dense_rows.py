@@ -1,0 +1,173 @@
+"""Every row of detection and segmentation composes, builds and takes two steps at toy size, and reads real images.
+
+At toy size a row keeps its base file, its recipe and its kind of network; images are drawn, networks and heads are
+narrow. The transforms of the recipe itself are run on one drawn image.
+"""
+
+import importlib
+
+import pytest
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from shared.claims.compose import row_config, row_names
+from shared.claims.protocol import load_paper, paper_names
+from shared.dense import libraries
+from shared.environment import repository_root
+from shared.training.config import hash_of
+
+ROOT = repository_root()
+CLAIMED = 38
+installed = pytest.mark.skipif(
+    bool(libraries.missing_modules()), reason="the extra for detection and segmentation is not here: make setup-dense"
+)
+TOY = {
+    "dense.weights": "untrained",
+    "dense.drop_path": 0.0,
+    "dense.optim.batch_size": 4,
+    "paths.data_root": None,
+    "data.image_size": 64,
+    "data.manifest": None,
+}
+# Of a plain network: 8 x 8 tokens; the maps are those of its four blocks.
+PLAIN = {"model.network.patch_size": 8, "model.network.embed_dim": 12, "model.network.depth": 4}
+HEADS = {
+    "detection": {
+        "model.neck.out_channels": 16,
+        "model.rpn_head.in_channels": 16,
+        "model.rpn_head.feat_channels": 16,
+        "model.roi_head.bbox_roi_extractor.out_channels": 16,
+        "model.roi_head.mask_roi_extractor.out_channels": 16,
+        "model.roi_head.bbox_head": {"in_channels": 16, "fc_out_channels": 16},
+        "model.roi_head.mask_head": {"num_convs": 1, "in_channels": 16, "conv_out_channels": 16},
+        "model.train_cfg.rpn_proposal": {"nms_pre": 50, "max_per_img": 20},
+        "model.train_cfg.rcnn.sampler.num": 16,
+    },
+    "segmentation": {"model.decode_head.channels": 16, "model.auxiliary_head.channels": 16},
+}
+SMALL_IMAGES = {"detection": "shapes", "segmentation": "shapes-labels"}  # groups with the transforms of drawn images
+
+
+def dense_rows() -> list[tuple[str, str]]:
+    rows = [(paper, row) for paper in paper_names(ROOT) for row in row_names(load_paper(ROOT, paper))]
+    return [(paper, row) for paper, row in rows if row_config(paper, row, 0).get("dense") is not None]
+
+
+ROWS = dense_rows()
+
+
+def pipelines(kind: str) -> dict:
+    """Return the transforms of drawn images, as changes."""
+    row = {"detection": "gm-shapes", "segmentation": "gm-shapes-labels"}[kind]
+    changes = row_config("globalmamba", row, 0).dense.changes
+    return {key: value for key, value in changes.items() if key.endswith("pipeline")}
+
+
+def toy(paper: str, row: str, folder) -> DictConfig:
+    """Return a row at toy size."""
+    cfg = row_config(paper, row, 0).copy()
+    importlib.import_module(f"{paper}.tests.contract").CONTRACT.toy(cfg)
+    values = dict(TOY)
+    if paper == "opera":
+        is_vit = row_config(paper, row, 0).model.backbone.startswith("vit")
+        values |= {"model.backbone": "vit-tiny" if is_vit else "resnet-small", "dense.weights": None}
+        if is_vit:
+            values["dense.blocks"] = [2, 3, 4, 5]
+    elif "dims" not in cfg.model.network:
+        values |= PLAIN | {"dense.blocks": [0, 1, 2, 3]}
+    for key, value in values.items():
+        OmegaConf.update(cfg, key, value)
+    kind = cfg.dense.kind
+    cfg.dense.data.source = SMALL_IMAGES[kind]
+    cfg.dense.optim.group = 2 if cfg.dense.optim.group else None
+    cfg.dense.optim.batch_size = 4
+    cfg.dense.changes = {**cfg.dense.changes, **HEADS[kind], **pipelines(kind)}
+    cfg.paths.runs = str(folder)
+    return cfg
+
+
+def backbone(paper: str, cfg: DictConfig):
+    if paper == "opera":
+        from opera.backbones import build_backbone
+        from opera.dense import backbone_of
+
+        cfg.dense.dilated = False  # of blocks without a bottleneck there is none
+        return backbone_of(cfg, build_backbone(cfg.model.backbone, cfg.data.image_size))
+    return importlib.import_module(f"{paper}.backbone").build_backbone(cfg)
+
+
+def test_all_claims_of_detection_and_segmentation_are_rows():
+    ledgers = {paper: load_paper(ROOT, paper).ledger for paper in paper_names(ROOT)}
+    claims = [(paper, model.Claim.Row) for paper, ledger in ledgers.items() for model in ledger.Models]
+    assert len(set(claims) & set(ROWS)) == CLAIMED
+    assert [
+        model.Name for ledger in ledgers.values() for model in ledger.Models if model.Claim.Status == "blocked"
+    ] == []
+
+
+@installed
+@pytest.mark.slow
+@pytest.mark.parametrize(("paper", "row"), ROWS)
+def test_row_takes_two_steps_at_toy_size(paper, row, tmp_path):
+    from shared.dense.run import prepare
+
+    cfg = toy(paper, row, tmp_path)
+    module, data = prepare(cfg, backbone(paper, cfg))
+    module.train()
+    optimizer = module.configure_optimizers()["optimizer"]
+    batches = iter(data.train_dataloader())
+    before = {name: parameter.detach().clone() for name, parameter in module.model.named_parameters()}
+    for step in range(2):
+        loss = module.loss(next(batches), step)
+        optimizer.zero_grad()
+        loss.backward()
+        assert loss.isfinite()
+        optimizer.step()
+    moved = {name for name, p in module.model.named_parameters() if not torch.equal(before[name], p)}
+    trained = {name for name, p in module.model.named_parameters() if p.requires_grad}
+    assert moved <= trained and len(moved) > 0.9 * len(trained)
+
+
+def bases() -> dict[str, tuple[str, str]]:
+    """Return a row of every base file whose transforms a claimed row takes as they are."""
+    named = {}
+    for paper, row in ROWS:
+        dense = row_config(paper, row, 0).dense
+        if not any(key.endswith("pipeline") for key in dense.changes):
+            named.setdefault(dense.base, (paper, row))
+    return named
+
+
+@installed
+@pytest.mark.slow
+@pytest.mark.parametrize("base", bases())
+def test_the_recipes_own_transforms_give_training_and_test_images(base, tmp_path):
+    from shared.dense.data import DenseBatches, open_set, prepared
+    from shared.dense.model import config_of, library_of
+
+    paper, row = bases()[base]
+    cfg = row_config(paper, row, 0).copy()
+    cfg.dense.data.source, cfg.paths.data_root = SMALL_IMAGES[cfg.dense.kind], None
+    library = library_of(cfg.dense)
+    config = config_of(library, cfg.dense, [8, 16, 32, 64])
+    sample = DenseBatches(open_set(library, config, cfg, "train", tmp_path), 0).sample(0, 0)
+    test = prepared(open_set(library, config, cfg, "test", tmp_path), 0)
+    if cfg.dense.kind == "detection":
+        assert len(sample["data_samples"].gt_instances) > 0 and min(test["inputs"].shape[1:]) == 800
+    else:
+        assert sample["inputs"].shape[1:] == sample["data_samples"].gt_sem_seg.data.shape[1:] == (512, 512)
+        assert test["inputs"].shape[1:] == (512, 512)
+
+
+@pytest.mark.parametrize(("paper", "row"), [case for case in ROWS if case[0] != "opera"])
+def test_row_begins_with_the_weights_of_a_row_of_its_own_network(paper, row):
+    cfg = row_config(paper, row, 0)
+    if cfg.dense.weights == "untrained":
+        assert cfg.dense.pretraining is None
+        return
+    first = row_config(paper, cfg.dense.pretraining, 0)
+    drop_path = "drop_path"
+    assert {**first.model.network, drop_path: None} == {**cfg.model.network, drop_path: None}
+    assert first.scale.name == cfg.scale.name and first.dense is None
+    cfg.dense, cfg.selection, cfg.variant = None, first.selection, first.variant
+    assert hash_of(cfg) == hash_of(first)
