@@ -19,7 +19,7 @@ DRAWING = stream("dense.shapes")
 
 def draw(split: str, index: int) -> tuple[Image.Image, list[dict[str, Any]], Image.Image]:
     """Return an image (SIDE x SIDE, RGB), its shapes in COCO's terms and the class of every pixel, 0 for none."""
-    generator = np.random.default_rng(int(keyed_bits(DRAWING, split == "test", index)))
+    generator = np.random.default_rng(int(keyed_bits(DRAWING, int(split == "test"), index)))
     image = Image.fromarray(generator.integers(0, 96, (SIDE, SIDE, 3), np.uint8))
     labels, shapes = Image.new("L", (SIDE, SIDE)), []
     for cell in generator.permutation(4)[: generator.integers(1, 4)]:  # no two shapes in one quarter
