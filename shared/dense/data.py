@@ -1,5 +1,7 @@
 """Images with boxes, masks or labels as mmdet and mmseg prepare them, in an order and with draws that are keyed."""
 
+import contextlib
+import io
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -43,12 +45,30 @@ def open_set(library: Library, config, cfg, split: str, cache: Path, pipeline: l
     if source.void is not None:
         images.label_map = {source.void: IGNORED}
     try:
+        if source.kind == "detection":
+            things = _read_by_names(images, where)
         images.full_init()
     except Exception as error:  # the readers raise almost anything on what is no annotation file
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
         raise UserError(f"{where} cannot be read as annotations ({reason}): get the data again") from error
-    _require_sound(images, source.kind, where)
+    if source.kind == "detection":
+        _require_objects(images, things, where)
+    if len(images) == 0:
+        raise UserError(f"{where} has no image to use: get the data again")
     return images
+
+
+def _read_by_names(images, where: str):
+    """Return the annotations as pycocotools reads them, and let ``images`` number the classes by their names.
+
+    mmdet goes by the order of the categories in the file, whatever they are called.
+    """
+    with contextlib.redirect_stdout(io.StringIO()):  # which says that it reads
+        things = images.COCOAPI(where)
+    numbers = {category["name"]: category["id"] for category in things.dataset["categories"]}
+    things.get_cat_ids = lambda cat_names: [numbers[name] for name in cat_names if name in numbers]
+    images.COCOAPI = lambda path: things
+    return things
 
 
 def _strict(step: dict[str, Any]) -> dict[str, Any]:
@@ -56,19 +76,18 @@ def _strict(step: dict[str, Any]) -> dict[str, Any]:
     return step | {"imdecode_backend": "pillow"} if step["type"] == "LoadImageFromFile" else step
 
 
-def _require_sound(images, kind: str, where: str) -> None:
-    """Raise UserError for a set without images, with other classes, or with boxes that are not of its images."""
-    if len(images) == 0:
-        raise UserError(f"{where} has no image to use: get the data again")
-    if kind != "detection":
-        return
+def _require_objects(images, annotations, where: str) -> None:
+    """Raise UserError for other classes, and for boxes that are not of their images."""
+    del images.COCOAPI  # workers need no second copy of what was read
     expected = images.metainfo["classes"]
     if len(images.cat_ids) != len(expected):
-        names = {category["name"] for category in images.coco.dataset["categories"]}
+        names = {category["name"] for category in annotations.dataset["categories"]}
         lacking = next(name for name in expected if name not in names)
-        raise UserError(f"{where} has {len(images.cat_ids)} of {len(expected)} classes, no {lacking} among them")
-    things = list(images.coco.anns.values())
-    outside = [thing for thing in things if not _is_inside(thing["bbox"], images.coco.imgs[thing["image_id"]])]
+        raise UserError(
+            f"{where} has {len(images.cat_ids)} of {len(expected)} classes, no {lacking} among them: get the data again"
+        )
+    things = list(annotations.anns.values())
+    outside = [thing for thing in things if not _is_inside(thing["bbox"], annotations.imgs[thing["image_id"]])]
     if len(outside) > MOST_OUTSIDE * len(things):
         raise UserError(
             f"{where}: {len(outside)} of {len(things)} boxes lie outside of their images, one of image "
