@@ -4,6 +4,7 @@ import contextlib
 import io
 import logging
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from shared.data.keyed import keyed_bits, stream
 from shared.data.sampler import KeyedBatchSampler
 from shared.dense.draws import keyed_draws
 from shared.dense.libraries import Library
+from shared.dense.model import classes_of
 from shared.dense.sources import files_of, source_of
 from shared.errors import UserError
 from shared.training.fit import TrainingData
@@ -33,7 +35,8 @@ def open_set(library: Library, config, cfg, split: str, cache: Path, pipeline: l
     source, arguments = source_of(cfg.dense), files_of(cfg.dense, split, cfg.paths.data_root, cache)
     described = config[{"train": "train_dataloader", "test": "test_dataloader"}[split]].dataset
     steps = described.pipeline if pipeline is None else pipeline
-    arguments |= {"type": source.type, "pipeline": [_strict(step) for step in steps], "test_mode": split == "test"}
+    checked = [part for step in steps for part in _strict(step, classes_of(cfg.dense))]
+    arguments |= {"type": source.type, "pipeline": checked, "test_mode": split == "test"}
     if source.classes is not None:
         arguments["metainfo"] = {"classes": source.classes}
     if split == "train" and "filter_cfg" in described:
@@ -71,9 +74,31 @@ def _read_by_names(images, where: str):
     return things
 
 
-def _strict(step: dict[str, Any]) -> dict[str, Any]:
-    # OpenCV, the default, reads half a JPEG file without a word; Pillow refuses it.
-    return step | {"imdecode_backend": "pillow"} if step["type"] == "LoadImageFromFile" else step
+def _strict(step: dict[str, Any], classes: int) -> list:
+    """Return a transform, and behind one that reads what says that it read the right thing."""
+    if step["type"] == "LoadImageFromFile":
+        # OpenCV, the default, reads half a JPEG file without a word; Pillow refuses it.
+        return [step | {"imdecode_backend": "pillow"}]
+    return [step, partial(_require_fitting, classes=classes)] if step["type"] == "LoadAnnotations" else [step]
+
+
+def _require_fitting(read: dict[str, Any], classes: int) -> dict[str, Any]:
+    """Return what was read, as a transform does; UserError for annotations of another size, and for unknown labels."""
+    labels, image = read.get("gt_seg_map"), read["img_path"]
+    where, size = image, (read.get("height"), read.get("width"))  # a detector's annotations say them
+    if labels is not None:
+        where, size = read["seg_map_path"], labels.shape
+        unknown = labels[(labels >= classes) & (labels != IGNORED)]
+        if unknown.size:
+            raise UserError(
+                f"{where} has label {unknown[0]}, but the classes are 0 to {classes - 1}: get the data again"
+            )
+    if tuple(size) != tuple(read["ori_shape"]):
+        height, width = read["ori_shape"]
+        raise UserError(
+            f"{where} has annotations for another size than {width} x {height}, that of {image}: get the data again"
+        )
+    return read
 
 
 def _require_objects(images, annotations, where: str) -> None:
@@ -136,6 +161,8 @@ def prepared(images, index: int) -> dict[str, Any] | None:
     """Return an image behind its transforms; UserError for one that is missing, damaged or of another size."""
     try:
         return images.prepare_data(index)
+    except UserError:
+        raise
     except Exception as error:  # the readers raise almost anything on damaged bytes
         about = images.get_data_info(index)
         parts = [about[key] for key in ("img_path", "seg_map_path") if key in about]
