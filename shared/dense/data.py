@@ -189,7 +189,7 @@ class PairedBatchSampler(KeyedBatchSampler):
             if len(kind) == self.group:
                 groups.append(kind.copy())
                 kind.clear()
-        rest = [*waiting[True], *waiting[False]]
+        rest = [*waiting[False], *waiting[True]]
         groups += [rest[start : start + self.group] for start in range(0, len(rest), self.group)]
         order, size = np.concatenate(groups).astype(np.int64), self.batch_size
         whole = len(order) // size * size
@@ -210,6 +210,6 @@ def training_data(library: Library, config, cfg, cache: Path) -> TrainingData:
         sampler = KeyedBatchSampler(len(images), **options)
     else:
         about = map(images.get_data_info, range(len(images)))
-        is_wide = np.array([image["width"] > image["height"] for image in about])
+        is_wide = np.array([image["width"] >= image["height"] for image in about])
         sampler = PairedBatchSampler(is_wide, group, **options)
     return TrainingData(DenseBatches(images, cfg.seed), sampler, mixes=False, workers=cfg.trainer.workers)

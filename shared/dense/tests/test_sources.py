@@ -195,6 +195,7 @@ def test_a_line_that_is_no_class_and_polygon_is_refused_with_its_file(tmp_path, 
 
 
 def test_the_annotations_are_made_before_anything_else_asked_for_mmdet(tmp_path):
-    code = f"from pathlib import Path; from shared.dense import yolo; p = Path({str(tmp_path)!r}); yolo.files(p, 'test', p)"
-    subprocess.run([sys.executable, "-c", code], check=True)
+    code = "import pathlib, sys, shared.dense.yolo; path = pathlib.Path(sys.argv[1])"
+    code += "; shared.dense.yolo.files(path, 'test', path)"
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)
     assert len(json.loads((tmp_path / "coco256-val2017.json").read_text())["categories"]) == 80
