@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from shared.data.keyed import keyed_bits, stream
 from shared.data.sampler import KeyedBatchSampler
 from shared.dense.draws import keyed_draws
 from shared.dense.libraries import Library, quiet
+from shared.dense.model import classes_of
 from shared.dense.sources import files_of, source_of
 from shared.errors import UserError
 from shared.training.fit import TrainingData
@@ -31,7 +33,8 @@ def open_set(library: Library, config, cfg, split: str, cache: Path, pipeline: l
     source, arguments = source_of(cfg.dense), files_of(cfg.dense, split, cfg.paths.data_root, cache)
     described = config[{"train": "train_dataloader", "test": "test_dataloader"}[split]].dataset
     steps = described.pipeline if pipeline is None else pipeline
-    arguments |= {"type": source.type, "pipeline": [_strict(step) for step in steps], "test_mode": split == "test"}
+    checked = [part for step in steps for part in _strict(step, classes_of(cfg.dense))]
+    arguments |= {"type": source.type, "pipeline": checked, "test_mode": split == "test"}
     if source.classes is not None:
         arguments["metainfo"] = {"classes": source.classes}
     if split == "train" and "filter_cfg" in described:
@@ -42,36 +45,70 @@ def open_set(library: Library, config, cfg, split: str, cache: Path, pipeline: l
     images = library.build(arguments | {"lazy_init": True}, "DATASETS")
     if source.void is not None:
         images.label_map = {source.void: IGNORED}
-    read: list = []  # COCO's own reader, which the data set does not keep
-    if source.kind == "detection":
-        images.COCOAPI = lambda path: read.append(type(images).COCOAPI(path)) or read[-1]
     try:
+        if source.kind == "detection":
+            things = _read_by_names(images, where)
         with quiet():
             images.full_init()
     except Exception as error:  # the readers raise almost anything on what is no annotation file
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
         raise UserError(f"{where} cannot be read as annotations ({reason}): get the data again") from error
-    vars(images).pop("COCOAPI", None)
+    if source.kind == "detection":
+        _require_objects(images, things, where)
     if len(images) == 0:
         raise UserError(f"{where} has no image to use: get the data again")
-    for annotations in read:
-        _require_sound(images, annotations, where)
     return images
 
 
-def _strict(step: dict[str, Any]) -> dict[str, Any]:
-    # OpenCV, the default, reads half a JPEG file without a word; Pillow refuses it.
-    return step | {"imdecode_backend": "pillow"} if step["type"] == "LoadImageFromFile" else step
+def _read_by_names(images, where: str):
+    """Return the annotations as pycocotools reads them, and let ``images`` number the classes by their names.
+
+    mmdet goes by the order of the categories in the file, whatever they are called.
+    """
+    with quiet():
+        things = images.COCOAPI(where)
+    numbers = {category["name"]: category["id"] for category in things.dataset["categories"]}
+    things.get_cat_ids = lambda cat_names: [numbers[name] for name in cat_names if name in numbers]
+    images.COCOAPI = lambda path: things
+    return things
 
 
-def _require_sound(images, annotations, where: str) -> None:
-    """Raise UserError for other classes than the set's, and for boxes that are not of its images."""
-    expected, names = images.metainfo["classes"], {category["name"] for category in annotations.cats.values()}
-    if lacking := [name for name in expected if name not in names]:
-        there = len(expected) - len(lacking)
+def _strict(step: dict[str, Any], classes: int) -> list:
+    """Return a transform, and behind one that reads what says that it read the right thing."""
+    if step["type"] == "LoadImageFromFile":
+        # OpenCV, the default, reads half a JPEG file without a word; Pillow refuses it.
+        return [step | {"imdecode_backend": "pillow"}]
+    return [step, partial(_require_fitting, classes=classes)] if step["type"] == "LoadAnnotations" else [step]
+
+
+def _require_fitting(read: dict[str, Any], classes: int) -> dict[str, Any]:
+    """Return what was read, as a transform does; UserError for annotations of another size, and for unknown labels."""
+    labels, image = read.get("gt_seg_map"), read["img_path"]
+    where, size = image, (read.get("height"), read.get("width"))  # a detector's annotations say them
+    if labels is not None:
+        where, size = read["seg_map_path"], labels.shape
+        unknown = labels[(labels >= classes) & (labels != IGNORED)]
+        if unknown.size:
+            raise UserError(
+                f"{where} has label {unknown[0]}, but the classes are 0 to {classes - 1}: get the data again"
+            )
+    if tuple(size) != tuple(read["ori_shape"]):
+        height, width = read["ori_shape"]
         raise UserError(
-            f"{where} has {there} of the {len(expected)} classes, no {lacking[0]} among them: get the data again, or "
-            "name the source that it is"
+            f"{where} has annotations for another size than {width} x {height}, that of {image}: get the data again"
+        )
+    return read
+
+
+def _require_objects(images, annotations, where: str) -> None:
+    """Raise UserError for other classes, and for boxes that are not of their images."""
+    del images.COCOAPI  # workers need no second copy of what was read
+    expected = images.metainfo["classes"]
+    if len(images.cat_ids) != len(expected):
+        names = {category["name"] for category in annotations.dataset["categories"]}
+        lacking = next(name for name in expected if name not in names)
+        raise UserError(
+            f"{where} has {len(images.cat_ids)} of {len(expected)} classes, no {lacking} among them: get the data again"
         )
     things = list(annotations.anns.values())
     outside = [thing for thing in things if not _is_inside(thing["bbox"], annotations.imgs[thing["image_id"]])]
@@ -123,6 +160,8 @@ def prepared(images, index: int) -> dict[str, Any] | None:
     """Return an image behind its transforms; UserError for one that is missing, damaged or of another size."""
     try:
         return images.prepare_data(index)
+    except UserError:
+        raise
     except Exception as error:  # the readers raise almost anything on damaged bytes
         about = images.get_data_info(index)
         parts = [about[key] for key in ("img_path", "seg_map_path") if key in about]
@@ -149,7 +188,7 @@ class PairedBatchSampler(KeyedBatchSampler):
             if len(kind) == self.group:
                 groups.append(kind.copy())
                 kind.clear()
-        rest = [*waiting[True], *waiting[False]]
+        rest = [*waiting[False], *waiting[True]]
         groups += [rest[start : start + self.group] for start in range(0, len(rest), self.group)]
         order, size = np.concatenate(groups).astype(np.int64), self.batch_size
         whole = len(order) // size * size
@@ -170,6 +209,6 @@ def training_data(library: Library, config, cfg, cache: Path) -> TrainingData:
         sampler = KeyedBatchSampler(len(images), **options)
     else:
         about = map(images.get_data_info, range(len(images)))
-        is_wide = np.array([image["width"] > image["height"] for image in about])
+        is_wide = np.array([image["width"] >= image["height"] for image in about])
         sampler = PairedBatchSampler(is_wide, group, **options)
     return TrainingData(DenseBatches(images, cfg.seed), sampler, mixes=False, workers=cfg.trainer.workers)

@@ -60,11 +60,9 @@ def _with_tuples(value: Any) -> Any:
 
 def config_of(library: Library, dense, channels: Sequence[int]):
     """Return mmengine's config of ``dense.base`` with the row's changes, classes and widths of the backbone's maps."""
-    changes: dict[str, Any] = {"model.backbone": PLACE}
-    if dense.kind == "segmentation":
-        changes["model.pretrained"] = None
-    changes |= _with_tuples(OmegaConf.to_container(dense.changes))
+    changes = {"model.backbone": PLACE} | _with_tuples(OmegaConf.to_container(dense.changes))
     config = library.config(dense.base, changes)
+    config.model.pop("pretrained", None)  # mmseg's place for the backbone's weights
     classes, model = classes_of(dense), config.model
     if dense.kind == "detection":
         model.neck.in_channels = list(channels)

@@ -95,17 +95,16 @@ def detection_scores(library: Library, images, answers: Iterator, folder: Path) 
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
+    described = {"type": "CocoMetric", "metric": ["bbox", "segm"], "ann_file": images.ann_file}
     with quiet():
-        metric = library.build(
-            {"type": "CocoMetric", "metric": ["bbox", "segm"], "ann_file": images.ann_file}, "METRICS"
-        )
+        metric, truth = library.build(described, "METRICS"), COCO(images.ann_file)
     metric.dataset_meta, metric.cat_ids = images.metainfo, images.cat_ids
     for answer in answers:
         metric.process({}, [answer.to_dict()])
-    scores, results = {"n_test": float(len(metric.results))}, [result for _, result in metric.results]
+    scored, results = zip(*metric.results, strict=True)
+    scores = {"n_test": float(len(results))}
     if not all(np.isfinite(result["scores"]).all() for result in results):
         raise UserError("the scores of the network are not finite: the training diverged, lower dense.optim.lr")
-    numbers = [result["img_id"] for result in results]
     folder.mkdir(parents=True, exist_ok=True)
     files = metric.results2json(results, str(folder / "predictions"))
     for kind, name in (("bbox", "box"), ("segm", "mask")):
@@ -113,9 +112,9 @@ def detection_scores(library: Library, images, answers: Iterator, folder: Path) 
         precision = np.zeros(3)  # without a single box
         with quiet():
             if found:
-                truth = COCO(images.ann_file)
                 evaluation = COCOeval(truth, truth.loadRes(found), kind)
-                evaluation.params.imgIds, evaluation.params.catIds = numbers, images.cat_ids
+                evaluation.params.imgIds = [image["img_id"] for image in scored]
+                evaluation.params.catIds = images.cat_ids
                 evaluation.evaluate()
                 evaluation.accumulate()
                 evaluation.summarize()
@@ -126,7 +125,8 @@ def detection_scores(library: Library, images, answers: Iterator, folder: Path) 
 
 def segmentation_scores(library: Library, images, answers: Iterator) -> dict[str, float]:
     """Return miou, macc (over the classes that occur) and aacc of every pixel but ignored ones."""
-    metric = library.build({"type": "IoUMetric"}, "METRICS")
+    # Without a prefix for the names of its scores it warns, though nobody asks for these names.
+    metric = library.build({"type": "IoUMetric", "prefix": "segmentation"}, "METRICS")
     metric.dataset_meta = images.metainfo
     for answer in answers:
         if not answer.seg_logits.data.isfinite().all():

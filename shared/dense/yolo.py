@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from shared.dense.libraries import detection
 from shared.errors import UserError
 from shared.files import write_text
 
@@ -26,6 +27,8 @@ def _objects(path: Path, width: int, height: int) -> list[dict[str, Any]]:
             number, *values = line.split()
             corners = np.array(values, float).reshape(-1, 2) * (width, height)
             category = NUMBERS[NUMBERS.index(int(number))]
+            if len(corners) < 3:
+                raise ValueError("a polygon has three corners or more")
         except ValueError as error:
             raise UserError(f"{path}: {line[:40]!r} is no class and polygon: get the data again") from error
         low, high = corners.min(0), corners.max(0)
@@ -56,9 +59,8 @@ def annotations(root: Path, split: str, classes: tuple[str, ...]) -> dict[str, l
 
 def files(root: Path, split: str, cache: Path) -> dict[str, Any]:
     """Write the annotations of a split into ``cache`` and return where its files are, in mmdet's terms."""
-    from mmdet.datasets import CocoDataset  # its names of the classes, which the category numbers are given to
-
     name = {"train": "train2017", "test": "val2017"}[split]
     file = cache / f"coco256-{name}.json"
-    write_text(file, json.dumps(annotations(root, name, CocoDataset.METAINFO["classes"])))
+    classes = detection().registry.DATASETS.get("CocoDataset").METAINFO["classes"]  # the names of COCO's numbers
+    write_text(file, json.dumps(annotations(root, name, classes)))
     return {"ann_file": str(file), "data_prefix": {"img": str(root / FOLDER / "images" / name)}}
