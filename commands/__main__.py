@@ -180,6 +180,20 @@ def state_of(evidence: Evidence, cfg: DictConfig) -> str:
     return next((name for name, seeds in states.items() if cfg.seed in seeds), "not run")
 
 
+def memory_line(paper: Paper, cfg: DictConfig) -> str:
+    """Return what a device holds while a detector or a segmenter is trained, or why that is not known."""
+    try:
+        held = paper.memory_of(cfg)
+    except Exception as error:
+        return f"memory: not known, {error}"
+    kept, state = (held[name] / 2**30 for name in ("kept_bytes", "state_bytes"))
+    images = f"{held['images']} images of {held['height']} x {held['width']}"
+    return (
+        f"memory: {kept:.1f} GiB on a device for the backward pass of {images} in float32, and {state:.1f} GiB of "
+        "weights, gradients and optimiser"
+    )
+
+
 def show(options: Namespace) -> int:
     """Print what a row is: claim, baseline, hash, evidence, command, the composed configuration, and what it costs."""
     silence_library_logs()
@@ -192,6 +206,8 @@ def show(options: Namespace) -> int:
     print(f"devices: {cfg.trainer.devices * cfg.trainer.num_nodes}")
     print("command: python", *paper.command("train")[1:], *row_overrides(paper, row, seed, overrides))
     print(f"\n{OmegaConf.to_yaml(cfg, resolve=True)}", flush=True)
+    if cfg.get("dense") is not None:
+        print(memory_line(paper, cfg))
     try:  # last, since steps are timed
         print(f"cost: about {format_duration(paper.seconds_of_run(cfg))}")
     except Exception as error:

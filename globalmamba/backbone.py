@@ -12,36 +12,22 @@ from shared.errors import UserError
 from shared.training.checkpoints import read_file
 from shared.training.config import run_folder
 
+from .maps import features_of, maps_of
 from .model import build_network
-from .model_base import CHANNELS, PAPER
+from .model_base import PAPER
 from .schema import ClassificationConfig
-from .segmentation import plain_maps, pyramid_maps
 
 UNTRAINED = "untrained"
-STAGES = (0, 1, 2, 3)
 NEW = "outnorm"  # the norms behind the stages, which no classifier has
 
 
 def build_backbone(cfg: ClassificationConfig) -> Padded:
     """Return the backbone of a row; UserError for a network that has no maps of the sizes that a detector asks for."""
     torch.manual_seed(cfg.seed)
-    is_pyramid = "dims" in cfg.model.network
-    if cfg.dense.kind == "detection" and not is_pyramid:
-        raise UserError(f"model {cfg.model.name} is no pyramid, and a detector asks for maps of four sizes")
-    network = build_network(
-        cfg.model,
-        image_size=cfg.data.image_size,
-        channels=CHANNELS,
-        classes=0,
-        backend=cfg.trainer.backend,
-        drop_path=cfg.dense.drop_path,
-        **({"features_only": True, "out_indices": STAGES} if is_pyramid else {}),
-    )
+    network = features_of(cfg, build_network)
     if cfg.dense.weights != UNTRAINED:
         load_pretrained(cfg, network)
-    if is_pyramid:
-        return pyramid_maps(network)
-    return plain_maps(network, list(cfg.dense.blocks), cfg.dense.resize)
+    return maps_of(cfg, network)
 
 
 def weights_file(cfg: ClassificationConfig) -> Path:

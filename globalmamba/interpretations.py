@@ -3,10 +3,12 @@
 ``make claims`` calls ``tables``. The counting rule is that of model.py, the same for a row and its baseline.
 """
 
+from globalmamba import costs
 from globalmamba.model import count
 from globalmamba.pyramid import interpretations_table
 from shared.claims.compose import row_config
 from shared.claims.tables import Table
+from shared.dense.libraries import missing_modules
 
 # Printed by the paper: millions of parameters, billions of FLOPs (arXiv 2410.10316, ImageNet table).
 PRINTED = {
@@ -62,5 +64,6 @@ def _claimed() -> dict[str, float]:
 
 
 def tables() -> dict[str, list[Table]]:
-    """Return the tables of INTERPRETATIONS.md by marker name."""
-    return {"costs": [_costs()], "interpretations": [_pyramids()]}
+    """Return the tables of INTERPRETATIONS.md by marker name; without the extra, those of detection are left out."""
+    dense = {} if missing_modules() else {"dense": costs.tables()}
+    return {"costs": [_costs()], "interpretations": [_pyramids()]} | dense

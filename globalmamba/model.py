@@ -13,7 +13,9 @@ from torch import nn
 
 from globalmamba.config import GlobalMambaConfig, TokensAndNetworkConfig
 from globalmamba.kernels.selective_scan.op import FLOPS_PER_STATE
-from globalmamba.model_base import CHANNELS, ScanFlops, count_with, explained, require_task
+from globalmamba.maps import meta_backbone
+from globalmamba.model_base import CHANNELS, ScanFlops, count_call, count_with, explained, require_task
+from shared.dense import count as dense
 
 
 def build_network(
@@ -50,26 +52,39 @@ def build_model(cfg: GlobalMambaConfig) -> nn.Module:
     return network
 
 
+def scan_formulas(scans: ScanFlops) -> dict:
+    """Return what the scans' operators count, which they add to ``scans``."""
+
+    def scan(u_shape, delta_shape, A_shape, B_shape, *arguments, **options) -> int:
+        # Each direction brings a group of B and C of its own.
+        directions = B_shape[1] if len(B_shape) == 4 else 1
+        flops = FLOPS_PER_STATE * u_shape[0] * u_shape[1] * u_shape[2] * A_shape[1]
+        return scans.add(flops // directions, directions)
+
+    return {torch.ops.globalmamba.selective_scan: scan}
+
+
 def count_network(network: nn.Module, image_size: int, channels: int) -> dict[str, int]:
     """Return parameters and FLOPs of one image, by the counting rule above; nothing is computed.
 
     Keys: parameters, flops, flops_without_scan, flops_scan_once.
     """
-
-    def formulas(scans: ScanFlops) -> dict:
-        def scan(u_shape, delta_shape, A_shape, B_shape, *arguments, **options) -> int:
-            # Each direction brings a group of B and C of its own.
-            directions = B_shape[1] if len(B_shape) == 4 else 1
-            flops = FLOPS_PER_STATE * u_shape[0] * u_shape[1] * u_shape[2] * A_shape[1]
-            return scans.add(flops // directions, directions)
-
-        return {torch.ops.globalmamba.selective_scan: scan}
-
-    return count_with(network, image_size, channels, formulas)
+    return count_with(network, image_size, channels, scan_formulas)
 
 
 def count(cfg: GlobalMambaConfig) -> dict[str, int]:
-    """Return parameters and FLOPs of a row's network; keys as ``count_network``."""
+    """Return parameters and FLOPs of a row's network, with ``dense`` of all its detector or segmenter.
+
+    Keys as ``count_network``; with ``dense``, the image has the size of the published counts (shared/dense/count.py).
+    """
+    if cfg.dense is not None:
+        parameters, call = dense.counted_call(cfg.dense, meta_backbone(cfg, build_network))
+        return {"parameters": parameters} | count_call(call, scan_formulas)
     with torch.device("meta"):  # nothing is drawn, nothing takes memory
         network = build_model(cfg)
     return count_network(network, cfg.data.image_size, CHANNELS)
+
+
+def memory_of(cfg: GlobalMambaConfig) -> dict[str, int]:
+    """Return what a device holds while a row with ``dense`` is trained (shared/dense/count.py)."""
+    return dense.memory_of(cfg, meta_backbone(cfg, build_network))

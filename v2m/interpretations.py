@@ -12,6 +12,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from shared.claims.compose import row_config
 from shared.claims.tables import Table
+from shared.dense.libraries import missing_modules
+from v2m import costs
 from v2m.model import build_model, count
 
 # Printed by the paper: millions of parameters, billions of FLOPs (arXiv 2410.10382, ImageNet table).
@@ -191,6 +193,7 @@ def _interpretations(rows: tuple[str, str], changes_of: dict[str, dict]) -> Tabl
 
 
 def tables() -> dict[str, list[Table]]:
-    """Return the tables of INTERPRETATIONS.md by marker name."""
+    """Return the tables of INTERPRETATIONS.md by marker name; without the extra, those of detection are left out."""
+    dense = {} if missing_modules() else {"dense": costs.tables()}
     interpretations = [_interpretations(rows, each) for rows, each in INTERPRETATIONS.items()]
-    return {"costs": [_costs()], "printed": [_printed()], "interpretations": interpretations}
+    return {"costs": [_costs()], "printed": [_printed()], "interpretations": interpretations} | dense

@@ -10,9 +10,11 @@ import torch
 from hydra.utils import instantiate
 from torch import nn
 
+from shared.dense import count as dense
 from v2m.kernels.roesser import op as roesser
 from v2m.kernels.scan2d.op import FLOPS_PER_STATE
-from v2m.model_base import CHANNELS, ScanFlops, count_with, explained, require_task
+from v2m.maps import meta_backbone
+from v2m.model_base import CHANNELS, ScanFlops, count_call, count_with, explained, require_task
 from v2m.schema import ClassificationConfig, ModelConfig
 
 
@@ -39,28 +41,41 @@ def build_model(cfg: ClassificationConfig) -> nn.Module:
     )
 
 
+def scan_formulas(scans: ScanFlops) -> dict:
+    """Return what the scans' operators count, which they add to ``scans``."""
+
+    def scan(u_shape, delta_shape, A_shape, *arguments, **options) -> int:
+        batch, groups, width, height, columns = u_shape
+        return scans.add(FLOPS_PER_STATE * batch * width * height * columns * A_shape[2], groups)
+
+    def general(x_shape, delta1_shape, delta2_shape, A1_shape, *arguments, **options) -> int:
+        batch, width, height, columns = x_shape
+        return scans.add(roesser.FLOPS_PER_STATE * batch * width * height * columns * A1_shape[1])
+
+    return {torch.ops.v2m.scan2d: scan, torch.ops.v2m.roesser: general}
+
+
 def count_network(network: nn.Module, image_size: int, channels: int) -> dict[str, int]:
     """Return parameters and FLOPs of one image, by the counting rule above; nothing is computed.
 
     Keys: parameters, flops, flops_without_scan, flops_scan_once.
     """
-
-    def formulas(scans: ScanFlops) -> dict:
-        def scan(u_shape, delta_shape, A_shape, *arguments, **options) -> int:
-            batch, groups, width, height, columns = u_shape
-            return scans.add(FLOPS_PER_STATE * batch * width * height * columns * A_shape[2], groups)
-
-        def general(x_shape, delta1_shape, delta2_shape, A1_shape, *arguments, **options) -> int:
-            batch, width, height, columns = x_shape
-            return scans.add(roesser.FLOPS_PER_STATE * batch * width * height * columns * A1_shape[1])
-
-        return {torch.ops.v2m.scan2d: scan, torch.ops.v2m.roesser: general}
-
-    return count_with(network, image_size, channels, formulas)
+    return count_with(network, image_size, channels, scan_formulas)
 
 
 def count(cfg: ClassificationConfig) -> dict[str, int]:
-    """Return parameters and FLOPs of a row's network; keys as ``count_network``."""
+    """Return parameters and FLOPs of a row's network, with ``dense`` of all its detector or segmenter.
+
+    Keys as ``count_network``; with ``dense``, the image has the size of the published counts (shared/dense/count.py).
+    """
+    if cfg.dense is not None:
+        parameters, call = dense.counted_call(cfg.dense, meta_backbone(cfg, build_network))
+        return {"parameters": parameters} | count_call(call, scan_formulas)
     with torch.device("meta"):  # nothing is drawn, nothing takes memory
         network = build_model(cfg)
     return count_network(network, cfg.data.image_size, CHANNELS)
+
+
+def memory_of(cfg: ClassificationConfig) -> dict[str, int]:
+    """Return what a device holds while a row with ``dense`` is trained (shared/dense/count.py)."""
+    return dense.memory_of(cfg, meta_backbone(cfg, build_network))

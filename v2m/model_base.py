@@ -66,16 +66,17 @@ def count_with(
     ``formulas``: the scans' operators -> what a call counts, adding it to the ``ScanFlops``. Keys: parameters, flops,
     flops_without_scan, flops_scan_once.
     """
-    scans = ScanFlops()
     network = network.to("meta").eval()
+    image = torch.empty(1, channels, image_size, image_size, device="meta")
+    return {"parameters": parameters_of(network)} | count_call(lambda: network(image), formulas)
+
+
+def count_call(call: Callable[[], object], formulas: Callable[[ScanFlops], dict]) -> dict[str, int]:
+    """Return the FLOPs of a call on tensors of the meta device; keys as ``count_with``, without the parameters."""
+    scans = ScanFlops()
     counter = FlopCounterMode(display=False, custom_mapping=formulas(scans))
     with counter, torch.no_grad():
-        network(torch.empty(1, channels, image_size, image_size, device="meta"))
+        call()
     # The counter gives 2 for a multiply-add.
     without = (counter.get_total_flops() - scans.all) // 2
-    return {
-        "parameters": parameters_of(network),
-        "flops": without + scans.all,
-        "flops_without_scan": without,
-        "flops_scan_once": without + scans.once,
-    }
+    return {"flops": without + scans.all, "flops_without_scan": without, "flops_scan_once": without + scans.once}

@@ -28,6 +28,13 @@ def row_names(paper: Paper) -> list[str]:
     return files + [row.Row for row in paper.ledger.own_rows]
 
 
+def dense_rows(paper: Paper) -> list[str]:
+    """Return the rows of detection and segmentation but for the demo's: each names its choice of ``dense`` itself."""
+    folder, ledger = paper.folder / "configs" / "experiment", paper.ledger
+    files = sorted(path.stem for path in folder.glob("*.yaml") if "/dense:" in path.read_text(encoding="utf-8"))
+    return files + [row.Row for row in (*ledger.Full, *ledger.Lite) if "dense" in row.Compose]
+
+
 def _paper(paper: Paper | str) -> Paper:
     """Return a paper, by its name one of this repository."""
     return load_paper(repository_root(), paper) if isinstance(paper, str) else paper

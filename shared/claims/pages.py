@@ -17,10 +17,12 @@ from shared.claims.evidence import Evidence
 from shared.claims.protocol import Paper, paper_names
 from shared.claims.status import Derived, derive
 from shared.claims.tables import Table, claims_table, measured_tables, own_tables, summary_table
+from shared.dense.libraries import missing_modules
 from shared.errors import UserError
 from shared.files import write_text
 
 BLOCK = re.compile(r"(<!-- claims:begin ([a-z]+) -->\n)(.*?)(<!-- claims:end \2 -->)", re.S)
+NEEDS_EXTRA = "dense"  # the only table that nobody gives where the extra of detection and segmentation is not installed
 Page = dict[str, list[Table]]  # the tables of a file by marker name
 
 
@@ -54,12 +56,13 @@ def _stamped(text: str) -> str:
 def fill(root: Path, file: str, page: Page) -> str:
     """Return the text of a README with each table between its markers.
 
-    UserError if a marker of ``page`` is missing, an unknown one is there, or a table was edited by hand.
+    UserError if a marker of ``page`` is missing, an unknown one is there, or a table was edited by hand. A table that
+    needs the extra stays as it is without it.
     """
-    text = _read(root / file)
+    text, left = _read(root / file), {NEEDS_EXTRA} - page.keys() if missing_modules() else set()
     blocks = BLOCK.findall(text)
     for _, name, body, _ in blocks:
-        if name not in page:
+        if name not in page.keys() | left:
             raise UserError(f"{file} has a marker for {name!r}, which nothing fills: remove the marker.")
         if body.strip() and body != _stamped(body.partition("\n")[2]):
             what = "was edited by hand, but tables come from results/**/*.json"
@@ -70,7 +73,8 @@ def fill(root: Path, file: str, page: Page) -> str:
             raise UserError(f"{file} must hold the lines {lines} once: put them back or undo the edit.")
     if text.count("<!-- claims:begin") != len(blocks):
         raise UserError(f"{file} has a marker claims:begin without its claims:end: undo the edit.")
-    return BLOCK.sub(lambda match: match[1] + _stamped(markdown(page[match[2]])) + match[4], text)
+    new = {name: _stamped(markdown(tables)) for name, tables in page.items()}
+    return BLOCK.sub(lambda match: match[1] + new.get(match[2], match[3]) + match[4], text)
 
 
 def _entries(mapping: yaml.MappingNode) -> dict[str, tuple[yaml.Node, yaml.Node]]:

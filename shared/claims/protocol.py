@@ -11,6 +11,7 @@ A paper is a folder with
   network counts, by these names, with nothing computed;
 - ``tools/data_check.py`` with ``check_variables(manifest, entry, root) -> str | None``, where it knows more of a data
   file than its checksum: what is to be said of it, None for a file that it does not read, UserError for a wrong one;
+- ``costs.py`` with ``memory_of(cfg) -> dict``, where a configuration has ``dense``: what a device holds in training;
 - ``interpretations.py`` with ``tables() -> dict[str, list[Table]]``, where the sources leave something open: by the
   name of their marker in INTERPRETATIONS.md, what each interpretation counts.
 """
@@ -51,6 +52,10 @@ class Paper:
         if counter is None:
             raise UserError(f"{self.name}/model.py has no count(cfg), but {cfg.row} claims what it counts: add it.")
         return counter(cfg)
+
+    def memory_of(self, cfg) -> dict[str, int]:
+        """Return what a device holds while a configuration with ``dense`` is trained."""
+        return importlib.import_module(f"{self.name}.costs").memory_of(cfg)
 
     def seconds_of_run(self, cfg) -> float:
         """Return the estimated seconds of a run; UserError for what would keep it from starting."""

@@ -44,6 +44,36 @@ def test_tables_that_a_paper_computes_itself_are_written_and_checked(repository,
         update_()
 
 
+def test_only_without_the_extra_is_the_table_that_needs_it_left_as_it_is(repository, update_, monkeypatch):
+    interpretations, page = types.ModuleType("fake.interpretations"), repository.root / "fake/INTERPRETATIONS.md"
+    counts = {"counts": [Table("", ["interpretation", "FLOPs"], [["ours", "1.5"]])]}
+    monkeypatch.setitem(sys.modules, "fake", types.ModuleType("fake"))
+    monkeypatch.setitem(sys.modules, "fake.interpretations", interpretations)
+    (repository.root / "fake/interpretations.py").write_text("")
+    repository.mark(page, "counts")
+    repository.mark(page, "dense")
+
+    def given(missing: list[str], tables: dict) -> None:
+        monkeypatch.setattr("shared.claims.pages.missing_modules", lambda: missing)
+        interpretations.tables = lambda: tables
+
+    given([], counts | {"dense": [Table("", ["row", "M"], [["a", "50.1"]])]})
+    update_()
+    text = page.read_text()
+    given(["mmdet"], counts)
+    assert update_(check=True) == [] and page.read_text() == text
+    given([], counts)
+    with pytest.raises(UserError, match="marker for 'dense', which nothing fills"):
+        update_(check=True)
+    given(["mmdet"], {"dense": counts["counts"]})
+    with pytest.raises(UserError, match="marker for 'counts', which nothing fills"):
+        update_(check=True)
+    given(["mmdet"], counts)
+    repository.edit("| 50.1 |", "| 50.2 |", page)
+    with pytest.raises(UserError, match="the table 'dense' was edited by hand"):
+        update_(check=True)
+
+
 def test_update_writes_tables_and_ledger_and_a_second_time_changes_nothing(repository, update_):
     repository.run("fake-a", [0.760, 0.762, 0.764])
     assert len(update_()) == 4
