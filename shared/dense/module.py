@@ -33,7 +33,7 @@ def rate_of(step: int, steps: int, epochs: float | None, schedule) -> float:
         # Milestones are whole epochs of whole steps.
         passed = sum(step >= round(milestone * steps / epochs) for milestone in schedule.milestones)
         return line * GAMMA**passed
-    done = max(step - warmup, 0) / max(steps - warmup, 1)
+    done = max(step - warmup, 0) / max(steps - warmup - 1, 1)
     return line * (schedule.end + (1 - schedule.end) * (1 - min(done, 1.0)) ** schedule.power)
 
 
