@@ -57,7 +57,7 @@ test-all: setup ## Set up and run every test
 	@$(PY) -m pytest -q
 
 test-dense: setup-dense ## Set up detection and segmentation and run their tests
-	@$(PY) -m pytest -q shared/dense
+	@$(PY) -m pytest -q shared/dense tests/test_dense_rows.py tests/test_dense_counts.py
 
 lint: setup ## Check style, formatting and which package may import which
 	@$(PY) -m ruff check .
