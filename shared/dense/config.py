@@ -82,10 +82,16 @@ def check_dense(dense: DenseConfig, precision: str) -> None:
     """Raise UserError for a kind, a length or a precision that cannot be used."""
     if dense.kind not in KINDS:
         raise UserError(f"dense.kind={dense.kind} is unknown: choose one of {', '.join(KINDS)}")
-    if (dense.epochs is None) == (dense.steps is None) or min(dense.epochs or 1, dense.steps or 1) <= 0:
+    length = dense.steps if dense.epochs is None else dense.epochs
+    if (dense.epochs is None) == (dense.steps is None) or length <= 0:
         raise UserError(
             f"dense.epochs={dense.epochs} and dense.steps={dense.steps}: set one of them to a positive number, and the "
             "other to null"
+        )
+    if dense.epochs is None and dense.schedule.milestones:
+        raise UserError(
+            f"dense.schedule.milestones={list(dense.schedule.milestones)} are epochs, but dense.epochs is null: set "
+            "dense.schedule.milestones=[], or dense.epochs"
         )
     if precision not in PRECISIONS[dense.kind]:
         raise UserError(

@@ -22,6 +22,7 @@ TRANSFORMS, REFETCH = stream("dense.transforms"), stream("dense.refetch")
 MOST_REFETCHES = 100  # of an image in place of one whose crop holds no object
 IGNORED = 255  # mmseg's label of pixels that count for nothing
 MOST_OUTSIDE = 0.01  # of the boxes may lie outside of their images; mmdet leaves them out without a word
+NOWHERE = {"width": 0, "height": 0}  # an image that the annotations do not name
 log = logging.getLogger(__name__)
 
 
@@ -42,7 +43,7 @@ def open_set(library: Library, config, cfg, split: str, cache: Path, pipeline: l
     where = arguments.get("ann_file") or arguments["data_prefix"]["seg_map_path"]
     if not Path(where).exists():
         raise UserError(f"{where}, which holds the annotations, is missing: get the data again")
-    images = library.build(arguments | {"lazy_init": True}, "DATASETS")
+    images = library.build(arguments | {"lazy_init": True, "serialize_data": False}, "DATASETS")
     if source.void is not None:
         images.label_map = {source.void: IGNORED}
     try:
@@ -57,6 +58,9 @@ def open_set(library: Library, config, cfg, split: str, cache: Path, pipeline: l
         _require_objects(images, things, where)
     if len(images) == 0:
         raise UserError(f"{where} has no image to use: get the data again")
+    # What workers share; of no images mmengine cannot make it.
+    images.data_bytes, images.data_address = images._serialize_data()
+    images.serialize_data = True
     return images
 
 
@@ -87,11 +91,8 @@ def _require_fitting(read: dict[str, Any], classes: int) -> dict[str, Any]:
     where, size = image, (read.get("height"), read.get("width"))  # a detector's annotations say them
     if labels is not None:
         where, size = read["seg_map_path"], labels.shape
-        unknown = labels[(labels >= classes) & (labels != IGNORED)]
-        if unknown.size:
-            raise UserError(
-                f"{where} has label {unknown[0]}, but the classes are 0 to {classes - 1}: get the data again"
-            )
+        if ((labels >= classes) & (labels != IGNORED)).any():
+            raise UserError(f"{where} has labels beyond its {classes} classes: get the data again")
     if tuple(size) != tuple(read["ori_shape"]):
         height, width = read["ori_shape"]
         raise UserError(
@@ -111,7 +112,9 @@ def _require_objects(images, annotations, where: str) -> None:
             f"{where} has {len(images.cat_ids)} of {len(expected)} classes, no {lacking} among them: get the data again"
         )
     things = list(annotations.anns.values())
-    outside = [thing for thing in things if not _is_inside(thing["bbox"], annotations.imgs[thing["image_id"]])]
+    outside = [
+        thing for thing in things if not _is_inside(thing["bbox"], annotations.imgs.get(thing["image_id"], NOWHERE))
+    ]
     if len(outside) > MOST_OUTSIDE * len(things):
         raise UserError(
             f"{where}: {len(outside)} of {len(things)} boxes lie outside of their images, one of image "
@@ -164,7 +167,7 @@ def prepared(images, index: int) -> dict[str, Any] | None:
         raise
     except Exception as error:  # the readers raise almost anything on damaged bytes
         about = images.get_data_info(index)
-        parts = [about[key] for key in ("img_path", "seg_map_path") if key in about]
+        parts = [about[key] for key in ("img_path", "seg_map_path") if about.get(key)]
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
         raise UserError(f"{' with '.join(parts)} cannot be read ({reason}): get the data again") from error
 
@@ -203,7 +206,9 @@ def training_data(library: Library, config, cfg, cache: Path) -> TrainingData:
     size, group = dense.optim.batch_size, dense.optim.group
     if group is not None and (group < 1 or size % group):
         raise UserError(f"dense.optim.batch_size={size} is no multiple of dense.optim.group={group}: change one")
-    steps = dense.steps or max(1, round(dense.epochs * (len(images) // max(size, 1))))
+    if not 1 <= size <= len(images):
+        raise UserError(f"dense.optim.batch_size={size}, but there are {len(images)} training images: set 1 to as many")
+    steps = dense.steps or max(1, round(dense.epochs * (len(images) // size)))
     options = {"batch_size": size, "seed": cfg.seed, "steps": steps}
     if group is None:
         sampler = KeyedBatchSampler(len(images), **options)
