@@ -27,7 +27,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from shared.dense.extension import provide_operations
 from shared.errors import UserError
 
 # What requirements-dense.lock installs, by the names that one imports.
@@ -118,6 +117,8 @@ def quiet() -> Iterator[None]:
 def _prepare() -> None:
     """Make mmengine and ``mmcv.ops`` ready to be imported by either library."""
     require_dense()
+    from shared.dense.extension import provide_operations  # with PyTorch, which the ledger's commands do without
+
     provide_operations()
     from mmengine.logging import MMLogger
 
