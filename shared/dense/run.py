@@ -8,9 +8,11 @@ import torch
 from torch import nn
 
 from shared.dense import data
+from shared.dense.data import open_set
 from shared.dense.model import build_model, config_of, library_of
 from shared.dense.module import DenseModule
-from shared.dense.scoring import score
+from shared.dense.pictures import draw_predictions
+from shared.dense.scoring import predictions, score
 from shared.dense.sources import SPLITS, files_of
 from shared.training.checkpoints import load_weights, read_checkpoint
 from shared.training.checks import device_of
@@ -53,6 +55,7 @@ def run(cfg, backbone: nn.Module, folder: Path) -> dict | None:
     if not trainer.is_global_zero:
         return None
     metrics = scores_of(cfg, module.model, trainer.strategy.root_device, folder)
+    draw(cfg, module.model, trainer.strategy.root_device, folder)
     metrics |= {"train_images": float(len(batches.batches)), "train_seconds": seconds}
     return metrics | {"parameters": float(parameters_of(module.model))} | module.step_counts()
 
@@ -63,6 +66,15 @@ def scores_of(cfg, model: nn.Module, device: torch.device, folder: Path) -> dict
     return score(cfg, library, config_of(library, cfg.dense, model.backbone.channels), model, device, folder)
 
 
+def draw(cfg, model: nn.Module, device: torch.device, folder: Path) -> None:
+    """Write ``predictions.png`` into ``folder`` where the paper's configuration asks for pictures, or has no say."""
+    if not cfg.output.get("pictures", True):
+        return
+    library = library_of(cfg.dense)
+    images = open_set(library, config_of(library, cfg.dense, model.backbone.channels), cfg, "test", cache_of(cfg))
+    draw_predictions(folder / "predictions.png", images, predictions(cfg, model, images, device))
+
+
 def evaluate_checkpoint(cfg, backbone: nn.Module, path: Path, folder: Path) -> dict[str, float]:
     """Return the scores of a checkpoint of a run; UserError for a damaged one and for one of another arrangement."""
     library = library_of(cfg.dense)
@@ -70,6 +82,7 @@ def evaluate_checkpoint(cfg, backbone: nn.Module, path: Path, folder: Path) -> d
     state, steps = read_checkpoint(path)
     load_weights(model, state, cfg.row, path)
     scores = scores_of(cfg, model, device_of(cfg), folder)
+    draw(cfg, model, device_of(cfg), folder)
     return scores | {"parameters": float(parameters_of(model)), "steps_trained": float(steps)}
 
 
