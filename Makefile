@@ -99,7 +99,9 @@ docker-lint: ## Check the Dockerfile with hadolint 2.12.0
 gpu-evidence: setup ## Measure what can only be measured on a GPU (OUT= figures, MAMBA_SSM= the peer's source)
 	@worst=0; for module in */tools/gpu_evidence.py; do $(PY) -m "$${module%%/*}.tools.gpu_evidence" $(call option,--out,$(OUT)) \
 		$(call option,--mamba-ssm-source,$(MAMBA_SSM)) $(call option,--data-root,$(DATA_ROOT)) || worst=$$?; \
-		[ $$worst -ne 2 ] || exit 2; done; exit $$worst
+		[ $$worst -ne 2 ] || exit 2; done; \
+		if $(PY) -c "import mmdet" 2> /dev/null; then $(PY) -m commands.dense_evidence $(call option,--out,$(OUT)) || worst=$$?; fi; \
+		exit $$worst
 
 COMPILE = $(PY) -m uv --no-config pip compile --universal --python-version 3.11 --fork-strategy fewest \
 	--generate-hashes --no-annotate --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" \

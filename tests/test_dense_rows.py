@@ -152,9 +152,6 @@ def test_the_recipes_own_transforms_give_training_and_test_images(recipe, tmp_pa
     cfg.dense.data.source, cfg.paths.data_root = SMALL_IMAGES[cfg.dense.kind], None
     library = library_of(cfg.dense)
     config = config_of(library, cfg.dense, [8, 16, 32, 64])
-    for loader in (config.train_dataloader, config.test_dataloader):
-        for step in loader.dataset.pipeline:
-            step.pop("reduce_zero_label", None)  # ADE20K's 0 is no class; that of drawn images is the background
     sample = DenseBatches(open_set(library, config, cfg, "train", tmp_path), 0).sample(0, 0)
     test = prepared(open_set(library, config, cfg, "test", tmp_path), 0)
     if cfg.dense.kind == "detection":

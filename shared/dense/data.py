@@ -82,7 +82,11 @@ def _strict(step: dict[str, Any], classes: int) -> list:
     if step["type"] == "LoadImageFromFile":
         # OpenCV, the default, reads half a JPEG file without a word; Pillow refuses it.
         return [step | {"imdecode_backend": "pillow"}]
-    return [step, partial(_require_fitting, classes=classes)] if step["type"] == "LoadAnnotations" else [step]
+    if step["type"] != "LoadAnnotations":
+        return [step]
+    # Whether label 0 is a class, which ADE20K's recipes say here, is the data set's own to say.
+    kept = {key: value for key, value in step.items() if key != "reduce_zero_label"}
+    return [kept, partial(_require_fitting, classes=classes)]
 
 
 def _require_fitting(read: dict[str, Any], classes: int) -> dict[str, Any]:
