@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
@@ -54,19 +55,23 @@ def load_pretrained(cfg: ClassificationConfig, network: nn.Module) -> None:
 
     Raises UserError for a file that is missing, damaged or of another network. Norms behind stages begin as they are.
     """
-    path = weights_file(cfg)
+    path, remedy = weights_file(cfg), "give the last.ckpt of a run, or a .safetensors file"
     if path.suffix == ".safetensors":
-        state = load_file(path)
+        try:
+            state = load_file(path)
+        except SafetensorError as error:
+            raise UserError(f"{path} is damaged ({error}): {remedy}") from error
     else:
-        content = read_file(path, "give the last.ckpt of a run, or a .safetensors file").get("state_dict", {})
+        content = read_file(path, remedy)
+        content = content.get("state_dict", {}) if isinstance(content, dict) else {}
         prefix = "average." if any(name.startswith("average.") for name in content) else "model."
         state = {name.removeprefix(prefix): value for name, value in content.items() if name.startswith(prefix)}
     state = {name: value for name, value in state.items() if not name.startswith(("classifier.", "head."))}
     own = {name: value.shape for name, value in network.state_dict().items() if not name.startswith(NEW)}
-    unfit = sorted(own.items() ^ {name: value.shape for name, value in state.items()}.items())
+    unfit = sorted(name for name, _ in own.items() ^ {name: value.shape for name, value in state.items()}.items())
     if unfit:
         raise UserError(
-            f"{path} does not fit row {cfg.row}: {unfit[0][0]} is missing, unknown or of another shape; give the "
+            f"{path} does not fit row {cfg.row}: {unfit[0]} is missing, unknown or of another shape; give the "
             "weights of its own network"
         )
     network.load_state_dict(state, strict=False)

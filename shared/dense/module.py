@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from shared.data.keyed import keyed_bits, stream
 from shared.errors import UserError
 from shared.training.guard import GuardedModule
-from shared.training.ranks import world_size
+from shared.training.ranks import rank, world_size
 
 STEP = stream("dense.step")
 OPTIMIZERS = ("adamw", "sgd")
@@ -88,17 +88,17 @@ class DenseModule(GuardedModule):
 
     def groups_of(self, count: int) -> list[tuple[int, list[int]]]:
         """Return number and members of the groups of this rank's ``count`` images; UserError where ranks cut them."""
-        size, rank = self.dense.optim.group, self.global_rank if world_size() > 1 else 0
+        size, own, ranks = self.dense.optim.group, rank(), world_size()
         if size is None:
-            return [(rank, list(range(count)))]
-        ranks, all_groups = world_size(), self.dense.optim.batch_size // size
+            return [(own, list(range(count)))]
+        all_groups = self.dense.optim.batch_size // size
         if all_groups % ranks:
             raise UserError(
                 f"{all_groups} groups of {size} images cannot be shared by {ranks} ranks: use a number of ranks that "
                 "divides them"
             )
-        mine = all_groups // ranks  # this rank has images rank, rank + ranks, ... of the batch, in this order
-        return [(rank + ranks * first, list(range(first, count, mine))) for first in range(mine)]
+        mine = all_groups // ranks  # this rank has images own, own + ranks, ... of the batch, in this order
+        return [(own + ranks * first, list(range(first, count, mine))) for first in range(mine)]
 
     def configure_optimizers(self):
         optim = self.dense.optim

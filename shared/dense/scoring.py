@@ -40,13 +40,15 @@ class TestImages(Dataset):
 def predictions(cfg, model: nn.Module, images, device: torch.device) -> Iterator:
     """Yield the model's answer for every image, in order: mmengine's data elements, on the CPU."""
     model = model.to(device).eval()
-    dtype = next(model.parameters()).dtype
     for batch in DataLoader(TestImages(images), batch_size=None, num_workers=cfg.trainer.workers):
-        data = model.data_preprocessor(batch, False)
-        data["inputs"] = data["inputs"].to(dtype)
-        with autocast_context(cfg, device):
-            answers = model(**data, mode="predict")
-        yield from (answer.cpu() for answer in answers)
+        yield from (answer.cpu() for answer in _answers(cfg, model, batch, device))
+
+
+def _answers(cfg, model: nn.Module, batch: dict[str, list], device: torch.device) -> list:
+    data = model.data_preprocessor(batch, False)
+    data["inputs"] = data["inputs"].to(next(model.parameters()).dtype)
+    with autocast_context(cfg, device):
+        return model(**data, mode="predict")
 
 
 def score(cfg, library: Library, config, model: nn.Module, device: torch.device, folder: Path) -> dict[str, float]:
@@ -56,6 +58,8 @@ def score(cfg, library: Library, config, model: nn.Module, device: torch.device,
     ``dense.ratios`` names scales, miou_single_scale and miou_multi_scale. UserError for outputs that are not finite.
     """
     images = open_set(library, config, cfg, "test", folder)
+    if not all(value.isfinite().all() for value in model.state_dict().values()):  # mmdet would just find no object
+        raise UserError("the weights of the network are not finite: the training diverged, lower dense.optim.lr")
     if cfg.dense.kind == "detection":
         return detection_scores(library, images, predictions(cfg, model, images, device), folder)
     scores = segmentation_scores(library, images, predictions(cfg, model, images, device))
@@ -84,10 +88,11 @@ def tta_predictions(cfg, model: nn.Module, images, device: torch.device) -> Iter
     """Yield the answers of mmseg's test-time augmentation, the softmax of every scale and flip averaged."""
     model = model.to(device).eval()
     for sample in DataLoader(TestImages(images), batch_size=None, num_workers=cfg.trainer.workers):
-        batch = {name: [[value] for value in values] for name, values in sample.items()}
-        with autocast_context(cfg, device):
-            answers = model.test_step(batch)
-        yield from (answer.cpu() for answer in answers)
+        views = [
+            dict(zip(sample, ([value] for value in view), strict=True)) for view in zip(*sample.values(), strict=True)
+        ]
+        answers = [_answers(cfg, model.module, view, device) for view in views]
+        yield from (answer.cpu() for answer in model.merge_preds(list(zip(*answers, strict=True))))
 
 
 def detection_scores(library: Library, images, answers: Iterator, folder: Path) -> dict[str, float]:
@@ -103,8 +108,6 @@ def detection_scores(library: Library, images, answers: Iterator, folder: Path) 
         metric.process({}, [answer.to_dict()])
     scored, results = zip(*metric.results, strict=True)
     scores = {"n_test": float(len(results))}
-    if not all(np.isfinite(result["scores"]).all() for result in results):
-        raise UserError("the scores of the network are not finite: the training diverged, lower dense.optim.lr")
     folder.mkdir(parents=True, exist_ok=True)
     files = metric.results2json(results, str(folder / "predictions"))
     for kind, name in (("bbox", "box"), ("segm", "mask")):
