@@ -96,7 +96,10 @@ CONTRACT = Contract(
     misspelt=("digits-oper", "digits-opera"),
     unknown_keys=("optim.lrr", "data.sizes", "nothing", "objective.temp"),
     named_by=("seed", "hash"),  # rows that pre-train alike share a pre-training
-    same={"opera-t9-ft": "opera-ft-vit-b-bs4096-pt300-ft150-top"},  # tables 9 and 2 have one row in common
+    same={  # table 9 has rows in common with tables 2 and 4
+        "opera-t9-ft": "opera-ft-vit-b-bs4096-pt300-ft150-top",
+        "opera-t9-miou": "opera-seg-vit-b-bs4096-pt300",
+    },
     differing=({"row"}, {"objective", "variant", "data"}),
     toy=toy,
     moves_at_once=False,

@@ -23,7 +23,6 @@ def test_of_the_data_a_row_and_its_baseline_differ_in_the_labelled_part_alone(ro
 @pytest.mark.parametrize("model", LEDGER.Models, ids=lambda model: model.Claim.Row)
 def test_a_claimed_row_has_the_backbone_of_its_name(model):
     cfg, claim, said = composed(model.Claim.Row), model.Claim, model.Metadata
-    # Those that are blocked too.
     assert (cfg.scale.epochs, cfg.optim.batch_size) == (said["Epochs"], said["Batch Size"])
     words = f"{claim.Source.row} {claim.Row}".lower()
     for name, backbone in (("r50", "resnet50"), ("vit-s", "vit-small"), ("vit-b", "vit-base")):

@@ -136,7 +136,9 @@ CONTRACT = Contract(
         "batch larger than the data": Bad(["optim.batch_size=5000"], "do not fill one batch", "lower optim.batch_size"),
         "subset larger than the data": Bad(["data.train_images=5000"], "a subset of 5000", "ask for 1 to"),
         "no data root": Bad([], "data root is not set", "set DATA_ROOT=<folder>", row="cifar10-v2m"),
-        "dense task": Bad([], "is blocked", "choose a row of classification", row="v2m-coco-sstar-1x-ap"),
+        "two lengths of a segmenter's training": Bad(
+            ["dense.steps=3"], "dense.epochs=20.0 and dense.steps=3", "set one of them", row="v2m-camvid-vmamba"
+        ),
     },
     bad_evaluation={
         "unknown backend": Bad(["trainer.backend=fast"], "trainer.backend=fast is not supported", "choose one of auto")
