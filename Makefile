@@ -57,7 +57,8 @@ test-all: setup ## Set up and run every test
 	@$(PY) -m pytest -q
 
 test-dense: setup-dense ## Set up detection and segmentation and run their tests
-	@$(PY) -m pytest -q shared/dense tests/test_dense_rows.py tests/test_dense_counts.py
+	@$(PY) -m pytest -q shared/dense tests/test_dense_rows.py tests/test_dense_counts.py tests/test_backbones.py \
+		commands/tests/test_dense_evidence.py opera/tests/test_dense.py v2m/tests/test_segmentation.py
 
 lint: setup ## Check style, formatting and which package may import which
 	@$(PY) -m ruff check .
