@@ -1,6 +1,7 @@
 """A run of a detector or a segmenter on a backbone that a paper hands over: train, score, estimate, count."""
 
 import time
+from itertools import islice
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -14,10 +15,13 @@ from shared.dense.module import DenseModule
 from shared.dense.pictures import draw_predictions
 from shared.dense.scoring import predictions, score
 from shared.dense.sources import SPLITS, files_of
+from shared.dense.validation import DenseValidation
 from shared.training.checkpoints import load_weights, read_checkpoint
-from shared.training.checks import device_of
+from shared.training.checks import device_of, ranks_of
 from shared.training.config import root_of
 from shared.training.fit import TrainingData, fit, seconds_of_training
+
+TIMED = 3  # images that are scored to tell what a run costs
 
 
 def cache_of(cfg) -> Path:
@@ -49,30 +53,40 @@ def train(cfg, module: DenseModule, batches: TrainingData, folder: Path, callbac
 def run(cfg, backbone: nn.Module, folder: Path) -> dict | None:
     """Train and score one row and seed into ``folder``; returns the metrics (None on ranks other than 0)."""
     module, batches = prepare(cfg, backbone)
+
+    def score_now(model: nn.Module, is_last: bool) -> dict[str, float]:
+        return scores_of(cfg, model, next(model.parameters()).device, folder, several=is_last)
+
+    validation = DenseValidation(cfg.output.validate_every, batches.sampler.steps, cfg.dense.epochs, score_now)
     begin = time.perf_counter()
-    trainer = train(cfg, module, batches, folder)
-    seconds = time.perf_counter() - begin
+    trainer = train(cfg, module, batches, folder, [validation])
+    seconds = time.perf_counter() - begin - validation.seconds
     if not trainer.is_global_zero:
         return None
-    metrics = scores_of(cfg, module.model, trainer.strategy.root_device, folder)
-    draw(cfg, module.model, trainer.strategy.root_device, folder)
+    draw(cfg, module.model, device_of(cfg), folder)
+    metrics = validation.with_best()
     metrics |= {"train_images": float(len(batches.batches)), "train_seconds": seconds}
     return metrics | {"parameters": float(parameters_of(module.model))} | module.step_counts()
 
 
-def scores_of(cfg, model: nn.Module, device: torch.device, folder: Path) -> dict[str, float]:
+def scores_of(cfg, model: nn.Module, device: torch.device, folder: Path, several: bool = True) -> dict[str, float]:
     """Return the scores of a model on the row's test images (``scoring.score``)."""
     library = library_of(cfg.dense)
-    return score(cfg, library, config_of(library, cfg.dense, model.backbone.channels), model, device, folder)
+    config = config_of(library, cfg.dense, model.backbone.channels)
+    return score(cfg, library, config, model, device, folder, several)
 
 
 def draw(cfg, model: nn.Module, device: torch.device, folder: Path) -> None:
     """Write ``predictions.png`` into ``folder`` where the paper's configuration asks for pictures, or has no say."""
     if not cfg.output.get("pictures", True):
         return
-    library = library_of(cfg.dense)
-    images = open_set(library, config_of(library, cfg.dense, model.backbone.channels), cfg, "test", cache_of(cfg))
+    images = _test_images(cfg, model)
     draw_predictions(folder / "predictions.png", images, predictions(cfg, model, images, device))
+
+
+def _test_images(cfg, model: nn.Module):
+    library = library_of(cfg.dense)
+    return open_set(library, config_of(library, cfg.dense, model.backbone.channels), cfg, "test", cache_of(cfg))
 
 
 def evaluate_checkpoint(cfg, backbone: nn.Module, path: Path, folder: Path) -> dict[str, float]:
@@ -92,6 +106,15 @@ def parameters_of(model: nn.Module) -> int:
 
 
 def seconds_of_run(cfg, backbone: nn.Module) -> float:
-    """Estimate the seconds of a training, from three timed steps; scoring the test images comes on top."""
+    """Estimate the seconds of a run from three timed steps and three scored images, every scoring included."""
     module, batches = prepare(cfg, backbone)
-    return seconds_of_training(cfg, module, batches)
+    seconds = seconds_of_training(cfg, module, batches)
+    images = _test_images(cfg, module.model)
+    answers = predictions(cfg, module.model, images, device_of(cfg))
+    next(answers)  # warms up
+    begin = time.perf_counter()
+    timed = sum(1 for _ in islice(answers, TIMED))
+    image = (time.perf_counter() - begin) / max(timed, 1)
+    times = 1 + len(DenseValidation(cfg.output.validate_every, batches.sampler.steps, cfg.dense.epochs, None).due)
+    scorings = times + 2 * sum(ratio**2 for ratio in cfg.dense.ratios)  # by area, plain and mirrored
+    return seconds + scorings * len(images) * image / max(ranks_of(cfg.trainer), 1)

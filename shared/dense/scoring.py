@@ -10,13 +10,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Subset
 
 from shared.dense.data import open_set, prepared
 from shared.dense.libraries import Library, quiet
 from shared.errors import UserError
 from shared.training.checks import autocast_context
+from shared.training.ranks import rank, world_size
 
 PRECISIONS = {"": 0, "_50": 1, "_75": 2}  # in pycocotools' list of twelve numbers
 
@@ -36,11 +38,28 @@ class TestImages(Dataset):
         return sample if is_several else {name: [sample[name]] for name in ("inputs", "data_samples")}
 
 
+def _shared(cfg, images) -> DataLoader:
+    """Return this rank's part of the images: of R ranks, rank r has images r, r + R, ..."""
+    mine = Subset(TestImages(images), range(rank(), len(images), world_size()))
+    # A generator of its own: a loader otherwise draws from torch's global one, in the middle of a training.
+    options = {"num_workers": cfg.trainer.workers, "generator": torch.Generator().manual_seed(0)}
+    return DataLoader(mine, batch_size=None, **options)
+
+
+def gathered(results: list) -> list:
+    """Return all ranks' results in the order of the images."""
+    if world_size() == 1:
+        return results
+    parts: list = [None] * world_size()
+    dist.all_gather_object(parts, results)
+    return [part[place] for place in range(len(parts[0])) for part in parts if place < len(part)]
+
+
 @torch.no_grad()
 def predictions(cfg, model: nn.Module, images, device: torch.device) -> Iterator:
-    """Yield the model's answer for every image, in order: mmengine's data elements, on the CPU."""
+    """Yield the model's answers for this rank's images, in order: mmengine's data elements, on the CPU."""
     model = model.to(device).eval()
-    for batch in DataLoader(TestImages(images), batch_size=None, num_workers=cfg.trainer.workers):
+    for batch in _shared(cfg, images):
         yield from (answer.cpu() for answer in _answers(cfg, model, batch, device))
 
 
@@ -51,11 +70,14 @@ def _answers(cfg, model: nn.Module, batch: dict[str, list], device: torch.device
         return model(**data, mode="predict")
 
 
-def score(cfg, library: Library, config, model: nn.Module, device: torch.device, folder: Path) -> dict[str, float]:
-    """Return the scores of all test images, fractions, and ``n_test``; saved predictions and pictures go to ``folder``.
+def score(
+    cfg, library: Library, config, model: nn.Module, device: torch.device, folder: Path, several: bool = True
+) -> dict[str, float]:
+    """Return the scores of all test images, fractions, and ``n_test``; the ranks share the images.
 
-    Detection: ap_box, ap_box_50, ap_box_75 and those of masks. Segmentation: miou, macc, aacc and, where
-    ``dense.ratios`` names scales, miou_single_scale and miou_multi_scale. UserError for outputs that are not finite.
+    Detection: ap_box, ap_box_50, ap_box_75 and those of masks; the predictions stay in ``folder``. Segmentation: miou,
+    macc, aacc and, where ``dense.ratios`` names scales, miou_single_scale and, with ``several``, miou_multi_scale.
+    UserError for outputs that are not finite.
     """
     images = open_set(library, config, cfg, "test", folder)
     if not all(value.isfinite().all() for value in model.state_dict().values()):  # mmdet would just find no object
@@ -64,11 +86,12 @@ def score(cfg, library: Library, config, model: nn.Module, device: torch.device,
         return detection_scores(library, images, predictions(cfg, model, images, device), folder)
     scores = segmentation_scores(library, images, predictions(cfg, model, images, device))
     if cfg.dense.ratios:
-        several = open_set(library, config, cfg, "test", folder, several_scales(config, cfg.dense.ratios))
+        scores["miou_single_scale"] = scores["miou"]
+    if cfg.dense.ratios and several:
+        images = open_set(library, config, cfg, "test", folder, several_scales(config, cfg.dense.ratios))
         model = library.build({"type": "SegTTAModel", "module": model})
-        scores |= {"miou_single_scale": scores["miou"]}
-        answers = tta_predictions(cfg, model, several, device)
-        scores["miou_multi_scale"] = segmentation_scores(library, several, answers)["miou"]
+        answers = tta_predictions(cfg, model, images, device)
+        scores["miou_multi_scale"] = segmentation_scores(library, images, answers)["miou"]
     return scores
 
 
@@ -87,7 +110,7 @@ def several_scales(config, ratios: list[float]) -> list[dict]:
 def tta_predictions(cfg, model: nn.Module, images, device: torch.device) -> Iterator:
     """Yield the answers of mmseg's test-time augmentation, the softmax of every scale and flip averaged."""
     model = model.to(device).eval()
-    for sample in DataLoader(TestImages(images), batch_size=None, num_workers=cfg.trainer.workers):
+    for sample in _shared(cfg, images):
         views = [
             dict(zip(sample, ([value] for value in view), strict=True)) for view in zip(*sample.values(), strict=True)
         ]
@@ -96,7 +119,10 @@ def tta_predictions(cfg, model: nn.Module, images, device: torch.device) -> Iter
 
 
 def detection_scores(library: Library, images, answers: Iterator, folder: Path) -> dict[str, float]:
-    """Return COCO's precisions of boxes and masks; the predictions stay in ``folder`` as COCO's result files."""
+    """Return COCO's precisions of boxes and masks, of several ranks to the first alone; nothing to the others.
+
+    The predictions stay in ``folder`` as COCO's result files.
+    """
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
@@ -106,8 +132,10 @@ def detection_scores(library: Library, images, answers: Iterator, folder: Path) 
     metric.dataset_meta, metric.cat_ids = images.metainfo, images.cat_ids
     for answer in answers:
         metric.process({}, [answer.to_dict()])
-    scored, results = zip(*metric.results, strict=True)
-    scores = {"n_test": float(len(results))}
+    scored, results = zip(*gathered(metric.results), strict=True)
+    if rank() > 0:
+        return {}
+    scores: dict[str, float] = {}
     folder.mkdir(parents=True, exist_ok=True)
     files = metric.results2json(results, str(folder / "predictions"))
     for kind, name in (("bbox", "box"), ("segm", "mask")):
@@ -123,7 +151,7 @@ def detection_scores(library: Library, images, answers: Iterator, folder: Path) 
                 evaluation.summarize()
                 precision = evaluation.stats
         scores |= {f"ap_{name}{end}": float(precision[place]) for end, place in PRECISIONS.items()}
-    return scores
+    return scores | {"n_test": float(len(results))}
 
 
 def segmentation_scores(library: Library, images, answers: Iterator) -> dict[str, float]:
@@ -131,17 +159,20 @@ def segmentation_scores(library: Library, images, answers: Iterator) -> dict[str
     # Without a prefix for the names of its scores it warns, though nobody asks for these names.
     metric = library.build({"type": "IoUMetric", "prefix": "segmentation"}, "METRICS")
     metric.dataset_meta = images.metainfo
+    finite = []
     for answer in answers:
-        if not answer.seg_logits.data.isfinite().all():
-            raise UserError("the outputs of the network are not finite: the training diverged, lower dense.optim.lr")
+        finite.append(bool(answer.seg_logits.data.isfinite().all()))
         metric.process({}, [answer.to_dict()])
-    areas = [torch.stack(parts).double().sum(0).numpy() for parts in zip(*metric.results, strict=True)]
+    results = gathered(list(zip(finite, metric.results, strict=True)))
+    if not all(is_finite for is_finite, _ in results):  # on every rank, or the others would wait
+        raise UserError("the outputs of the network are not finite: the training diverged, lower dense.optim.lr")
+    areas = [torch.stack(parts).double().sum(0).numpy() for parts in zip(*(a for _, a in results), strict=True)]
     intersection, union, _, labelled = areas
     with np.errstate(invalid="ignore"):
         ratio, recall = intersection / union, intersection / labelled
     return {
-        "n_test": float(len(metric.results)),
         "miou": float(np.nanmean(ratio)),
         "macc": float(np.nanmean(recall)),
         "aacc": float(intersection.sum() / labelled.sum()),
+        "n_test": float(len(results)),
     }

@@ -94,7 +94,7 @@ def dense_config(name: str, folder: Path, changes: dict | None = None) -> DictCo
             "paths": {"data_root": os.environ.get("DATA_ROOT"), "results": str(folder), "runs": str(folder / "runs")},
             "trainer": {"accelerator": "cpu", "devices": 1, "num_nodes": 1, "strategy": "auto", "workers": 0},
             "optim": {"precision": "32-true"},
-            "output": {"checkpoint_every": 10**6},
+            "output": {"checkpoint_every": 10**6, "validate_every": None},
             "logger": {},
         }
     )
