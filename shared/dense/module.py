@@ -41,18 +41,17 @@ def parameter_groups(model: nn.Module, optim) -> list[dict]:
     """Return the optimiser's groups: by the factor of the rate, and with or without weight decay.
 
     ``no_decay``: parts of names whose parameters are not decayed (mmengine's custom_keys). ``layer_decay`` below 1: the
-    rate of the backbone's layer i of n is multiplied by layer_decay^(n - i), by its ``layer_of(name)``, as in BEiT.
+    rate of the backbone's layer i of n is multiplied by layer_decay^(n - i), by its ``layers_above(name)``, as in BEiT.
     """
     groups: dict[tuple[float, bool], list[Tensor]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
         factor, is_kept = 1.0, any(part in name for part in optim.no_decay)
-        if optim.layer_decay != 1 and name.startswith("backbone."):
-            factor = optim.layer_decay ** model.backbone.layers_above(name.removeprefix("backbone."))
+        if optim.layer_decay != 1:
             is_kept |= parameter.dim() == 1
-        elif optim.layer_decay != 1:
-            is_kept |= parameter.dim() == 1
+            if name.startswith("backbone."):
+                factor = optim.layer_decay ** model.backbone.layers_above(name.removeprefix("backbone."))
         groups.setdefault((factor, is_kept), []).append(parameter)
     return [
         {"params": parameters, "lr": optim.lr * factor, "weight_decay": 0.0 if is_kept else optim.weight_decay}
