@@ -93,7 +93,8 @@ def test_the_data_sets_are_there():
     }
     disjoint = {"indian_pines_disjoint", "pavia_university_disjoint"}
     retrieval = {"cub200", "cub50", "cars196", "cars196_train", "sop"}
-    assert set(manifest_names()) == cubes | disjoint | others | images | retrieval
+    dense = {"coco2017", "coco256", "ade20k", "camvid"}
+    assert set(manifest_names()) == cubes | disjoint | others | images | retrieval | dense
     # The users bring the cubes; nobody here has seen their checksums.
     assert all(load_manifest(name).files[0].sha256 is None for name in cubes | disjoint)
 
