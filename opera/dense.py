@@ -17,7 +17,10 @@ FOLDER = "dense"  # of the detector's or segmenter's checkpoint, inside a run's
 def check(cfg: OPERAConfig) -> None:
     """Raise UserError where ``task`` and ``dense`` do not go together, and for what ``dense`` cannot be."""
     if (cfg.task.kind == "dense") != (cfg.dense is not None):
-        raise UserError(f"task.kind={cfg.task.kind} needs dense, or leaves it out: set both, or neither")
+        recipe = "null" if cfg.dense is None else "a recipe"
+        raise UserError(
+            f"task.kind={cfg.task.kind} and dense={recipe}: set task=dense and dense=<recipe> together, or neither"
+        )
     if cfg.dense is None:
         return
     if cfg.dense.weights is not None or cfg.dense.pretraining is not None:

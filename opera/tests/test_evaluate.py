@@ -167,7 +167,7 @@ def test_a_checkpoint_that_does_not_fit_is_told_in_one_sentence(whole, tmp_path,
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("task=dense", "task.kind=dense and dense: set"),
+        ("task=dense", "task.kind=dense and dense=null: set"),
         ("optim.precision=16-mixed", "optim.precision=16-mixed is not supported"),
     ],
 )

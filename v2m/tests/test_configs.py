@@ -30,12 +30,23 @@ def test_every_network_of_the_papers_table_has_a_baseline():
         "v2m-in1k-s-lw": "v2m-in1k-localvim-s",
         "v2m-in1k-sstar": "v2m-in1k-vmamba-t",
         "v2m-in1k-bstar": "v2m-in1k-vmamba-s",
+        "v2m-coco-sstar-1x-ap": "v2m-coco-vmamba-t-1x",
+        "v2m-coco-sstar-3x-ap": "v2m-coco-vmamba-t-3x",
+        "v2m-coco-bstar-1x-ap": "v2m-coco-vmamba-s-1x",
+        "v2m-coco-bstar-3x-ap": "v2m-coco-vmamba-s-3x",
+        "v2m-ade-sstar": "v2m-ade-vmamba-t",
+        "v2m-ade-bstar": "v2m-ade-vmamba-s",
+        "v2m-ade-t-lw": "v2m-ade-localvim-t",
+        "v2m-ade-s-lw": "v2m-ade-localvim-s",
     }
 
 
 @pytest.mark.parametrize("row", CLAIMED)
 def test_claimed_row_differs_from_the_baseline_of_the_paper_in_the_network_only(row):
-    cfg, other = composed(row), composed(CLAIMED[row])
+    cfg, other = composed(row).copy(), composed(CLAIMED[row]).copy()
+    if cfg.dense is not None:
+        assert (cfg.dense.pretraining, other.dense.pretraining) in CLAIMED.items()
+        cfg.dense.pretraining = other.dense.pretraining = None
     assert {key for key in cfg if cfg[key] != other[key]} == {"row", "model"}
 
 
@@ -121,10 +132,6 @@ def test_small_networks_have_the_parameters_of_vim_within_two_percent(data):
 def test_a_full_row_asks_for_eight_devices(row):
     trainer = composed(row).trainer
     assert (trainer.devices, trainer.strategy, trainer.workers) == (8, "ddp", 10)
-
-
-def test_nine_rows_of_dense_tasks_are_blocked():
-    assert sum(model.Claim.Status == "blocked" for model in LEDGER.Models) == 9
 
 
 def test_a_deeper_network_is_another_measurement():
