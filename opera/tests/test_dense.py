@@ -11,8 +11,11 @@ from shared.errors import UserError
 @pytest.mark.parametrize(
     ("overrides", "sentence"),
     [
-        (["task=dense"], "task.kind=dense needs dense, or leaves it out: set both, or neither$"),
-        (["dense=camvid"], "task.kind=probe needs dense, or leaves it out: set both, or neither$"),
+        (["task=dense"], "task.kind=dense and dense=null: set task=dense and dense=<recipe> together, or neither$"),
+        (
+            ["dense=camvid"],
+            "task.kind=probe and dense=a recipe: set task=dense and dense=<recipe> together, or neither$",
+        ),
         (["task=dense", "dense=camvid"], "dense.weights is not read here: say task.weights, or leave"),
         (
             ["task=dense", "dense=mask-rcnn-r50-1x", "dense.pretraining=digits-opera"],
