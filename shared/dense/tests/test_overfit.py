@@ -118,7 +118,7 @@ def test_mask_rcnn_learns_sixteen_images_of_coco_by_heart(monkeypatch, tmp_path)
     backbone = Residual((32, 32, 64, 128), (4, 4, 0), group_norm)
     metrics = run.run(cfg, backbone, tmp_path / "row" / "seed0")
     assert metrics["n_test"] == metrics["train_images"] == 16
-    # Masks have 28 x 28 cells, and images half of their pixels: the strictest of COCO's ten thresholds stay out of reach.
+    # Masks of 28 x 28 cells, on images of half the pixels: the strictest of COCO's ten thresholds are out of reach.
     assert metrics["ap_box"] > 0.9 and metrics["ap_mask"] > 0.8, metrics
 
 
