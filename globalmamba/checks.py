@@ -26,6 +26,6 @@ def check(cfg: GlobalMambaConfig) -> None:
     """Raise UserError for a task that is not implemented, a release that is none, a scan that cannot run here."""
     require_task(cfg)
     if cfg.dense is not None:
-        check_dense(cfg.dense, cfg.optim.precision)
+        check_dense(cfg.dense)
     require_release(cfg)
     require_backend(cfg)

@@ -24,11 +24,11 @@ from shared.training.checkpoints import load_weights, read_checkpoint
 from shared.training.checks import autocast_context, device_of, synchronise
 
 from . import release_weights
-from .backbone import build_backbone
 from .checks import check
 from .config import CONFIGS
 from .data import evaluation_batches
-from .model import build_model
+from .maps import features_of, maps_of
+from .model import build_model, build_network
 from .model_base import CHANNELS, parameters_of
 from .receptive_field import draw_receptive_field
 from .schema import ClassificationConfig
@@ -98,7 +98,7 @@ def evaluate_checkpoint(cfg: ClassificationConfig, path: Path, folder: Path) -> 
     arrangement.
     """
     if cfg.dense is not None:
-        return dense.evaluate_checkpoint(cfg, build_backbone(cfg), path, folder)
+        return dense.evaluate_checkpoint(cfg, maps_of(cfg, features_of(cfg, build_network)), path, folder)
     network, steps = build_model(cfg), None
     if path.suffix == ".safetensors":
         release_weights.load_weights(network, path)

@@ -19,7 +19,7 @@ from shared.training.fit import TrainingData, seconds_of_training
 from shared.training.fit import fit as train
 from shared.training.validation import Validation
 
-from .backbone import build_backbone
+from .backbone import build_backbone, weights_name
 from .checks import check
 from .config import CONFIGS
 from .data import evaluation_batches, training_data
@@ -48,7 +48,8 @@ def fit(
 def run(cfg: ClassificationConfig, folder: Path) -> dict | None:
     """Train and score one row and seed into ``folder``; returns the metrics (None on ranks other than 0)."""
     if cfg.dense is not None:
-        return dense.run(cfg, build_backbone(cfg), folder)
+        metrics = dense.run(cfg, build_backbone(cfg), folder)
+        return metrics and metrics | {"weights": weights_name(cfg)}
     module, data = prepare(cfg)
     begin = time.perf_counter()
     validation = Validation(cfg, evaluation_batches(cfg), data.sampler)

@@ -25,7 +25,7 @@ def check(cfg: OPERAConfig) -> None:
         return
     if cfg.dense.weights is not None or cfg.dense.pretraining is not None:
         raise UserError("dense.weights is not read here: say task.weights, or leave the row's own pre-training")
-    check_dense(cfg.dense, cfg.optim.precision)
+    check_dense(cfg.dense)
 
 
 def backbone_of(cfg: OPERAConfig, network: nn.Module) -> Padded:

@@ -30,7 +30,7 @@ from opera.module import PretrainingModule
 from opera.sets import load_classification_set
 from opera.tuning import KINDS, TuningModule, logit_scores, outputs, scored_batches, tuning_data
 from opera.views import Views
-from shared.dense.run import require_files
+from shared.dense.run import require_sets
 from shared.dense.run import run as run_dense
 from shared.dense.run import seconds_of_run as seconds_of_dense
 from shared.errors import UserError
@@ -124,7 +124,7 @@ def run(cfg: OPERAConfig, folder: Path) -> dict | None:
     for name in cfg.task.sets:
         tuning_data(cfg, name)  # bad input is reported before days of pre-training
     if cfg.dense is not None:
-        require_files(cfg)
+        require_sets(cfg)
     module = None
     if cfg.task.weights is not None:
         backbone, first = initial_backbone(cfg), process_rank(cfg.trainer) == 0

@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 LIBRARIES = ("torch", "lightning", "numpy", "scikit-learn")
+EXTRA = ("torchvision", "mmcv", "mmcv-lite", "mmdet", "mmengine", "mmsegmentation", "pycocotools")
 
 
 def repository_root() -> Path:
@@ -32,6 +33,9 @@ def environment() -> dict:
 
     memory = _first_match("/proc/meminfo", "MemTotal")
     versions = {library: importlib.metadata.version(library) for library in LIBRARIES}
+    for library in EXTRA:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[library] = importlib.metadata.version(library)
     return {
         "hardware": {
             "cpu": _first_match("/proc/cpuinfo", "model name") or platform.processor() or platform.machine(),

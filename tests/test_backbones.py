@@ -8,6 +8,7 @@ from safetensors.torch import save_file
 
 from shared.claims.compose import row_config
 from shared.errors import UserError
+from shared.training.config import run_folder
 
 ROWS = {"globalmamba": "gm-camvid-vmamba", "v2m": "v2m-camvid-vmamba"}
 PRETRAININGS = {"globalmamba": "gm-in1k-s", "v2m": "v2m-in1k-sstar"}
@@ -39,14 +40,12 @@ def checkpoint(state: dict, *prefixes: str) -> dict:
 
 
 @pytest.mark.parametrize("paper", ROWS)
-def test_a_backbone_begins_with_the_weights_of_a_file_and_of_a_run_with_their_average(paper, tmp_path):
+def test_a_backbone_begins_with_the_weights_of_a_file_and_of_a_run_as_trained(paper, tmp_path):
     other = backbone(paper, tmp_path, seed=3)
     state = weights_of(other)
     save_file(state, tmp_path / "weights.safetensors")
     torch.save(checkpoint(state, "model."), tmp_path / "run.ckpt")
-    torch.save(
-        checkpoint({name: value - 1 for name, value in state.items()}, "model.", "average."), tmp_path / "ema.ckpt"
-    )
+    torch.save(checkpoint(state, "model.", "average."), tmp_path / "ema.ckpt")
     own = backbone(paper, tmp_path).network.state_dict()
     for file in ("weights.safetensors", "run.ckpt", "ema.ckpt"):
         loaded = backbone(paper, tmp_path, tmp_path / file).network.state_dict()
@@ -94,4 +93,17 @@ def test_a_pre_training_that_is_not_there_is_named_with_the_command_that_makes_i
     with pytest.raises(
         UserError, match=f"{tmp_path}.*last.ckpt, which .* is missing: train it with `{command}`, or give"
     ):
+        importlib.import_module(f"{paper}.backbone").build_backbone(cfg)
+
+
+@pytest.mark.parametrize("paper", ROWS)
+def test_a_pre_training_that_has_not_ended_is_refused(paper, tmp_path):
+    cfg = config(paper, tmp_path, None)
+    cfg.dense.pretraining = PRETRAININGS[paper]
+    pretraining = row_config(paper, PRETRAININGS[paper], 0)
+    pretraining.paths = cfg.paths
+    path = run_folder(pretraining) / "last.ckpt"
+    path.parent.mkdir(parents=True)
+    torch.save(checkpoint(weights_of(backbone(paper, tmp_path)), "model."), path)
+    with pytest.raises(UserError, match="last.ckpt, which .* begins with, is of a training that has no record yet"):
         importlib.import_module(f"{paper}.backbone").build_backbone(cfg)

@@ -116,6 +116,25 @@ def without_baselines() -> list[tuple[str, str]]:
     return [case for case in ROWS if case not in full]
 
 
+@pytest.mark.parametrize(("paper", "row"), ROWS)
+def test_row_is_not_refused_by_its_own_check(paper, row):
+    cfg = row_config(paper, row, 0).copy()
+    cfg.trainer.accelerator = "cpu"
+    importlib.import_module(f"{paper}.train").check(cfg)
+    assert cfg.dense.optim.precision == "32-true"
+
+
+@installed
+@pytest.mark.slow
+@pytest.mark.parametrize(("paper", "row"), [("v2m", "v2m-coco-sstar-1x-ap"), ("opera", "opera-seg-r50-bs1024-pt150")])
+def test_the_cost_of_a_row_on_eight_devices_is_estimated_by_one(paper, row, tmp_path):
+    from shared.dense.run import seconds_of_run
+
+    cfg = toy(paper, row, tmp_path)
+    cfg.dense.optim.batch_size, cfg.trainer.devices = 16, 8
+    assert 0 < seconds_of_run(cfg, backbone(paper, cfg)) < 10**7
+
+
 @installed
 @pytest.mark.slow
 @pytest.mark.parametrize(("paper", "row"), without_baselines())
@@ -135,10 +154,12 @@ def test_row_takes_two_steps_at_toy_size(paper, row, tmp_path):
         optimizer.zero_grad()
         loss.backward()
         assert loss.isfinite()
+        # Without one, a parameter would stop a training on several devices.
+        trained = {name: parameter for name, parameter in module.model.named_parameters() if parameter.requires_grad}
+        assert [name for name, parameter in trained.items() if parameter.grad is None] == []
         optimizer.step()
     moved = {name for name, p in module.model.named_parameters() if not torch.equal(before[name], p)}
-    trained = {name for name, p in module.model.named_parameters() if p.requires_grad}
-    assert moved <= trained and len(moved) > 0.9 * len(trained)
+    assert moved <= trained.keys() and len(moved) > 0.9 * len(trained)
 
 
 def recipes() -> list[str]:

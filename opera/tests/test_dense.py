@@ -26,8 +26,8 @@ from shared.errors import UserError
             "dense.kind=depth is unknown: choose",
         ),
         (
-            ["task=dense", "dense=mask-rcnn-r50-1x", "optim.precision=bf16-mixed"],
-            "optim.precision=bf16-mixed is not supported for detection: .*choose one of 32-true, 64-true$",
+            ["task=dense", "dense=mask-rcnn-r50-1x", "dense.optim.precision=bf16-mixed"],
+            "dense.optim.precision=bf16-mixed is not supported for detection: .*choose one of 32-true, 64-true$",
         ),
     ],
 )

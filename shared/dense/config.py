@@ -18,6 +18,8 @@ from shared.data.manifest import load_manifest, manifest_sha256
 from shared.errors import UserError
 
 KINDS = ("detection", "segmentation")
+# By the source of the images, the manifest of what the data root must hold; drawn images have none.
+MANIFESTS = {"coco": "coco2017", "coco256": "coco256", "ade20k": "ade20k", "camvid": "camvid"}
 GROUP = Path(__file__).parent / "configs" / "dense"
 PRECISIONS = {"detection": ("32-true", "64-true"), "segmentation": ("32-true", "64-true", "bf16-mixed")}
 
@@ -40,6 +42,7 @@ class DenseOptimConfig:
     clip_norm: float | None = MISSING
     batch_size: int = MISSING
     group: int | None = MISSING
+    precision: str = MISSING
 
 
 @dataclass
@@ -78,8 +81,9 @@ class DenseConfigs(SearchPathPlugin):
         search_path.append(provider="dense", path="pkg://shared.dense.configs")
 
 
-def check_dense(dense: DenseConfig, precision: str) -> None:
+def check_dense(dense: DenseConfig) -> None:
     """Raise UserError for a kind, a length or a precision that cannot be used."""
+    precision = dense.optim.precision
     if dense.kind not in KINDS:
         raise UserError(f"dense.kind={dense.kind} is unknown: choose one of {', '.join(KINDS)}")
     length = dense.steps if dense.epochs is None else dense.epochs
@@ -95,13 +99,14 @@ def check_dense(dense: DenseConfig, precision: str) -> None:
         )
     if precision not in PRECISIONS[dense.kind]:
         raise UserError(
-            f"optim.precision={precision} is not supported for {dense.kind}: mmdet casts boxes to the type of the "
-            f"features, and bfloat16 loses pixels; choose one of {', '.join(PRECISIONS[dense.kind])}"
+            f"dense.optim.precision={precision} is not supported for {dense.kind}: mmdet casts boxes to the features' "
+            f"type, and bfloat16 loses pixels; choose one of {', '.join(PRECISIONS[dense.kind])}"
         )
 
 
-def _manifest_sha256(name: str) -> str:
-    return manifest_sha256(load_manifest(name))
+def _manifest_sha256(source: str) -> str | None:
+    name = MANIFESTS.get(source)
+    return manifest_sha256(load_manifest(name)) if name else None
 
 
 Plugins.instance().register(DenseConfigs)

@@ -87,10 +87,11 @@ class DenseModule(GuardedModule):
 
     def groups_of(self, count: int) -> list[tuple[int, list[int]]]:
         """Return number and members of the groups of this rank's ``count`` images; UserError where ranks cut them."""
-        size, own, ranks = self.dense.optim.group, rank(), world_size()
+        size, own = self.dense.optim.group, rank()
         if size is None:
             return [(own, list(range(count)))]
-        all_groups = self.dense.optim.batch_size // size
+        # By the batch, not by who is there: one process estimates the cost of a run on several devices.
+        ranks, all_groups = self.dense.optim.batch_size // count, self.dense.optim.batch_size // size
         if all_groups % ranks:
             raise UserError(
                 f"{all_groups} groups of {size} images cannot be shared by {ranks} ranks: use a number of ranks that "

@@ -14,13 +14,14 @@ from shared.dense.model import build_model, config_of, library_of
 from shared.dense.module import DenseModule
 from shared.dense.pictures import draw_predictions
 from shared.dense.scoring import predictions, score
-from shared.dense.sources import SPLITS, files_of
+from shared.dense.sources import SPLITS
 from shared.dense.validation import DenseValidation
 from shared.training.checkpoints import load_weights, read_checkpoint
 from shared.training.checks import device_of, ranks_of
 from shared.training.config import root_of
 from shared.training.fit import TrainingData, fit, seconds_of_training
 
+MAPS = 4  # of a backbone, whose widths do not matter here
 TIMED = 3  # images that are scored to tell what a run costs
 
 
@@ -29,10 +30,22 @@ def cache_of(cfg) -> Path:
     return root_of(cfg) / cfg.paths.runs / "dense-data"
 
 
-def require_files(cfg) -> None:
-    """Raise UserError where the images or annotations of a row are missing or others, before anything is trained."""
+def require_sets(cfg) -> None:
+    """Raise UserError where images or annotations of a row are missing, damaged or others, before a pre-training."""
+    library = library_of(cfg.dense)
+    config = config_of(library, cfg.dense, [1] * MAPS)
     for split in SPLITS:
-        files_of(cfg.dense, split, cfg.paths.data_root, cache_of(cfg))
+        open_set(library, config, cfg, split, cache_of(cfg))
+
+
+def as_computed(cfg):
+    """Return a configuration in whose ``optim.precision`` Lightning finds that of the detector or segmenter.
+
+    ``optim`` is the pre-training's; the hash and the folder of a run are those of the configuration as it was.
+    """
+    cfg = cfg.copy()
+    cfg.optim.precision = cfg.dense.optim.precision
+    return cfg
 
 
 def prepare(cfg, backbone: nn.Module) -> tuple[DenseModule, TrainingData]:
@@ -52,12 +65,16 @@ def train(cfg, module: DenseModule, batches: TrainingData, folder: Path, callbac
 
 def run(cfg, backbone: nn.Module, folder: Path) -> dict | None:
     """Train and score one row and seed into ``folder``; returns the metrics (None on ranks other than 0)."""
+    cfg = as_computed(cfg)
     module, batches = prepare(cfg, backbone)
+    _test_images(cfg, module.model)  # bad input is reported before days of training
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
 
     def score_now(model: nn.Module, is_last: bool) -> dict[str, float]:
         return scores_of(cfg, model, next(model.parameters()).device, folder, several=is_last)
 
-    validation = DenseValidation(cfg.output.validate_every, batches.sampler.steps, cfg.dense.epochs, score_now)
+    validation = DenseValidation(cfg.output.validate_every, batches.sampler, cfg.dense.epochs, score_now)
     begin = time.perf_counter()
     trainer = train(cfg, module, batches, folder, [validation])
     seconds = time.perf_counter() - begin - validation.seconds
@@ -66,6 +83,8 @@ def run(cfg, backbone: nn.Module, folder: Path) -> dict | None:
     draw(cfg, module.model, device_of(cfg), folder)
     metrics = validation.with_best()
     metrics |= {"train_images": float(len(batches.batches)), "train_seconds": seconds}
+    if torch.cuda.is_available():
+        metrics["train_memory"] = float(torch.cuda.max_memory_allocated())
     return metrics | {"parameters": float(parameters_of(module.model))} | module.step_counts()
 
 
@@ -91,7 +110,7 @@ def _test_images(cfg, model: nn.Module):
 
 def evaluate_checkpoint(cfg, backbone: nn.Module, path: Path, folder: Path) -> dict[str, float]:
     """Return the scores of a checkpoint of a run; UserError for a damaged one and for one of another arrangement."""
-    library = library_of(cfg.dense)
+    cfg, library = as_computed(cfg), library_of(cfg.dense)
     model = build_model(library, config_of(library, cfg.dense, backbone.channels), backbone)
     state, steps = read_checkpoint(path)
     load_weights(model, state, cfg.row, path)
@@ -107,6 +126,7 @@ def parameters_of(model: nn.Module) -> int:
 
 def seconds_of_run(cfg, backbone: nn.Module) -> float:
     """Estimate the seconds of a run from three timed steps and three scored images, every scoring included."""
+    cfg = as_computed(cfg)
     module, batches = prepare(cfg, backbone)
     seconds = seconds_of_training(cfg, module, batches)
     images = _test_images(cfg, module.model)
@@ -115,6 +135,6 @@ def seconds_of_run(cfg, backbone: nn.Module) -> float:
     begin = time.perf_counter()
     timed = sum(1 for _ in islice(answers, TIMED))
     image = (time.perf_counter() - begin) / max(timed, 1)
-    times = 1 + len(DenseValidation(cfg.output.validate_every, batches.sampler.steps, cfg.dense.epochs, None).due)
+    times = 1 + len(DenseValidation(cfg.output.validate_every, batches.sampler, cfg.dense.epochs, None).due)
     scorings = times + 2 * sum(ratio**2 for ratio in cfg.dense.ratios)  # by area, plain and mirrored
     return seconds + scorings * len(images) * image / max(ranks_of(cfg.trainer), 1)

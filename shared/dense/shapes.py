@@ -1,6 +1,9 @@
 """Drawn images for the demo: squares, discs and triangles of one colour each on noise, with boxes, masks and labels."""
 
+import contextlib
 import json
+import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -45,23 +48,33 @@ def draw(split: str, index: int) -> tuple[Image.Image, list[dict[str, Any]], Ima
 
 
 def _drawn(cache: Path, split: str) -> Path:
-    """Return the folder of a split's images, labels and annotations, which is drawn where it is not there."""
+    """Return the folder of a split's images, labels and annotations, which is drawn where it is not there.
+
+    It appears whole, whoever else draws it at the same time.
+    """
     top = cache / "shapes" / split
+    if top.exists():
+        return top
+    top.parent.mkdir(parents=True, exist_ok=True)
+    draft = Path(tempfile.mkdtemp(dir=top.parent))
     content: dict[str, list] = {"images": [], "annotations": []}
     content["categories"] = [{"id": number, "name": name} for number, name in enumerate(CLASSES, start=1)]
     for directory in ("images", "labels"):
-        (top / directory).mkdir(parents=True, exist_ok=True)
-    for index in range(0 if (top / ANNOTATIONS).exists() else IMAGES[split]):
+        (draft / directory).mkdir()
+    for index in range(IMAGES[split]):
         image, shapes, labels = draw(split, index)
         name = f"{index:03}.png"
-        image.save(top / "images" / name)
-        labels.save(top / "labels" / name)
+        image.save(draft / "images" / name)
+        labels.save(draft / "labels" / name)
         content["images"].append({"id": index, "file_name": name, "width": SIDE, "height": SIDE})
         for shape in shapes:
             shape |= {"id": len(content["annotations"]) + 1, "image_id": index, "iscrowd": 0}
             content["annotations"].append(shape)
-    if content["images"]:  # last, so that its presence says that the split is whole
-        write_text(top / ANNOTATIONS, json.dumps(content))
+    write_text(draft / ANNOTATIONS, json.dumps(content))
+    draft.chmod(0o755)
+    with contextlib.suppress(OSError):  # another process was first
+        draft.rename(top)
+    shutil.rmtree(draft, ignore_errors=True)
     return top
 
 

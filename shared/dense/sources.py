@@ -10,6 +10,7 @@ shapes    embedded: images that are drawn (``shapes.py``)
 The validation images of COCO and ADE20K serve as test, as everywhere in the literature; CamVid has its own.
 """
 
+import functools
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,8 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from shared.data.folders import list_images, require_checksum
-from shared.data.manifest import Manifest, checked_root, load_manifest, require_there
+from shared.data.manifest import checked_root, load_manifest, locate
 from shared.dense import shapes, yolo
+from shared.dense.config import MANIFESTS
 from shared.errors import UserError
 
 CAMVID = ("sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car", "pedestrian", "bicyclist")
@@ -29,14 +31,13 @@ SPLITS = ("train", "test")
 class Source:
     """``kind``; ``type``, mmdet's or mmseg's data set; ``files(root, split, cache)``, by which it finds them.
 
-    ``manifest``: what the data root must hold, None for what is drawn. ``classes``: names in order, None where the data
+    ``classes``: names in order, None where the data
     set has them itself. ``void``: a label that counts for nothing. ``cache`` is a folder for what is made of the data.
     """
 
     kind: str
     type: str
     files: Callable[[Path, str, Path], dict[str, Any]]
-    manifest: str | None
     classes: tuple[str, ...] | None = None
     void: int | None = None
 
@@ -60,12 +61,12 @@ def _camvid(root: Path, split: str, cache: Path) -> dict[str, Any]:
 
 
 SOURCES = {
-    "coco": Source("detection", "CocoDataset", _coco, "coco2017"),
-    "coco256": Source("detection", "CocoDataset", yolo.files, "coco256"),
-    "ade20k": Source("segmentation", "ADE20KDataset", _ade20k, "ade20k"),
-    "camvid": Source("segmentation", "BaseSegDataset", _camvid, "camvid", CAMVID, void=11),
-    "shapes": Source("detection", "CocoDataset", shapes.boxes, None, shapes.CLASSES),
-    "shapes-labels": Source("segmentation", "BaseSegDataset", shapes.labels, None, ("background", *shapes.CLASSES)),
+    "coco": Source("detection", "CocoDataset", _coco),
+    "coco256": Source("detection", "CocoDataset", yolo.files),
+    "ade20k": Source("segmentation", "ADE20KDataset", _ade20k),
+    "camvid": Source("segmentation", "BaseSegDataset", _camvid, CAMVID, void=11),
+    "shapes": Source("detection", "CocoDataset", shapes.boxes, shapes.CLASSES),
+    "shapes-labels": Source("segmentation", "BaseSegDataset", shapes.labels, ("background", *shapes.CLASSES)),
 }
 
 
@@ -79,10 +80,15 @@ def source_of(dense) -> Source:
     return SOURCES[dense.data.source]
 
 
-def require_data(manifest: Manifest, data_root) -> None:
-    """Raise UserError where a file or a folder is missing, has other numbers or, where they are known, other bytes."""
+@functools.cache
+def require_data(name: str, data_root: Path) -> None:
+    """Raise UserError where a file or a folder is missing, has other numbers or, where they are known, other bytes.
+
+    Once a process: a test set is opened again for every scoring.
+    """
+    manifest = load_manifest(name)
     for file in manifest.files:
-        require_there(manifest, data_root, file)
+        locate(manifest, data_root, file.path)
     for folder in manifest.folders:
         listing = list_images(manifest, folder, data_root)
         if folder.sha256 is not None:
@@ -93,9 +99,8 @@ def require_data(manifest: Manifest, data_root) -> None:
 
 def files_of(dense, split: str, data_root, cache: Path) -> dict[str, Any]:
     """Return the arguments by which mmdet or mmseg finds a split; UserError for data that are missing or others."""
-    source, root = source_of(dense), Path()
-    if source.manifest is not None:
-        manifest = load_manifest(source.manifest)
-        root = checked_root(data_root, f"set DATA_ROOT=<folder>, source: {manifest.source}")
-        require_data(manifest, root)
+    source, root, named = source_of(dense), Path(), MANIFESTS.get(dense.data.source)
+    if named is not None:
+        root = checked_root(data_root, f"set DATA_ROOT=<folder>, source: {load_manifest(named).source}")
+        require_data(named, root)
     return source.files(root, split, cache)

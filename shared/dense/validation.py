@@ -6,6 +6,7 @@ from collections.abc import Callable
 import lightning.pytorch as pl
 from torch import nn
 
+from shared.data.sampler import KeyedBatchSampler
 from shared.errors import UserError
 
 PARTS = 10  # of a training that counts steps, in the place of epochs: 16,000 of 160,000 steps, as in mmseg
@@ -20,13 +21,19 @@ class DenseValidation(pl.Callback):
     callback that saves checkpoints, which then hold what was scored. UserError for a number below 1.
     """
 
-    def __init__(self, every: int | None, steps: int, epochs: float | None, score: Callable[[nn.Module, bool], dict]):
+    def __init__(
+        self,
+        every: int | None,
+        sampler: KeyedBatchSampler,
+        epochs: float | None,
+        score: Callable[[nn.Module, bool], dict],
+    ):
         if every is not None and every < 1:
             raise UserError(f"output.validate_every={every}: set 1 or more epochs, or null for none")
-        self.steps, self.length, self.score, self.seconds = steps, epochs or PARTS, score, 0.0
-        points = range(every, int(self.length), every) if every else ()
-        self.due = {round(point * steps / self.length): float(point) for point in points}
-        self.curve: dict[float, dict[str, float]] = {}
+        self.steps, self.steps_per_epoch = sampler.steps, sampler.length // sampler.batch_size
+        self.score, self.seconds, parts = score, 0.0, epochs or PARTS
+        self.due = {round(point * self.steps / parts) for point in (range(every, int(parts), every) if every else ())}
+        self.curve: dict[int, dict[str, float]] = {}  # by step
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module, outputs, batch, batch_idx: int) -> None:
         step = batch_idx + 1
@@ -34,20 +41,20 @@ class DenseValidation(pl.Callback):
         if not is_last and step not in self.due:
             return
         begin, modes = time.perf_counter(), {part: part.training for part in pl_module.model.modules()}
-        self.curve[self.length if is_last else self.due[step]] = self.score(pl_module.model, is_last)
+        self.curve[step] = self.score(pl_module.model, is_last)
         for part, mode in modes.items():
             part.training = mode
         self.seconds += time.perf_counter() - begin
 
     def with_best(self) -> dict[str, float]:
         """Return the last scores and, where there are others, those of the best epoch, the first of equals."""
-        last = self.curve[self.length]
+        last = self.curve[self.steps]
         if len(self.curve) == 1:
             return last
         first = next(iter(last))
-        best = max(sorted(self.curve), key=lambda epoch: self.curve[epoch][first])
+        best = max(sorted(self.curve), key=lambda step: self.curve[step][first])
         scores = {f"{name}_best": value for name, value in self.curve[best].items() if name not in COUNTS}
-        return last | {BEST: float(best)} | scores
+        return last | {BEST: best / self.steps_per_epoch} | scores
 
     def state_dict(self) -> dict:
         return {"curve": self.curve}

@@ -1,4 +1,4 @@
-"""A plain network's streams behind four blocks, as the maps of a segmenter."""
+"""What the mixers of four blocks of a plain network give, as the maps of a segmenter."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,9 @@ from shared.dense.model import Padded
 
 
 class PlainMaps(nn.Module):
-    """Images (B, 3, H, W) -> maps (B, E, h, w): the streams behind ``blocks``, each behind a norm of its own.
+    """Images (B, 3, H, W) -> maps (B, E, h, w): what the mixers of ``blocks`` give, each after a norm of its own.
+
+    The mixers' outputs, not the sums that they are added to, are what LocalVim's and Vim's segmenters read.
 
     All have the grid of the patches, as in LocalVim's segmenter; with ``resize`` there are four, brought to four times,
     twice, once and half of it, as in Vim's (by transposed convolutions and a maximum).
@@ -17,6 +19,7 @@ class PlainMaps(nn.Module):
     def __init__(self, network: nn.Module, blocks: Sequence[int], resize: bool):
         super().__init__()
         self.network, self.blocks, width = network, tuple(blocks), network.num_features
+        network.norm_f = nn.Identity()  # nobody reads what it gives here
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in blocks)
         self.resizes = nn.ModuleList(nn.Identity() for _ in blocks)
         if resize:
@@ -27,7 +30,7 @@ class PlainMaps(nn.Module):
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         streams: list[Tensor] = []
         hooks = [
-            self.network.layers[block].register_forward_hook(lambda _layer, _input, stream: streams.append(stream))
+            self.network.layers[block].mixer.register_forward_hook(lambda _mixer, _input, mixed: streams.append(mixed))
             for block in self.blocks
         ]
         try:

@@ -1,4 +1,4 @@
-"""Rates that decay with the layers of a plain network: those of mmseg's rule for BEiT, which Vim's authors take."""
+"""Rates that decay with the layers of a plain network: those of mmseg's rule for BEiT, which Vim's authors name."""
 
 from types import SimpleNamespace
 

@@ -258,14 +258,17 @@ def test_a_kind_a_length_and_a_precision_that_cannot_be_are_one_sentence(name, c
     dense = group(name)
     for key, value in changes.items():
         dense[key] = value
+    dense.optim.precision = precision
     with pytest.raises(UserError, match=sentence):
-        check_dense(dense, precision)
+        check_dense(dense)
 
 
 @pytest.mark.parametrize("name", ["mask-rcnn-1x", "mask-rcnn-3x", "upernet", "camvid", "fcn-r50"])
 @pytest.mark.parametrize("precision", ["32-true", "64-true"])
 def test_the_files_of_the_group_are_accepted_as_they_are(name, precision):
-    check_dense(group(name), precision)
+    dense = group(name)
+    dense.optim.precision = precision
+    check_dense(dense)
 
 
 @pytest.mark.parametrize(

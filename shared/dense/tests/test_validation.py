@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from shared.data.sampler import KeyedBatchSampler
 from shared.dense.validation import DenseValidation
 from shared.errors import UserError
 
@@ -14,6 +15,11 @@ class Module:
     def __init__(self):
         self.model = nn.Sequential(nn.Linear(1, 1), nn.Dropout()).train()
         self.model[1].eval()
+
+
+def sampler(steps: int) -> KeyedBatchSampler:
+    """Return a sampler with four steps an epoch."""
+    return KeyedBatchSampler(8, 2, seed=0, steps=steps)
 
 
 def validated(every, steps: int, epochs, scores: list[float]) -> tuple[DenseValidation, list[tuple[int, bool]]]:
@@ -25,7 +31,7 @@ def validated(every, steps: int, epochs, scores: list[float]) -> tuple[DenseVali
         taken.append((now, is_last))
         return {"miou": scores[len(taken) - 1], "n_test": 5.0}
 
-    validation = DenseValidation(every, steps, epochs, score)
+    validation = DenseValidation(every, sampler(steps), epochs, score)
     for now in range(1, steps + 1):
         validation.on_train_batch_end(None, module, None, None, now - 1)
         assert [part.training for part in module.model.modules()] == [True, True, False]
@@ -44,7 +50,7 @@ def test_of_equal_scores_the_first_epoch_is_the_best():
 
 def test_a_length_in_steps_is_scored_in_tenths():
     validation, taken = validated(2, 50, None, [0.1, 0.5, 0.3, 0.2, 0.4])
-    assert [step for step, _ in taken] == [10, 20, 30, 40, 50] and validation.with_best()["best_epoch"] == 4.0
+    assert [step for step, _ in taken] == [10, 20, 30, 40, 50] and validation.with_best()["best_epoch"] == 20 / 4
 
 
 def test_without_validation_the_end_alone_is_scored():
@@ -56,11 +62,11 @@ def test_a_checkpoint_keeps_what_was_scored():
     validation, _ = validated(1, 12, 3.0, [0.2, 0.4, 0.3])
     torch.save(validation.state_dict(), file := BytesIO())
     file.seek(0)
-    again = DenseValidation(1, 12, 3.0, None)
+    again = DenseValidation(1, sampler(12), 3.0, None)
     again.load_state_dict(torch.load(file, weights_only=True))
     assert again.with_best() == validation.with_best()
 
 
 def test_a_number_below_one_is_refused():
     with pytest.raises(UserError, match="output.validate_every=0: set 1 or more epochs, or null for none"):
-        DenseValidation(0, 12, 3.0, None)
+        DenseValidation(0, sampler(12), 3.0, None)
