@@ -159,7 +159,7 @@ def use(monkeypatch, kind: str, top: Path) -> None:
         text = json.dumps(there).replace(str(cache / "shapes"), str(top))
         return json.loads(text)
 
-    monkeypatch.setitem(sources.SOURCES, name, Source(own.kind, own.type, found, None, own.classes, own.void))
+    monkeypatch.setitem(sources.SOURCES, name, Source(own.kind, own.type, found, own.classes, own.void))
 
 
 @installed

@@ -77,7 +77,8 @@ def large_objects(root: Path, split: str, cache: Path) -> dict:
 
 def test_mask_rcnn_learns_sixteen_images_of_coco_by_heart(monkeypatch, tmp_path):
     root = real_data(yolo.FOLDER)
-    monkeypatch.setitem(sources.SOURCES, "sixteen", Source("detection", "CocoDataset", large_objects, "coco256"))
+    monkeypatch.setitem(sources.SOURCES, "sixteen", Source("detection", "CocoDataset", large_objects))
+    monkeypatch.setitem(sources.MANIFESTS, "sixteen", "coco256")
     width, changes = 32, dict(MASK_RCNN["dense.changes"])
     for name in ("neck.out", "rpn_head.in", "rpn_head.feat", "roi_head.bbox_head.in", "roi_head.mask_head.in"):
         changes[f"model.{name}_channels"] = width
@@ -133,7 +134,7 @@ def test_upernet_learns_eight_images_of_camvid_by_heart(monkeypatch, tmp_path):
                 image.crop((left, top, left + width, top + height)).save(tmp_path / folder / f"{path.stem}.png")
     prefix = {"img_path": str(tmp_path / "train"), "seg_map_path": str(tmp_path / "trainannot")}
     where = {"img_suffix": ".png", "data_prefix": prefix}
-    eight = Source("segmentation", "BaseSegDataset", lambda *_: where, None, CAMVID, void=11)
+    eight = Source("segmentation", "BaseSegDataset", lambda *_: where, CAMVID, void=11)
     monkeypatch.setitem(sources.SOURCES, "eight", eight)
     steps = [{"type": name} for name in ("LoadImageFromFile", "LoadAnnotations", "PackSegInputs")]
     changes = UPERNET["dense.changes"] | {

@@ -68,7 +68,7 @@ def small_coco(tmp_path, monkeypatch):
         return small_config("detection", tmp_path, {"dense.data.source": "small-coco"})
 
     where = {"ann_file": str(tmp_path / "small.json"), "data_prefix": {"img": str(tmp_path)}}
-    source = Source("detection", "CocoDataset", lambda root, split, cache: dict(where), None)
+    source = Source("detection", "CocoDataset", lambda root, split, cache: dict(where))
     monkeypatch.setitem(sources.SOURCES, "small-coco", source)
     return written
 
@@ -141,8 +141,9 @@ def test_labels_are_classes_and_those_that_count_for_nothing_are_ignored(monkeyp
     write_labels(tmp_path, labels)
     prefix = {"img_path": str(tmp_path / "images"), "seg_map_path": str(tmp_path / "labels")}
     own = sources.SOURCES[name]
-    here = Source(own.kind, own.type, lambda *_: {"data_prefix": prefix}, None, own.classes, own.void)
+    here = Source(own.kind, own.type, lambda *_: {"data_prefix": prefix}, own.classes, own.void)
     monkeypatch.setitem(sources.SOURCES, name, here)
+    monkeypatch.delitem(sources.MANIFESTS, name, raising=False)
     cfg = small_config("segmentation", tmp_path, {"dense.data.source": name})
     assert classes_of(cfg.dense) == classes
     np.testing.assert_array_equal(loaded(cfg), np.array([list(mapping.values())] * 3))
