@@ -100,7 +100,7 @@ CONTRACT = Contract(
         "opera-t9-ft": "opera-ft-vit-b-bs4096-pt300-ft150-top",
         "opera-t9-miou": "opera-seg-vit-b-bs4096-pt300",
     },
-    differing=({"row"}, {"objective", "variant", "data"}),
+    differing=({"row"}, {"objective", "variant", "data", "task"}),  # task: its weights, of a row that begins untrained
     toy=toy,
     moves_at_once=False,
     unfit=["objective=moco-v3"],
