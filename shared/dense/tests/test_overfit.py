@@ -112,14 +112,14 @@ def test_mask_rcnn_learns_sixteen_images_of_coco_by_heart(monkeypatch, tmp_path)
         "dense.schedule.warmup_steps": 50,
         "dense.schedule.milestones": [],
         "dense.epochs": None,
-        "dense.steps": 1000,
+        "dense.steps": 1200,
         "paths.data_root": str(root),
     }
     cfg = dense_config("mask-rcnn-r50-1x", tmp_path, recipe)
     backbone = Residual((32, 32, 64, 128), (4, 4, 0), group_norm)
     metrics = run.run(cfg, backbone, tmp_path / "row" / "seed0")
     assert metrics["n_test"] == metrics["train_images"] == 16
-    # Masks of 28 x 28 cells, on images of half the pixels: the strictest of COCO's ten thresholds are out of reach.
+    # Masks are learnt more slowly than boxes, and their average precision still rises at the end of these steps.
     assert metrics["ap_box"] > 0.9 and metrics["ap_mask"] > 0.8, metrics
 
 
