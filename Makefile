@@ -56,9 +56,13 @@ test: setup ## Set up and run the tests that are quick
 test-all: setup ## Set up and run every test
 	@$(PY) -m pytest -q
 
-test-dense: setup-dense ## Set up detection and segmentation and run their tests
-	@$(PY) -m pytest -q shared/dense tests/test_dense_rows.py tests/test_dense_counts.py tests/test_backbones.py \
-		commands/tests/test_dense_evidence.py opera/tests/test_dense.py v2m/tests/test_segmentation.py
+DENSE_TESTS := shared/dense tests/test_dense_rows.py tests/test_dense_counts.py tests/test_backbones.py \
+	commands/tests/test_dense_evidence.py opera/tests/test_dense.py v2m/tests/test_segmentation.py
+
+test-dense: setup-dense ## Set up detection and segmentation and run their tests, the two longest beside the others
+	@OMP_NUM_THREADS=1 $(PY) -m pytest -q shared/dense/tests/test_overfit.py & longest=$$!; \
+		OMP_NUM_THREADS=1 $(PY) -m pytest -q $(DENSE_TESTS) --ignore shared/dense/tests/test_overfit.py; worst=$$?; \
+		wait $$longest && exit $$worst
 
 lint: setup ## Check style, formatting and which package may import which
 	@$(PY) -m ruff check .

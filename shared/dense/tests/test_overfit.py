@@ -55,9 +55,10 @@ class Residual(nn.Module):
 
 
 def large_objects(root: Path, split: str, cache: Path) -> dict:
-    """Write the annotations of the first 16 training images of coco256 with one to three objects, all large.
+    """Write the annotations of the first 16 training images of coco256 with one to three objects, all large and solid.
 
-    Each side of a box is 64 of 320 pixels or more: smaller ones take more pixels, and so minutes, than a test has.
+    Each side of a box is 64 of 320 pixels or more and the object fills two fifths of it: smaller and thinner ones take
+    more pixels, and so minutes, than a test has.
     """
     classes = detection().registry.DATASETS.get("CocoDataset").METAINFO["classes"]
     content, things = yolo.annotations(root, "train2017", classes), {}
@@ -66,7 +67,9 @@ def large_objects(root: Path, split: str, cache: Path) -> dict:
     chosen = [
         image
         for image in content["images"]
-        if len(own := things.get(image["id"], [])) in (1, 2, 3) and min(min(thing["bbox"][2:]) for thing in own) >= 64
+        if len(own := things.get(image["id"], [])) in (1, 2, 3)
+        and min(min(thing["bbox"][2:]) for thing in own) >= 64
+        and min(thing["area"] / (thing["bbox"][2] * thing["bbox"][3]) for thing in own) >= 0.4
     ][:16]
     assert len(chosen) == 16
     content |= {"images": chosen, "annotations": [thing for image in chosen for thing in things[image["id"]]]}
@@ -119,8 +122,7 @@ def test_mask_rcnn_learns_sixteen_images_of_coco_by_heart(monkeypatch, tmp_path)
     backbone = Residual((32, 32, 64, 128), (4, 4, 0), group_norm)
     metrics = run.run(cfg, backbone, tmp_path / "row" / "seed0")
     assert metrics["n_test"] == metrics["train_images"] == 16
-    # Masks are learnt more slowly than boxes, and their average precision still rises at the end of these steps.
-    assert metrics["ap_box"] > 0.9 and metrics["ap_mask"] > 0.8, metrics
+    assert metrics["ap_box"] > 0.9 and metrics["ap_mask"] > 0.85, metrics
 
 
 def test_upernet_learns_eight_images_of_camvid_by_heart(monkeypatch, tmp_path):

@@ -30,7 +30,9 @@ def test_three_ranks_score_what_one_process_does(kind, tmp_path):
     if kind == "detection":
         assert others == [{}, {}]
         boxes = [
-            json.loads((tmp_path / name / "row" / "predictions.bbox.json").read_text()) for name in ("alone", "together")
+            json.loads((tmp_path / of / "row" / "predictions.bbox.json").read_text())
+            for of in ("alone", "together")
+            for name in ("alone", "together")
         ]
         assert boxes[0] == boxes[1] and len(boxes[0]) > 0
     else:
