@@ -21,7 +21,7 @@ KINDS = ("detection", "segmentation")
 # By the source of the images, the manifest of what the data root must hold; drawn images have none.
 MANIFESTS = {"coco": "coco2017", "coco256": "coco256", "ade20k": "ade20k", "camvid": "camvid"}
 GROUP = Path(__file__).parent / "configs" / "dense"
-PRECISIONS = {"detection": ("32-true", "64-true"), "segmentation": ("32-true", "64-true", "bf16-mixed")}
+PRECISIONS = {"detection": ("32-true",), "segmentation": ("32-true", "64-true", "bf16-mixed")}
 
 
 @dataclass
@@ -99,8 +99,8 @@ def check_dense(dense: DenseConfig) -> None:
         )
     if precision not in PRECISIONS[dense.kind]:
         raise UserError(
-            f"dense.optim.precision={precision} is not supported for {dense.kind}: mmdet casts boxes to the features' "
-            f"type, and bfloat16 loses pixels; choose one of {', '.join(PRECISIONS[dense.kind])}"
+            f"dense.optim.precision={precision} is not supported for {dense.kind}: mmdet pastes masks in single "
+            f"precision, and casts boxes to the features' type, in which bfloat16 loses pixels; choose one of {', '.join(PRECISIONS[dense.kind])}"
         )
 
 
