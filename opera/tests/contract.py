@@ -121,7 +121,10 @@ CONTRACT = Contract(
         "a view's part of the area": Bad(["views.scale=[0.5,2]"], "views.scale", "two parts of the area"),
         "a task without its recipe": Bad(["task=dense"], "task.kind=dense and dense", "set task=dense and dense="),
         "bfloat16 for boxes": Bad(
-            ["dense.optim.precision=bf16-mixed"], "bfloat16 loses pixels", "choose one of 32-true", row="opera-shapes"
+            ["dense.optim.precision=bf16-mixed"],
+            "bfloat16 loses pixels of boxes",
+            "choose one of 32-true",
+            row="opera-shapes",
         ),
         "fewer classes than there are": Bad(["data.classes=5"], "has 10 classes and", "set data.classes=10"),
     },

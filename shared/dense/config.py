@@ -98,9 +98,10 @@ def check_dense(dense: DenseConfig) -> None:
             "dense.schedule.milestones=[], or dense.epochs"
         )
     if precision not in PRECISIONS[dense.kind]:
+        choices = ", ".join(PRECISIONS[dense.kind])
         raise UserError(
             f"dense.optim.precision={precision} is not supported for {dense.kind}: mmdet pastes masks in single "
-            f"precision, and casts boxes to the features' type, in which bfloat16 loses pixels; choose one of {', '.join(PRECISIONS[dense.kind])}"
+            f"precision, and bfloat16 loses pixels of boxes; choose one of {choices}"
         )
 
 

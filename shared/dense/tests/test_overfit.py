@@ -55,7 +55,7 @@ class Residual(nn.Module):
 
 
 def large_objects(root: Path, split: str, cache: Path) -> dict:
-    """Write the annotations of the first 16 training images of coco256 with one to three objects, all large and solid.
+    """Write the annotations of the first 16 training images of coco256 with one to three large, solid objects.
 
     Each side of a box is 64 of 320 pixels or more and the object fills three tenths of it: smaller and thinner ones take
     more pixels, and so minutes, than a test has.
