@@ -22,7 +22,7 @@ MOST_LINES_GPU_FUNCTION = 140
 # by 30: rows of detection and segmentation in the ledger, and folders of images without classes.
 MOST_LINES_SHARED, MOST_LINES_TRAINING = 3950, 940
 # Counted apart from shared's: an optional extra, which is read only for detection and segmentation.
-MOST_LINES_DENSE = 1650
+MOST_LINES_DENSE = 1700
 MOST_YAML_FILES, MOST_LINES_README, MOST_LINES_PAPERS_README = 330, 150, 120
 COMMANDS = "commands"  # the programs behind make: they start papers, and nothing imports them
 # From below: a file of shared imports its own layer's and those before it; testing alone is above claims.
