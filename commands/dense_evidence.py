@@ -14,7 +14,6 @@ from pathlib import Path
 
 from rich.table import Table
 
-from shared.bench.gpu import Figures, require_gpu
 from shared.claims.compose import quoted, row_config
 from shared.claims.protocol import load_paper
 from shared.command_line import Parser, report, run_command
@@ -84,6 +83,8 @@ def table_of(rows: list[dict]) -> Table:
 
 def measure(options: Namespace) -> int:
     """Measure every row, writing the figures as they come; return the exit code."""
+    from shared.bench.gpu import Figures, require_gpu  # torch, which the other commands do without
+
     require_dense()
     if not options.cpu:
         require_gpu()
