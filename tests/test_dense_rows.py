@@ -10,7 +10,7 @@ import pytest
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from shared.claims.compose import compose, row_config
+from shared.claims.compose import compose, dense_rows, row_config
 from shared.claims.protocol import load_paper, paper_names
 from shared.dense import libraries
 from shared.dense.config import GROUP
@@ -48,17 +48,14 @@ HEADS = {
 SMALL_IMAGES = {"detection": "shapes", "segmentation": "shapes-labels"}  # groups with the transforms of drawn images
 
 
-def dense_rows() -> list[tuple[str, str]]:
-    """Return paper and row of every row that chooses from the group ``dense``, without composing all others."""
-    rows = []
-    for paper in map(lambda name: load_paper(ROOT, name), paper_names(ROOT)):
-        files = (paper.folder / "configs" / "experiment").glob("*.yaml")
-        rows += [(paper.name, file.stem) for file in sorted(files) if "override /dense:" in file.read_text("utf-8")]
-        rows += [(paper.name, row.Row) for row in paper.ledger.own_rows if "dense" in row.Compose]
-    return rows
+def all_rows() -> list[tuple[str, str]]:
+    """Return paper and row of every row of detection and segmentation, the demo's too."""
+    papers = [load_paper(ROOT, name) for name in paper_names(ROOT)]
+    demo = [(paper.name, row.Row) for paper in papers for row in paper.ledger.Demo if "dense" in row.Compose]
+    return [(paper.name, row) for paper in papers for row in dense_rows(paper)] + demo
 
 
-ROWS = dense_rows()
+ROWS = all_rows()
 
 
 def pipelines(kind: str) -> dict:
