@@ -146,7 +146,9 @@ def reproduce(options: Namespace) -> int:
     for paper, overrides in papers:
         if options.scale == "full":
             print_tables([claims_table(derive(Evidence(paper, overrides)))])
-        print_tables(own_tables(Evidence(paper, overrides), options.scale))
+        own = paper.ledger.rows_of_scale(options.scale)
+        unasked = [row.Row for row in own if not row.Default and row.Row not in (options.rows or ())]
+        print_tables(own_tables(Evidence(paper, overrides), options.scale, unasked=unasked))
     return 1 if 1 in codes else max(codes, default=0)
 
 

@@ -109,6 +109,20 @@ def test_tables_are_printed_where_no_row_can_start_and_nothing_is_launched(run, 
     assert not (tmp_path / "r").exists()
 
 
+def test_a_row_that_runs_by_name_alone_is_in_the_table_once_it_was_asked_for_or_measured(run, paper, capsys):
+    ledger = paper / "metafile.yml"
+    new = next(line for line in ledger.read_text().splitlines() if "Row: new," in line)
+    ledger.write_text(ledger.read_text().replace(new, new.replace("Row: new,", "Row: new, Default: false,")))
+
+    def printed(*options: str) -> list[str]:
+        assert run("reproduce", "fake", *options) == 0
+        return [line.split("│")[1].strip() for line in capsys.readouterr().out.splitlines() if line.startswith("│")]
+
+    assert printed() == ["plain"]
+    assert printed("--rows", "new") == ["plain", "new"]
+    assert printed() == ["plain", "new"]
+
+
 def test_all_runs_every_paper_and_a_paper_that_fails_does_not_keep_the_others(run, paper, capsys, monkeypatch):
     codes = iter([1, 2, 0])
     (paper.parent / "other").symlink_to(paper)
@@ -121,7 +135,7 @@ def test_all_runs_every_paper_and_a_paper_that_fails_does_not_keep_the_others(ru
 
     monkeypatch.setattr(commands, "plan", plan)
     monkeypatch.setattr(commands, "run_jobs", lambda *arguments: next(codes))
-    monkeypatch.setattr(commands, "own_tables", lambda of, scale: [commands.Table(of.paper.name, ["a"], [])])
+    monkeypatch.setattr(commands, "own_tables", lambda of, scale, unasked: [commands.Table(of.paper.name, ["a"], [])])
     assert run("reproduce", "--all") == 1
     assert planned == ["fake", "other", "third"]
     assert all(name in capsys.readouterr().out for name in ("fake",)) and next(codes, None) is None

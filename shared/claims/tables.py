@@ -1,6 +1,7 @@
 """The cells of every results table, so that a README and the terminal show the same."""
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
 
@@ -70,12 +71,13 @@ def _row_cells(row: OwnRow, metrics: list[str], records: Records, differences: l
     return [row.Label, *(_metric_cell(row, records, metric) for metric in metrics), *differences, n, seconds]
 
 
-def own_tables(evidence: Evidence, scale: str, only_measured: bool = False) -> list[Table]:
+def own_tables(evidence: Evidence, scale: str, only_measured: bool = False, unasked: Sequence[str] = ()) -> list[Table]:
     """Return the measured tables of a scale's own rows, one per Group of the ledger's list, in the list's order.
 
     A row shows mean ± standard deviation over its fresh seeds, the paired difference of every compared metric with its
     baselines, the number of seeds and the wall time. Notes that concern all groups stand in the last table.
     ``only_measured``: no row without fresh evidence or not for the README, no extra columns; corrects for all planned.
+    ``unasked``: rows that are left out while they have no record.
     """
     rows, records, names = evidence.ledger.rows_of_scale(scale), evidence.own(scale), load_names().metrics
     pairs = [(row.Row, other, metric) for row in rows for other in row.Baseline for metric in row.compared]
@@ -93,6 +95,7 @@ def own_tables(evidence: Evidence, scale: str, only_measured: bool = False) -> l
         return LINE.join(lines) or NOTHING
 
     shown = [row for row in rows if (row.Readme and records[row.Row].fresh) or not only_measured]
+    shown = [row for row in shown if row.Row not in unasked or records[row.Row] != Records({}, {})]
     for group in dict.fromkeys(row.Group for row in shown):
         members = [row for row in shown if row.Group == group]
         extra = [metric for row in members for metric in row.Extra if not only_measured]
