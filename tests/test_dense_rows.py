@@ -43,7 +43,11 @@ HEADS = {
         "model.train_cfg.rpn_proposal": {"nms_pre": 50, "max_per_img": 20},
         "model.train_cfg.rcnn.sampler.num": 16,
     },
-    "segmentation": {"model.decode_head.channels": 16, "model.auxiliary_head.channels": 16},
+    "segmentation": {
+        "model.data_preprocessor.size": [64, 64],  # to which images are filled up: those that are drawn
+        "model.decode_head.channels": 16,
+        "model.auxiliary_head.channels": 16,
+    },
 }
 SMALL_IMAGES = {"detection": "shapes", "segmentation": "shapes-labels"}  # groups with the transforms of drawn images
 
