@@ -47,6 +47,8 @@ class Classifier(nn.Module):
 class TuningModule(GuardedModule):
     """Trains a classifier on a pre-trained backbone; UserError for an unknown kind."""
 
+    rate_key = "task.lr"
+
     def __init__(self, backbone: nn.Module, classes: int, cfg: OPERAConfig, steps: int):
         super().__init__()
         if cfg.task.kind not in KINDS:

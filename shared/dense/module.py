@@ -62,6 +62,8 @@ def parameter_groups(model: nn.Module, optim) -> list[dict]:
 class DenseModule(GuardedModule):
     """Trains ``model``, mmdet's or mmseg's, on the batches of ``data.DenseBatches``."""
 
+    rate_key = "dense.optim.lr"
+
     def __init__(self, model: nn.Module, cfg, steps: int):
         super().__init__()
         self.model, self.dense, self.seed, self.steps = model, cfg.dense, cfg.seed, steps

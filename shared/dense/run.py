@@ -72,7 +72,7 @@ def run(cfg, backbone: nn.Module, folder: Path) -> dict | None:
         torch.cuda.reset_peak_memory_stats()
 
     def score_now(model: nn.Module, is_last: bool) -> dict[str, float]:
-        return scores_of(cfg, model, next(model.parameters()).device, folder, several=is_last)
+        return scores_of(cfg, model, next(model.parameters()).device, folder, multi_scale=is_last)
 
     validation = DenseValidation(cfg.output.validate_every, batches.sampler, cfg.dense.epochs, score_now)
     begin = time.perf_counter()
@@ -88,11 +88,11 @@ def run(cfg, backbone: nn.Module, folder: Path) -> dict | None:
     return metrics | {"parameters": float(parameters_of(module.model))} | module.step_counts()
 
 
-def scores_of(cfg, model: nn.Module, device: torch.device, folder: Path, several: bool = True) -> dict[str, float]:
+def scores_of(cfg, model: nn.Module, device: torch.device, folder: Path, multi_scale: bool = True) -> dict[str, float]:
     """Return the scores of a model on the row's test images (``scoring.score``)."""
     library = library_of(cfg.dense)
     config = config_of(library, cfg.dense, model.backbone.channels)
-    return score(cfg, library, config, model, device, folder, several)
+    return score(cfg, library, config, model, device, folder, multi_scale)
 
 
 def draw(cfg, model: nn.Module, device: torch.device, folder: Path) -> None:

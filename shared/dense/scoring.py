@@ -71,12 +71,12 @@ def _answers(cfg, model: nn.Module, batch: dict[str, list], device: torch.device
 
 
 def score(
-    cfg, library: Library, config, model: nn.Module, device: torch.device, folder: Path, several: bool = True
+    cfg, library: Library, config, model: nn.Module, device: torch.device, folder: Path, multi_scale: bool = True
 ) -> dict[str, float]:
     """Return the scores of all test images, fractions, and ``n_test``; the ranks share the images.
 
     Detection: ap_box, ap_box_50, ap_box_75 and those of masks; the predictions stay in ``folder``. Segmentation: miou,
-    macc, aacc and, where ``dense.ratios`` names scales, miou_single_scale and, with ``several``, miou_multi_scale.
+    macc, aacc and, where ``dense.ratios`` names scales, miou_single_scale and, with ``multi_scale``, miou_multi_scale.
     UserError for outputs that are not finite.
     """
     images = open_set(library, config, cfg, "test", folder)
@@ -87,7 +87,7 @@ def score(
     scores = segmentation_scores(library, images, predictions(cfg, model, images, device))
     if cfg.dense.ratios:
         scores["miou_single_scale"] = scores["miou"]
-    if cfg.dense.ratios and several:
+    if cfg.dense.ratios and multi_scale:
         images = open_set(library, config, cfg, "test", folder, several_scales(config, cfg.dense.ratios))
         model = library.build({"type": "SegTTAModel", "module": model})
         answers = tta_predictions(cfg, model, images, device)

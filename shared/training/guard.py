@@ -25,6 +25,7 @@ class GuardedModule(pl.LightningModule):
     are skipped, or more of ENOUGH_STEPS and more than ``records.is_diverged`` allows.
     """
 
+    rate_key = "optim.lr"  # of the configuration, the learning rate
     step_was_skipped = False
     counted_steps = skipped_steps = skipped_in_a_row = 0
     last_loss = torch.zeros(())  # of the present step, where ``training_step`` puts it
@@ -71,7 +72,7 @@ class GuardedModule(pl.LightningModule):
         rate = optimizer.param_groups[0]["lr"]
         raise UserError(
             f"the training diverged: {skipped} of {steps} steps had a loss or gradient that is not finite, the last "
-            f"{in_a_row} in a row, at step {steps} and learning rate {rate:g}; {kept}: lower optim.lr"
+            f"{in_a_row} in a row, at step {steps} and learning rate {rate:g}; {kept}: lower {self.rate_key}"
         )
 
     def step_counts(self) -> dict[str, float]:
