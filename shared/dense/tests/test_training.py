@@ -84,9 +84,7 @@ def test_a_step_that_is_not_finite_changes_nothing(kind, tmp_path):
 
 @pytest.mark.parametrize("kind", STEPS)
 def test_a_training_without_finite_steps_ends_with_a_sentence(kind, tmp_path):
-    sentence = (
-        "the training diverged: 10 of 10 steps had a loss or gradient that is not finite, .* dense.optim.lr$"
-    )
+    sentence = "the training diverged: 10 of 10 steps had a loss or gradient that is not finite, .* dense.optim.lr$"
     with pytest.raises(UserError, match=sentence):
         train(kind, tmp_path, Watch(spoil=tuple(range(11))))
 
