@@ -69,10 +69,10 @@ class GuardedModule(pl.LightningModule):
             return
         is_kept = self.checkpoint is not None and self.checkpoint.exists()
         kept = f"the last good checkpoint is {self.checkpoint}" if is_kept else "there is no good checkpoint"
-        rate = optimizer.param_groups[0]["lr"]
         raise UserError(
             f"the training diverged: {skipped} of {steps} steps had a loss or gradient that is not finite, the last "
-            f"{in_a_row} in a row, at step {steps} and learning rate {rate:g}; {kept}: lower {self.rate_key}"
+            f"{in_a_row} in a row, at step {steps} and learning rate {optimizer.param_groups[0]['lr']:g}; {kept}: lower "
+            f"{self.rate_key}"
         )
 
     def step_counts(self) -> dict[str, float]:
