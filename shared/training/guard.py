@@ -69,11 +69,9 @@ class GuardedModule(pl.LightningModule):
             return
         is_kept = self.checkpoint is not None and self.checkpoint.exists()
         kept = f"the last good checkpoint is {self.checkpoint}" if is_kept else "there is no good checkpoint"
-        raise UserError(
-            f"the training diverged: {skipped} of {steps} steps had a loss or gradient that is not finite, the last "
-            f"{in_a_row} in a row, at step {steps} and learning rate {optimizer.param_groups[0]['lr']:g}; {kept}: lower "
-            f"{self.rate_key}"
-        )
+        where = f"at step {steps} and learning rate {optimizer.param_groups[0]['lr']:g}; {kept}: lower {self.rate_key}"
+        what = f"{skipped} of {steps} steps had a loss or gradient that is not finite, the last {in_a_row} in a row"
+        raise UserError(f"the training diverged: {what}, {where}")
 
     def step_counts(self) -> dict[str, float]:
         """Return how many steps were taken and how many of them were skipped, by the names of a run's metrics."""
