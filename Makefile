@@ -57,7 +57,8 @@ test-all: setup ## Set up and run every test
 	@$(PY) -m pytest -q
 
 DENSE_TESTS := shared/dense tests/test_dense_rows.py tests/test_dense_counts.py tests/test_backbones.py \
-	commands/tests/test_dense_demo.py commands/tests/test_dense_evidence.py opera/tests/test_dense.py v2m/tests/test_segmentation.py \
+	commands/tests/test_dense_demo.py commands/tests/test_dense_evidence.py opera/tests/test_dense.py \
+	v2m/tests/test_segmentation.py \
 	globalmamba/tests/test_model.py::test_row_has_the_parameters_of_its_baseline_within_two_percent
 
 test-dense: setup-dense ## Set up detection and segmentation and run their tests, the two longest beside the others
